@@ -1,0 +1,1 @@
+"""The upper wing: decide, send, settle. It imports ``workers``; never the reverse."""

@@ -1,0 +1,1 @@
+"""The lower wing: what runs beside a GPU, and the words spoken across the boundary."""

@@ -1,0 +1,1 @@
+"""One file a meter; one face: cumulative millijoules and a quality grade (``workers.windows.PowerMeter``)."""
