@@ -56,7 +56,7 @@ class WorkerState(StrEnum):
     STOPPED = "stopped"
 
 
-# ---------------------------------------------------------------------------------------------- what a worker is
+# -- what a worker is
 
 
 class MeterSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +125,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Downgrades and their causes, in words for an operator."""
 
 
-# ------------------------------------------------------------------------------- steps (inside the worker only)
+# -- steps (inside the worker only)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -180,7 +180,7 @@ class SequenceUsage(msgspec.Struct, frozen=True, kw_only=True):
         return left - right
 
 
-# --------------------------------------------------------------------------------------- control plane -> worker
+# -- control plane -> worker
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True, tag="call"):
@@ -191,7 +191,6 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, tag="call"):
     body: bytes
     priority: int = 0
     """Lower is earlier, as in vLLM."""
-    digest_salt: bytes = b""
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
@@ -208,7 +207,7 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):
 Command = Call | Abort | Ack
 
 
-# --------------------------------------------------------------------------------------- worker -> control plane
+# -- worker -> control plane
 
 
 class Started(msgspec.Struct, frozen=True, tag="s", array_like=True):
@@ -258,8 +257,6 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, tag="usage"):
     """Billed input: each prompt once, cached tokens included."""
     cached_tokens: int = 0
     output_tokens: int = 0
-    output_bytes: int = 0
-    output_digest: bytes = b""
     started_s: float = 0.0
     first_byte_s: float | None = None
     ended_s: float = 0.0

@@ -1,0 +1,132 @@
+"""The attempts that run on one worker: their bytes on the way out, and their two endings.
+
+Called by ``workers.worker``. It must never know Ray, a meter or a price; bytes pass through unread.
+
+An attempt is final when both its ASGI end and its closing step record arrived, in whatever order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from workers.engine import Message
+from workers.types import Call, Chunk, Ended, Outcome, Output, SequenceUsage, Started, UsageRecord
+
+
+@dataclass(slots=True, kw_only=True)
+class Attempt:
+    """The one mutable record of an attempt."""
+
+    call: Call
+    started_s: float
+    disconnect: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    status: int | None = None
+    first_byte_s: float | None = None
+    ended_s: float | None = None
+    abort_reason: str = ""
+    failure: str = ""
+    is_asgi_done: bool = False
+    sequences: tuple[SequenceUsage, ...] | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended; an abort we ordered is an abort, whatever the engine made of it."""
+        if self.abort_reason:
+            return Outcome.ABORTED
+        if self.failure or self.status is None or self.status >= 500:
+            return Outcome.FAILED
+        return Outcome.REFUSED if self.status >= 400 else Outcome.COMPLETED
+
+    @property
+    def cause(self) -> str:
+        return self.abort_reason or self.failure or ("" if self.status is not None else "no_reply")
+
+
+def usage_of(attempt: Attempt, *, provisional: tuple[int, int]) -> UsageRecord:
+    """The charge of a final attempt: each prompt billed once, cached as its first sequence found it."""
+    sequences = attempt.sequences or ()
+    first_of_prompt: dict[int, SequenceUsage] = {}
+    for sequence in sequences:
+        first_of_prompt.setdefault(sequence.prompt_index, sequence)
+    return UsageRecord(
+        attempt_id=attempt.call.attempt_id,
+        outcome=attempt.outcome,
+        cause=attempt.cause,
+        sequences=sequences,
+        input_tokens=sum(sequence.prompt_tokens for sequence in first_of_prompt.values()),
+        cached_tokens=sum(sequence.cached_tokens for sequence in first_of_prompt.values()),
+        output_tokens=sum(sequence.generated_tokens for sequence in sequences),
+        started_s=attempt.started_s,
+        first_byte_s=attempt.first_byte_s,
+        ended_s=attempt.ended_s or attempt.started_s,
+        provisional_mj=provisional[0],
+        provisional_gpu_us=provisional[1],
+    )
+
+
+class OutputBuffer:
+    """What attempts produced since the last report; the bytes of one attempt are joined into one chunk.
+
+    Bounded: ``wait_for_room`` holds an engine's ``send`` back while more than ``max_bytes`` wait for a reader.
+    """
+
+    def __init__(self, *, max_bytes: int = 32 * 1024 * 1024) -> None:
+        self._started: dict[str, Started] = {}
+        self._bodies: dict[str, list[bytes]] = {}
+        self._ended: dict[str, Ended] = {}
+        self._num_bytes = 0
+        self._max_bytes = max_bytes
+        self._room = asyncio.Event()
+        self._room.set()
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self._started or self._bodies or self._ended)
+
+    @property
+    def has_room(self) -> bool:
+        return self._num_bytes < self._max_bytes
+
+    async def wait_for_room(self) -> None:
+        """Returns once the reader has taken enough; nobody waits here while the reader keeps up."""
+        while not self.has_room:
+            self._room.clear()
+            await self._room.wait()
+
+    def put(self, attempt: Attempt, message: Message) -> None:
+        """One ASGI message of the engine's app."""
+        attempt_id = attempt.call.attempt_id
+        if message["type"] == "http.response.body":
+            body: bytes = message.get("body", b"")
+            if body:
+                self._bodies.setdefault(attempt_id, []).append(body)
+                self._num_bytes += len(body)
+        elif message["type"] == "http.response.start":
+            attempt.status = message["status"]
+            self._started[attempt_id] = Started(attempt_id, message["status"], list(message.get("headers", ())))
+
+    def end(self, attempt: Attempt) -> None:
+        """The attempt's ASGI side is over."""
+        attempt_id = attempt.call.attempt_id
+        self._ended[attempt_id] = Ended(attempt_id, attempt.outcome, attempt.cause)
+
+    def take(self) -> list[Output]:
+        """Everything so far, each attempt's start before its bytes before its end."""
+        outputs: list[Output] = [*self._started.values()]
+        outputs += [
+            Chunk(attempt_id, bodies[0] if len(bodies) == 1 else b"".join(bodies))
+            for attempt_id, bodies in self._bodies.items()
+        ]
+        outputs += self._ended.values()
+        self.clear()
+        return outputs
+
+    def clear(self) -> None:
+        """Drops everything (a new connection does not want the bytes of the one before)."""
+        self._started.clear()
+        self._bodies.clear()
+        self._ended.clear()
+        self._num_bytes = 0
+        self._room.set()

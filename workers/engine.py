@@ -1,0 +1,65 @@
+"""The face of an inference engine: an OpenAI ASGI app in process, and a feed of steps.
+
+Declared for its only consumer, ``workers.worker``; implemented by the files of ``workers.engines``.
+It must never know meters, attribution or Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from workers.types import Call, EngineInfo, Progress, SequenceUsage, StepRecord
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoad:
+    """What is in the engine now."""
+
+    num_running: int
+    num_waiting: int
+    kv_used_tokens: int
+
+
+class EngineSink(Protocol):
+    """Where an engine reports to; every method is called on the event loop's thread."""
+
+    def on_step(self, step: StepRecord) -> None: ...
+
+    def on_closed(self, attempt_id: str, sequences: tuple[SequenceUsage, ...]) -> None:
+        """Exactly once per attempt, after ``asgi_ended`` and after every closing record of its sequences."""
+
+    def on_dropped(self, num_records: int) -> None: ...
+
+    def on_engine_dead(self, cause: str) -> None: ...
+
+
+class Engine(Protocol):
+    """One inference engine: an OpenAI ASGI app in process and a feed of steps."""
+
+    async def start(self, sink: EngineSink) -> EngineInfo:
+        """Raises EngineStartError with the engine's last lines."""
+
+    def request(self, call: Call) -> tuple[Scope, bytes]:
+        """The ASGI scope (our ids and priority in it) and the body for one attempt."""
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    def asgi_ended(self, attempt_id: str) -> None:
+        """No further engine request will come for this attempt; ``on_closed`` follows."""
+
+    def progress(self) -> list[Progress]:
+        """Attempts that changed since the last call."""
+
+    def load(self) -> EngineLoad: ...
+
+    async def calibrate(self, max_s: float) -> None:
+        """A short mix of the engine's own dummy work (payer None), so that the curves are known before serving."""
+
+    async def stop(self) -> None: ...
