@@ -8,10 +8,14 @@ An attempt is final when both its ASGI end and its closing step record arrived, 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from workers.engine import Message
+from workers.engine import Engine, Message
 from workers.types import Call, Chunk, Ended, Outcome, Output, SequenceUsage, Started, UsageRecord
+
+logger = logging.getLogger("jouleway.worker")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,3 +134,41 @@ class OutputBuffer:
         self._ended.clear()
         self._num_bytes = 0
         self._room.set()
+
+
+async def drive(
+    attempt: Attempt,
+    *,
+    engine: Engine,
+    buffer: OutputBuffer,
+    clock: Callable[[], float],
+    on_output: Callable[[], None],
+) -> None:
+    """Calls the engine's ASGI app for one attempt and passes on what it sends; never raises, it notes the failure."""
+    is_body_read = False
+
+    async def receive() -> Message:
+        nonlocal is_body_read
+        if not is_body_read:
+            is_body_read = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        await attempt.disconnect.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if not buffer.has_room:
+            await buffer.wait_for_room()
+        if attempt.first_byte_s is None and message.get("body"):
+            attempt.first_byte_s = clock()
+        buffer.put(attempt, message)
+        on_output()
+
+    try:
+        scope, body = engine.request(attempt.call)
+        await engine.app(scope, receive, send)
+    except asyncio.CancelledError:
+        attempt.failure = attempt.failure or "cancelled"
+    except Exception as error:
+        # The text of an engine's exception may hold a prompt: only its type leaves.
+        logger.warning("attempt %s failed in the engine: %s", attempt.call.attempt_id, type(error).__name__)
+        attempt.failure = attempt.failure or f"engine_error:{type(error).__name__}"

@@ -100,7 +100,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     num_cpus: float = 1.0
     environment: dict[str, str] = {}
     last_counter_mj: int | None = None
-    """Last durable reading of this worker's counter: the first window starts there (gap = unattributed, worker_lost)."""
+    """Last durable reading of this counter: the first window starts there (the gap is unattributed, worker_lost)."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

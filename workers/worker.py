@@ -12,11 +12,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from workers.attempts import Attempt, OutputBuffer, usage_of
+import msgspec
+
+from workers.attempts import Attempt, OutputBuffer, drive, usage_of
 from workers.attribution import Attribution
 from workers.engine import Engine, EngineLoad, EngineSink, Message, Receive, Scope, Send
 from workers.engine_model import EngineModel
-from workers.errors import EngineStartError, MeterUnavailable, StaleEpoch, WireMismatch
+from workers.errors import EngineStartError, StaleEpoch, WireMismatch
+from workers.metering import Metering
 from workers.outbox import Outbox
 from workers.types import (
     WIRE_VERSION,
@@ -25,7 +28,6 @@ from workers.types import (
     Call,
     Command,
     EngineInfo,
-    Grade,
     Report,
     SequenceUsage,
     StepRecord,
@@ -33,7 +35,7 @@ from workers.types import (
     WorkerState,
     WorkerStatus,
 )
-from workers.windows import MeterReading, PowerMeter, Windows
+from workers.windows import PowerMeter, Windows
 
 __all__ = ["Engine", "EngineLoad", "EngineSink", "Message", "OpenedMeter", "Receive", "Scope", "Send", "Worker"]
 
@@ -78,12 +80,7 @@ class Worker:
         self._outbox = Outbox()
         self._buffer = OutputBuffer()
         self._attempts: dict[str, Attempt] = {}
-        self._windows: Windows | None = None
-        self._meter: PowerMeter | None = None
-        self._meter_notes: tuple[str, ...] = ()
-        self._meter_fault = ""
-        self._reading: MeterReading | None = None
-        self._power_watts: float | None = None
+        self._metering: Metering | None = None
         self._info: EngineInfo | None = None
         self._state = WorkerState.STARTING
         self._cause = "waiting to start"
@@ -108,28 +105,17 @@ class Worker:
         try:
             self._set_state(WorkerState.STARTING, "starting the engine")
             self._info = await self._engine.start(self)
-            opened = await asyncio.to_thread(self._open_meter, self._info)
-            self._meter, self._meter_notes = opened.meter, opened.notes
-            self._windows = Windows(
-                attribution=Attribution(model=self._model, num_gpus=self._info.num_gpus, policy=self.spec.policy),
-                outbox=self._outbox,
-                unix_clock=self._unix_clock,
-                meter_name=lambda: opened.meter.name,
-                hook_grade=self._info.hook_grade,
-                policy=self.spec.policy,
-                last_counter_mj=self.spec.last_counter_mj,
-                late_s=max(self.spec.stall_timeout_s, 2 * self.spec.window_s),
-            )
-            await self._read_meter()
+            self._metering = await self._open_metering(self._info)
+            await self._metering.read()
             self._tasks = [
-                asyncio.create_task(self._meter_loop(), name="meter"),
-                asyncio.create_task(self._watch_loop(), name="watch"),
+                asyncio.create_task(self._metering.run(), name="metering"),
+                asyncio.create_task(self._watch(), name="watch"),
             ]
             if self.spec.calibration_s > 0:
                 self._set_state(WorkerState.STARTING, f"calibrating (at most {self.spec.calibration_s:g} s)")
                 await self._engine.calibrate(self.spec.calibration_s)
-            await self._read_meter()  # serving begins at a window's edge
-            self._is_calibrating = False
+            await self._metering.read()  # serving begins at a window's edge
+            self._metering.is_calibrating = False
         except EngineStartError as error:
             self._set_state(WorkerState.STOPPED, str(error))
             raise
@@ -138,6 +124,28 @@ class Worker:
             raise
         self._last_contact_s = self._clock()
         self._set_state(WorkerState.READY, "")
+
+    async def _open_metering(self, info: EngineInfo) -> Metering:
+        opened = await asyncio.to_thread(self._open_meter, info)
+        windows = Windows(
+            attribution=Attribution(model=self._model, num_gpus=info.num_gpus, policy=self.spec.policy),
+            outbox=self._outbox,
+            unix_clock=self._unix_clock,
+            meter_name=lambda: opened.meter.name,
+            hook_grade=info.hook_grade,
+            policy=self.spec.policy,
+            last_counter_mj=self.spec.last_counter_mj,
+            late_s=max(self.spec.stall_timeout_s, 2 * self.spec.window_s),
+        )
+        return Metering(
+            meter=opened.meter,
+            notes=(*info.notes, *opened.notes),
+            windows=windows,
+            window_s=self.spec.window_s,
+            clock=self._clock,
+            num_running=self._num_running,
+            on_settled=self._dirty.set,
+        )
 
     async def stop(self, *, drain_s: float = 0.0, cause: str = "stopped by the operator") -> None:
         """Lets running attempts end for ``drain_s``, aborts the rest, closes the last window, stops the engine."""
@@ -155,12 +163,9 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._windows is not None:
-            await self._read_meter()
-            self._windows.settle(now_s=self._clock() + 1e6, num_running=0)
+        if self._metering is not None:
+            await self._metering.close()
         await self._engine.stop()
-        if self._meter is not None:
-            await asyncio.to_thread(self._meter.close)
         self._set_state(WorkerState.STOPPED, cause)
         self.stopped.set()
 
@@ -224,13 +229,9 @@ class Worker:
 
     def status(self) -> WorkerStatus:
         """What the worker says of itself now."""
-        load = (
-            self._engine.load()
-            if self._info is not None
-            else EngineLoad(num_running=0, num_waiting=0, kv_used_tokens=0)
-        )
-        health = self._meter.health() if self._meter is not None else ()
-        return WorkerStatus(
+        idle = EngineLoad(num_running=0, num_waiting=0, kv_used_tokens=0)
+        load = self._engine.load() if self._info is not None else idle
+        status = WorkerStatus(
             worker_id=self.spec.worker_id,
             state=self._state,
             cause=self._cause,
@@ -239,26 +240,32 @@ class Worker:
             num_running=load.num_running,
             num_waiting=load.num_waiting,
             kv_used_tokens=load.kv_used_tokens,
-            steps_total=self._windows.num_steps if self._windows is not None else 0,
             dropped_step_records_total=self._num_dropped,
             outbox_depth=self._outbox.depth,
             outbox_dropped_total=self._outbox.dropped_total,
-            in_flight_mj=self._windows.in_flight_mj if self._windows is not None else 0,
-            meter=self._meter.name if self._meter is not None else "",
-            grade=self._reading.grade if self._reading is not None else Grade.D,
-            meter_up=self._reading is not None and not self._meter_fault,
-            power_watts=self._power_watts,
-            counter_mj=self._reading.counter_mj if self._reading is not None else None,
-            health=(*health, *self._meter_notes, *((self._meter_fault,) if self._meter_fault else ())),
-            curves=self._model.curves() if self._windows is not None else None,
+        )
+        metering = self._metering
+        if metering is None:
+            return status
+        return msgspec.structs.replace(
+            status,
+            steps_total=metering.windows.num_steps,
+            in_flight_mj=metering.windows.in_flight_mj,
+            meter=metering.name,
+            grade=metering.grade,
+            meter_up=metering.is_up,
+            power_watts=metering.power_watts,
+            counter_mj=metering.counter_mj,
+            health=metering.health,
+            curves=self._model.curves(),
         )
 
     # -- the engine's side: sink
 
     def on_step(self, step: StepRecord) -> None:
-        assert self._windows is not None
+        assert self._metering is not None
         self._last_step_s = self._clock()
-        self._windows.add_step(step)
+        self._metering.windows.add_step(step)
         if self._state is WorkerState.SICK:
             self._set_state(WorkerState.READY, "")
 
@@ -270,8 +277,8 @@ class Worker:
 
     def on_dropped(self, num_records: int) -> None:
         self._num_dropped += num_records
-        if self._windows is not None:
-            self._windows.add_dropped(num_records)
+        if self._metering is not None:
+            self._metering.windows.add_dropped(num_records)
 
     def on_engine_dead(self, cause: str) -> None:
         self._set_state(WorkerState.STOPPED, cause)
@@ -282,72 +289,40 @@ class Worker:
     # -- one attempt
 
     def _begin(self, call: Call) -> None:
-        attempt = Attempt(call=call, started_s=self._clock())
-        refusal = self._refusal(call)
-        if refusal:
-            attempt.failure = refusal
-            attempt.ended_s = attempt.started_s
-            attempt.sequences = ()
-            attempt.is_asgi_done = True
-            if call.attempt_id not in self._attempts:
-                self._buffer.end(attempt)
-                if self._windows is not None:
-                    self._windows.open_attempt(call.attempt_id)
-                self._attempts[call.attempt_id] = attempt
-                self._finish(attempt)
+        if call.attempt_id in self._attempts:
+            logger.warning("attempt %s is running already: the second call is ignored", call.attempt_id)
             return
-        assert self._windows is not None
+        attempt = Attempt(call=call, started_s=self._clock())
         self._attempts[call.attempt_id] = attempt
-        self._windows.open_attempt(call.attempt_id)
-        if not self._engine_busy():
-            self._last_step_s = self._clock()
+        if self._metering is not None:
+            self._metering.windows.open_attempt(call.attempt_id)
+        attempt.failure = self._refusal()
+        if attempt.failure:
+            attempt.ended_s, attempt.is_asgi_done, attempt.sequences = attempt.started_s, True, ()
+            self._buffer.end(attempt)
+            self._finish(attempt)
+            return
+        if self._num_running() == 0:
+            self._last_step_s = attempt.started_s  # the stall clock starts with the work
         attempt.task = asyncio.create_task(self._run(attempt), name=call.attempt_id)
 
-    def _refusal(self, call: Call) -> str:
-        """Why this call cannot be taken; the worker has the last word, since the caller's picture of it is old."""
+    def _refusal(self) -> str:
+        """Why no call can be taken now; the worker has the last word, since the caller's picture of it is old."""
         if self._state is not WorkerState.READY:
             return f"worker_{self._state.value}"
-        if call.attempt_id in self._attempts:
-            return "duplicate_attempt"
-        if len(self._attempts) >= self.spec.max_running or not self._outbox.has_request_room:
+        if len(self._attempts) > self.spec.max_running or not self._outbox.has_request_room:
             return "worker_busy"
         return ""
 
     async def _run(self, attempt: Attempt) -> None:
-        """Drives the engine's ASGI app for one attempt, and ends it on every path."""
-        attempt_id = attempt.call.attempt_id
+        """Drives the engine for one attempt, and ends it on every path."""
         try:
-            scope, body = self._engine.request(attempt.call)
-            is_body_read = False
-
-            async def receive() -> Message:
-                nonlocal is_body_read
-                if not is_body_read:
-                    is_body_read = True
-                    return {"type": "http.request", "body": body, "more_body": False}
-                await attempt.disconnect.wait()
-                return {"type": "http.disconnect"}
-
-            async def send(message: Message) -> None:
-                if not self._buffer.has_room:
-                    await self._buffer.wait_for_room()
-                if attempt.first_byte_s is None and message.get("body"):
-                    attempt.first_byte_s = self._clock()
-                self._buffer.put(attempt, message)
-                self._dirty.set()
-
-            await self._engine.app(scope, receive, send)
-        except asyncio.CancelledError:
-            attempt.failure = attempt.failure or "cancelled"
-        except Exception as error:
-            # The text of an engine's exception may hold a prompt: only its type leaves.
-            logger.warning("attempt %s failed in the engine: %s", attempt_id, type(error).__name__)
-            attempt.failure = attempt.failure or f"engine_error:{type(error).__name__}"
+            await drive(attempt, engine=self._engine, buffer=self._buffer, clock=self._clock, on_output=self._dirty.set)
         finally:
             attempt.is_asgi_done = True
             attempt.ended_s = self._clock()
             self._buffer.end(attempt)
-            self._engine.asgi_ended(attempt_id)
+            self._engine.asgi_ended(attempt.call.attempt_id)
             self._finish(attempt)
             self._dirty.set()
 
@@ -357,10 +332,11 @@ class Worker:
         if not attempt.is_asgi_done or attempt.sequences is None or attempt_id not in self._attempts:
             return
         del self._attempts[attempt_id]
-        provisional = self._windows.provisional(attempt_id) if self._windows is not None else (0, 0)
+        windows = self._metering.windows if self._metering is not None else None
+        provisional = windows.provisional(attempt_id) if windows is not None else (0, 0)
         self._outbox.put(usage_of(attempt, provisional=provisional))
-        if self._windows is not None:
-            self._windows.close_attempt(attempt_id)
+        if windows is not None:
+            windows.close_attempt(attempt_id)
         self._dirty.set()
 
     def _abort(self, attempt: Attempt, reason: str) -> None:
@@ -385,38 +361,9 @@ class Worker:
         self._outbox.rewind()
         self._status_due = True
 
-    # -- meter and watch
+    # -- the watch
 
-    async def _meter_loop(self) -> None:
-        """A boundary every ``window_s``; settles whatever is due in between."""
-        assert self._windows is not None
-        next_s = self._clock() + self.spec.window_s
-        while True:
-            await asyncio.sleep(min(0.25, max(next_s - self._clock(), 0.01)))
-            if self._clock() >= next_s:
-                await self._read_meter()
-                next_s = self._clock() + self.spec.window_s
-            if self._windows.settle(now_s=self._clock(), num_running=self._num_running()):
-                self._dirty.set()
-
-    async def _read_meter(self) -> None:
-        assert self._windows is not None
-        assert self._meter is not None
-        before = self._reading
-        try:
-            reading: MeterReading | None = await asyncio.to_thread(self._meter.read)
-        except MeterUnavailable as error:
-            reading = None
-            self._meter_fault = f"meter_lost: {error}"
-        else:
-            self._meter_fault = ""
-        if reading is not None:
-            if before is not None and reading.at_s > before.at_s and reading.counter_mj >= before.counter_mj:
-                self._power_watts = (reading.counter_mj - before.counter_mj) / 1000 / (reading.at_s - before.at_s)
-            self._reading = reading
-        self._windows.add_reading(reading, now_s=self._clock(), calibrating=self._is_calibrating)
-
-    async def _watch_loop(self) -> None:
+    async def _watch(self) -> None:
         """Stall watchdog and orphan rule, once a second."""
         while True:
             await asyncio.sleep(1.0)
@@ -436,9 +383,6 @@ class Worker:
     def _num_running(self) -> int:
         load = self._engine.load()
         return load.num_running + load.num_waiting
-
-    def _engine_busy(self) -> bool:
-        return self._num_running() > 0
 
     def _set_state(self, state: WorkerState, cause: str) -> None:
         if (state, cause) != (self._state, self._cause):

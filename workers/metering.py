@@ -1,0 +1,97 @@
+"""The meter's clock: reads it on a thread, makes each reading a window's edge, settles what is due.
+
+Called by ``workers.worker``. It must never know an engine, an attempt's bytes or Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from workers.errors import MeterUnavailable
+from workers.types import Grade
+from workers.windows import MeterReading, PowerMeter, Windows
+
+POLL_S = 0.25
+"""How often settled windows are looked for between two readings."""
+
+
+class Metering:
+    """One meter, its windows, and what is known of both now."""
+
+    def __init__(
+        self,
+        *,
+        meter: PowerMeter,
+        notes: tuple[str, ...],
+        windows: Windows,
+        window_s: float,
+        clock: Callable[[], float],
+        num_running: Callable[[], int],
+        on_settled: Callable[[], None],
+    ) -> None:
+        self._meter = meter
+        self._notes = notes
+        self.windows = windows
+        self._window_s = window_s
+        self._clock = clock
+        self._num_running = num_running
+        self._on_settled = on_settled
+        self._reading: MeterReading | None = None
+        self._fault = ""
+        self.is_calibrating = True
+        self.power_watts: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self._meter.name
+
+    @property
+    def is_up(self) -> bool:
+        return self._reading is not None and not self._fault
+
+    @property
+    def grade(self) -> Grade:
+        """Grade of the last reading; D while there is none."""
+        return Grade.D if self._reading is None or self._fault else self._reading.grade
+
+    @property
+    def counter_mj(self) -> int | None:
+        return None if self._reading is None else self._reading.counter_mj
+
+    @property
+    def health(self) -> tuple[str, ...]:
+        """Downgrades, faults and the device's own complaints, in words."""
+        return (*self._meter.health(), *self._notes, *((self._fault,) if self._fault else ()))
+
+    async def read(self) -> None:
+        """One reading, one edge. A lost meter makes an edge too: the model stands in, grade D, named."""
+        before = self._reading
+        try:
+            reading: MeterReading | None = await asyncio.to_thread(self._meter.read)
+            self._fault = ""
+        except MeterUnavailable as error:
+            reading = None
+            self._fault = f"meter_lost: {error}"
+        if reading is not None:
+            if before is not None and reading.at_s > before.at_s and reading.counter_mj >= before.counter_mj:
+                self.power_watts = (reading.counter_mj - before.counter_mj) / 1000 / (reading.at_s - before.at_s)
+            self._reading = reading
+        self.windows.add_reading(reading, now_s=self._clock(), calibrating=self.is_calibrating)
+
+    async def run(self) -> None:
+        """An edge every ``window_s``, for as long as the worker lives."""
+        next_s = self._clock() + self._window_s
+        while True:
+            await asyncio.sleep(min(POLL_S, max(next_s - self._clock(), 0.01)))
+            if self._clock() >= next_s:
+                await self.read()
+                next_s = self._clock() + self._window_s
+            if self.windows.settle(now_s=self._clock(), num_running=self._num_running()):
+                self._on_settled()
+
+    async def close(self) -> None:
+        """The last edge; everything that is pending is settled with what is there."""
+        await self.read()
+        self.windows.settle(now_s=float("inf"), num_running=0)
+        await asyncio.to_thread(self._meter.close)
