@@ -1,0 +1,137 @@
+"""The command line: `jouleway serve | demo | workers | down | doctor | bench`.
+
+Called by the shell. A command's file is imported when that command runs, so that `--help` answers at once and never
+loads Ray, an engine or numpy. It must never decide anything: arguments in, exit code out.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from scheduler.commands.exits import EXIT_CODES_HELP, CommandError, ExitCode
+
+app = typer.Typer(
+    name="jouleway",
+    help="Places token workloads on GPU workers, meters every request's joules, and settles both.",
+    epilog=EXIT_CODES_HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="PATH", help="Configuration file (YAML). Unknown keys are errors."),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        try:
+            typer.echo(metadata.version("jouleway"))
+        except metadata.PackageNotFoundError:
+            typer.echo("unknown (run from a checkout that is not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Data goes to standard output, everything else to standard error. NO_COLOR is obeyed."""
+
+
+@app.command(epilog=EXIT_CODES_HELP)
+def serve(
+    config: Annotated[Path, typer.Option("--config", "-c", metavar="PATH", help="Configuration file (YAML).")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Run the control plane: workers on Ray, the OpenAI endpoint, metrics and admin routes; until Ctrl-C.
+
+    With --json one line is printed on standard output when it serves: {"event": "ready", "url": …, "admin_url": …}.
+    """
+    from scheduler.commands import serve as command
+
+    raise typer.Exit(command.run(config, as_json=as_json))
+
+
+@app.command(epilog=EXIT_CODES_HELP)
+def demo(
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="PATH", help="Also write the result as JSON to PATH ('-' = stdout).")
+    ] = None,
+    requests: Annotated[int, typer.Option("--requests", "-n", min=12, max=10_000, help="How many requests.")] = 40,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed plans the same requests.")] = 0,
+    config: ConfigOption = None,
+) -> None:
+    """Real vLLM on Ray with a small model: mixed requests of three tenants, then who used what, and the joule balance.
+
+    Fails with exit code 7 where the balance does not add up. Without --config the demo configuration is used.
+    """
+    from scheduler.commands import demo as command
+
+    raise typer.Exit(command.run(json_path=json_path, num_requests=requests, seed=seed, config_path=config))
+
+
+@app.command(epilog=EXIT_CODES_HELP)
+def workers(
+    config: ConfigOption = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="Admin listener of a running control plane, http://127.0.0.1:PORT.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the workers of a running control plane: state, load, meter, grade, power, health.
+
+    The admin key is read from the environment variable JOULEWAY_ADMIN_KEY.
+    """
+    from scheduler.commands import workers as command
+
+    raise typer.Exit(command.run(config_path=config, url=url, as_json=as_json))
+
+
+@app.command(epilog=EXIT_CODES_HELP)
+def down(
+    config: Annotated[Path, typer.Option("--config", "-c", metavar="PATH", help="Names the Ray cluster to clear.")],
+    drain_s: Annotated[float, typer.Option("--drain-s", min=0.0, max=3600.0, help="Let running work end first.")] = 0.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Stop every worker that stands on the Ray cluster of the configuration, and their engines."""
+    from scheduler.commands import down as command
+
+    raise typer.Exit(command.run(config, drain_s=drain_s, as_json=as_json))
+
+
+@app.command(epilog=EXIT_CODES_HELP)
+def doctor(config: ConfigOption = None, as_json: JsonFlag = False) -> None:
+    """Check this machine: Ray and its auth, engine, driver, NVML, meter, ports, disk, memory, model, clock.
+
+    Each line says what is wrong and what to do about it. Exit code 1 if any check fails; warnings do not count.
+    """
+    from scheduler.commands import doctor as command
+
+    raise typer.Exit(command.run(config_path=config, as_json=as_json))
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The entry point: runs one command and leaves with its exit code (usage errors 2 and Ctrl-C 130 by typer)."""
+    try:
+        app(args=arguments, prog_name="jouleway")
+    except CommandError as error:
+        sys.stderr.write(f"error: {error}\n")
+        if error.remedy:
+            sys.stderr.write(f"remedy: {error.remedy}\n")
+        sys.exit(error.code)
+    sys.exit(ExitCode.OK)
+
+
+if __name__ == "__main__":
+    main()
