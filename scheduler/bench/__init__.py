@@ -1,0 +1,1 @@
+"""`jouleway bench`: any OpenAI server under load, its latencies, goodput and joules."""
