@@ -18,6 +18,7 @@ from scheduler.bench.report import Energy, Report, Slo, open_requests
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 INK, GOOD, BAD, MUTED, LINE = "#1d2733", "#1b7f5c", "#c2412d", "#8a94a0", "#2f6db3"
 MAX_POINTS = 5_000
@@ -40,7 +41,10 @@ def draw(report: Report, run: Run, path: Path) -> None:
     _distribution(panels[0][0], completed, slo)
     _course(panels[0][1], run, slo)
     _load(panels[1][0], report, run)
-    _accounts(panels[1][1], report)
+    if report.energy is not None and report.energy.idle_joules is not None:
+        _accounts(panels[1][1], report.energy)
+    else:
+        _quantiles(panels[1][1], report)
     figure.suptitle(_title(report), fontsize=11, color=INK, x=0.01, ha="left")
     figure.savefig(path, format="png")
 
@@ -70,6 +74,16 @@ def _dress(panel: Axes, title: str, x: str, y: str) -> None:
         panel.spines[side].set_visible(False)
 
 
+def _log_axis(axis: Axis, low: float, high: float) -> None:
+    """Ticks at 1, 2 and 5 of each decade, in plain numbers; where that is too many, at the decades alone."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    wide = high > 300 * low
+    axis.set_major_locator(LogLocator(base=10, subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=30))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _distribution(panel: Axes, completed: Sequence[Exchange], slo: Slo | None) -> None:
     """Share of requests at or below a latency, for TTFT, TPOT and E2E."""
     curves = (
@@ -84,9 +98,10 @@ def _distribution(panel: Axes, completed: Sequence[Exchange], slo: Slo | None) -
         if target_s is not None:
             panel.axvline(target_s, color=colour, linestyle="--", linewidth=1, label=f"{name} target {target_s:g} s")
     panel.set_xscale("log")
+    _log_axis(panel.xaxis, *panel.get_xlim())
     panel.set_ylim(0, 1.01)
     if panel.get_legend_handles_labels()[0]:
-        panel.legend(fontsize=8, frameon=False, loc="best")
+        panel.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="best")
     _dress(panel, "Latency from the scheduled send", "seconds (log)", "share of requests at or below")
 
 
@@ -101,13 +116,13 @@ def _course(panel: Axes, run: Run, slo: Slo | None) -> None:
             x, y = zip(*points, strict=True)
             panel.scatter(x, y, s=9, color=colour, alpha=0.65, linewidths=0, label=name)
     failed = [one.due_s for one in seen if one.reason is not None]
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, 1.15 * max([ttft_s for _, ttft_s, _ in ended] + [slo.ttft_s or 0.0 if slo else 0.0, 1e-3]))
     if failed:
         panel.plot(failed, [0] * len(failed), "x", color=BAD, label="failed", clip_on=False)
     if slo and slo.ttft_s is not None:
         panel.axhline(slo.ttft_s, color=LINE, linestyle="--", linewidth=1, label=f"TTFT target {slo.ttft_s:g} s")
     if panel.get_legend_handles_labels()[0]:
-        panel.legend(fontsize=8, frameon=False, loc="best")
+        panel.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="best")
     _dress(panel, "TTFT over the run", "due at (s)", "TTFT (s)")
 
 
@@ -126,7 +141,7 @@ def _load(panel: Axes, report: Report, run: Run) -> None:
             weight = max(seen.output_tokens, len(seen.token_s)) / len(seen.token_s)
             tokens += np.histogram(seen.token_s, bins=edges)[0] * weight
     beside = panel.twinx()
-    beside.step(edges[:-1], tokens / np.diff(edges), where="post", color=LINE, linewidth=1.3)
+    beside.stairs(tokens / np.diff(edges), edges, color=LINE, linewidth=1.3)
     beside.set_ylim(bottom=0)
     beside.set_ylabel("output tokens/s (line)", fontsize=9, color=LINE)
     beside.tick_params(labelsize=8, colors=LINE)
@@ -134,23 +149,17 @@ def _load(panel: Axes, report: Report, run: Run) -> None:
     _dress(panel, f"Load: {report.rates.num_open_mean:.1f} open on average", "time (s)", "open requests (area)")
 
 
-def _accounts(panel: Axes, report: Report) -> None:
-    """Where the joules went; without joules, the time between pieces of text."""
-    figures = report.energy
-    if figures is None:
-        _no_energy(panel, report)
-        return
+def _accounts(panel: Axes, figures: Energy) -> None:
+    """Where the joules went."""
     names = ("requests", "idle", "overhead", "unattributed", "in_flight")
     values = [getattr(figures, f"{name}_joules") for name in names]
     known = [(name.replace("_", " "), value) for name, value in zip(names, values, strict=True) if value is not None]
-    if not known and figures.meter_joules is not None:
-        known = [("meter", figures.meter_joules)]
     labels, joules = [name for name, _ in known], [value for _, value in known]
-    bars = panel.barh(labels, joules, color=[GOOD if name == "requests" else MUTED for name in labels])
+    bars = panel.barh(labels, joules, height=0.55, color=[GOOD if name == "requests" else MUTED for name in labels])
     panel.bar_label(bars, labels=[f" {value:.4g} J" for value in joules], fontsize=8)
     panel.invert_yaxis()
     panel.margins(x=0.18)
-    _dress(panel, _energy_title(figures), "joules", "")
+    _dress(panel, f"Energy · {_energy_title(figures)}", "joules", "")
     panel.grid(False, axis="y")
 
 
@@ -160,10 +169,11 @@ def _energy_title(figures: Energy) -> str:
         parts.append(f"{figures.tokens_per_joule:.3g} tokens/J of requests")
     if figures.good_tokens_per_meter_joule is not None:
         parts.append(f"{figures.good_tokens_per_meter_joule:.3g} good tokens/J of the meter")
-    return "Energy · " + " · ".join(parts)
+    return " · ".join(parts)
 
 
-def _no_energy(panel: Axes, report: Report) -> None:
+def _quantiles(panel: Axes, report: Report) -> None:
+    """Quantiles side by side, where there are no accounts of joules to show."""
     names = [name for name in ("ttft", "tpot", "itl", "e2e") if getattr(report, name) is not None]
     rows = [getattr(report, name) for name in names]
     width = 0.27
@@ -173,5 +183,7 @@ def _no_energy(panel: Axes, report: Report) -> None:
     panel.set_xticks(range(len(rows)), [name.upper() for name in names])
     if rows:
         panel.set_yscale("log")
+        _log_axis(panel.yaxis, *panel.get_ylim())
         panel.legend(fontsize=8, frameon=False)
-    _dress(panel, "Quantiles (no joules were given)", "", "seconds (log)")
+    joules = "" if report.energy is None else f" · energy by {_energy_title(report.energy)}"
+    _dress(panel, f"Quantiles{joules}", "", "seconds (log)")
