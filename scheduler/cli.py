@@ -13,6 +13,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from scheduler.bench.command import EPILOG as BENCH_EPILOG
+from scheduler.bench.command import bench
 from scheduler.commands.exits import EXIT_CODES_HELP, CommandError, ExitCode
 
 app = typer.Typer(
@@ -66,7 +68,8 @@ def serve(
 @app.command(epilog=EXIT_CODES_HELP)
 def demo(
     json_path: Annotated[
-        Path | None, typer.Option("--json", metavar="PATH", help="Also write the result as JSON to PATH ('-' = stdout).")
+        Path | None,
+        typer.Option("--json", metavar="PATH", help="Also write the result as JSON to PATH ('-' = stdout)."),
     ] = None,
     requests: Annotated[int, typer.Option("--requests", "-n", min=12, max=10_000, help="How many requests.")] = 40,
     seed: Annotated[int, typer.Option("--seed", help="The same seed plans the same requests.")] = 0,
@@ -119,6 +122,9 @@ def doctor(config: ConfigOption = None, as_json: JsonFlag = False) -> None:
     from scheduler.commands import doctor as command
 
     raise typer.Exit(command.run(config_path=config, as_json=as_json))
+
+
+app.command(epilog=BENCH_EPILOG)(bench)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
