@@ -130,13 +130,13 @@ def test_a_failed_setup_is_not_up_to_date(place: Path, monkeypatch: pytest.Monke
 
 
 def test_the_ways_to_install_in_order(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """uv where pip looks, uv with torch's own index, pip with it; the other index is only ever the fallback."""
+    """uv where pip looks, uv with torch's own index, then pip likewise; the other index is only ever the fallback."""
     commands = record(monkeypatch, failing=("cpu.lock",))
     with pytest.raises(install.InstallFailed):
         install.install_locked(place / "configs" / "locks" / "cpu.lock")
     tried = [command for command in commands if "cpu.lock" in command]
-    assert [False, True, True] == [install.TORCH_CPU_INDEX in command for command in tried]
-    assert [True, True, False] == ["/uv " in command for command in tried]
+    assert [False, True, False, True] == [install.TORCH_CPU_INDEX in command for command in tried]
+    assert [True, True, False, False] == ["/uv " in command for command in tried]
 
 
 def test_pip_alone_does_when_uv_cannot_be_had(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
