@@ -123,7 +123,7 @@ class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: list[msgspec.Raw] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -147,7 +147,7 @@ class _Piece(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
     jouleway: _Metering | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = msgspec.Raw()
 
 
 _DECODER = msgspec.json.Decoder(_Piece)
@@ -261,7 +261,7 @@ def _decode(event: bytes) -> _Piece:
         piece = _DECODER.decode(event)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadStream("bad_event", f"{error}") from error
-    if piece.error is not None and bytes(piece.error) != b"null":
+    if bytes(piece.error) not in (b"", b"null"):
         raise BadStream("error_event", bytes(piece.error).decode("utf-8", "replace"))
     return piece
 
