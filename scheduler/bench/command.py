@@ -72,6 +72,7 @@ def bench(
     metrics_url: Annotated[str | None, typer.Option(help="Jouleway's /metrics on its admin listener: joules.")] = None,
     admin_key: Annotated[str | None, typer.Option(envvar="JOULEWAY_ADMIN_KEY", help="Key of --metrics-url.")] = None,
     local_meter: Annotated[MeterName | None, typer.Option(help="Read a meter of this machine for joules.")] = None,
+    gpu: Annotated[list[str] | None, typer.Option(help="UUID of a GPU for --local-meter nvml; repeat.")] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="PATH", help="Write the report as JSON ('-' = stdout).")
     ] = None,
@@ -105,7 +106,7 @@ def bench(
     wanted = (slo_ttft_s, slo_tpot_s, slo_e2e_s)
     slo = Slo(ttft_s=slo_ttft_s, tpot_s=slo_tpot_s, e2e_s=slo_e2e_s) if any(wanted) else None
     meter: MeterKind | None = None if local_meter is None else local_meter.value
-    source = EnergySource(metrics_url=metrics_url, admin_key=admin_key, local_meter=meter)
+    source = EnergySource(metrics_url=metrics_url, admin_key=admin_key, local_meter=meter, gpu_uuids=tuple(gpu or ()))
     raise typer.Exit(_run(target, load, slo, source, json_path=json_path, plot_path=plot))
 
 

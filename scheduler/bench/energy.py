@@ -11,13 +11,16 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from scheduler.bench.client import Exchange, TargetError
 from scheduler.bench.report import Energy, Slo, energy
+from workers.types import Grade
 
 if TYPE_CHECKING:
     import aiohttp
+
+    from workers.windows import MeterReading
 
 METER_METRIC = "jouleway_meter_joules_total"
 ACCOUNT_METRIC = "jouleway_energy_joules_total"
@@ -36,26 +39,6 @@ class Reading:
     accounts: Mapping[str, float]
     meter_by_worker: Mapping[str, float]
     grade: str
-
-
-class LocalMeter(Protocol):
-    """What is needed of a meter of ``workers.power``."""
-
-    name: str
-
-    def read(self) -> MeterReading: ...
-
-    def close(self) -> None: ...
-
-
-class MeterReading(Protocol):
-    """Cumulative millijoules and their quality grade."""
-
-    @property
-    def counter_mj(self) -> int: ...
-
-    @property
-    def grade(self) -> str: ...
 
 
 def samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
@@ -171,25 +154,19 @@ def from_answers(measured: Sequence[Exchange], slo: Slo | None, *, span_s: float
 
 
 def from_meter(
-    meter: str,
-    grade: str,
-    before_mj: int,
-    after_mj: int,
-    exchanges: Sequence[Exchange],
-    slo: Slo | None,
-    *,
-    span_s: float,
+    meter: str, before: MeterReading, after: MeterReading, exchanges: Sequence[Exchange], slo: Slo | None
 ) -> Energy:
     """Energy of a meter of this machine between two readings that enclose all of ``exchanges``; includes idle."""
     tokens, good_tokens = token_sums(exchanges, slo)
+    faults = [f"meter: {reading.fault}" for reading in (before, after) if reading.fault]
     return energy(
         source=f"local meter {meter}",
-        grade=grade,
-        span_s=span_s,
+        grade=Grade.worst(before.grade, after.grade).value,
+        span_s=after.at_s - before.at_s,
         output_tokens=tokens,
         good_output_tokens=good_tokens,
-        accounts={"meter": (after_mj - before_mj) / 1000},
-        notes=["everything that this meter sees is counted, other processes included"],
+        accounts={"meter": (after.counter_mj - before.counter_mj) / 1000},
+        notes=["everything that this meter sees is counted, other processes included", *faults],
     )
 
 

@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Literal
 
 from scheduler.bench.client import Client, Target, find_model, open_session, probe
 from scheduler.bench.drive import Driver, Run, Tally
-from scheduler.bench.energy import LocalMeter, Reading, from_answers, from_meter, from_metrics, scrape, settled
+from scheduler.bench.energy import Reading, from_answers, from_meter, from_metrics, scrape, settled
 from scheduler.bench.prompts import Prompts, TokenFit
 from scheduler.bench.report import Energy, Report, Slo, figures
 from scheduler.bench.verdict import judge
 from scheduler.bench.workload import Lengths, Planned, closed, poisson, read_trace, replay
+from workers.types import MeterSpec
 
 if TYPE_CHECKING:
     import aiohttp
+
+    from workers.windows import PowerMeter
 
 MeterKind = Literal["nvml", "rapl"]
 DEFAULT_LENGTHS = Lengths(input_tokens=128, output_tokens=64)
@@ -95,6 +98,8 @@ class EnergySource:
     metrics_url: str | None = None
     admin_key: str | None = None
     local_meter: MeterKind | None = None
+    gpu_uuids: tuple[str, ...] = ()
+    """Which GPUs the local meter reads."""
     settle_s: float = 25.0
 
 
@@ -192,7 +197,7 @@ async def _with_energy(
     before: Reading | None = None
     if source.metrics_url is not None:
         before = await scrape(session, source.metrics_url, source.admin_key)
-    with _local_meter(source.local_meter) as meter:
+    with _local_meter(source.local_meter, source.gpu_uuids) as meter:
         first = None if meter is None else await asyncio.to_thread(meter.read)
         on_state("running")
         run = await _drive(driver, plan, load)
@@ -202,9 +207,7 @@ async def _with_energy(
             after = await settled(session, source.metrics_url, source.admin_key, settle_s=source.settle_s)
             return run, from_metrics(before, after, run.exchanges, slo)
         if meter is not None and first is not None and last is not None:
-            grade = max(str(first.grade), str(last.grade))
-            spent = (first.counter_mj, last.counter_mj)
-            return run, from_meter(meter.name, grade, *spent, run.exchanges, slo, span_s=run.ended_s)
+            return run, from_meter(meter.name, first, last, run.exchanges, slo)
     return run, from_answers(run.measured, slo, span_s=load.duration_s)
 
 
@@ -224,15 +227,13 @@ def _fit_notes(fit: TokenFit) -> tuple[str, ...]:
 
 
 @contextmanager
-def _local_meter(kind: MeterKind | None) -> Iterator[LocalMeter | None]:
+def _local_meter(kind: MeterKind | None, gpu_uuids: tuple[str, ...]) -> Iterator[PowerMeter | None]:
     if kind is None:
         yield None
         return
-    from workers.power.choose import open_meter
+    from workers.power.choose import open_meter  # with every meter: only where one was asked for
 
-    from workers.types import MeterSpec
-
-    meter, _ = open_meter(MeterSpec(kind=kind), gpu_uuids=(), pids=(), counter=None)
+    meter, _ = open_meter(MeterSpec(kind=kind), gpu_uuids=gpu_uuids, pids=(), counter=None)
     try:
         yield meter
     finally:
