@@ -1,0 +1,378 @@
+"""One HTTP request to a simulated engine: routes, bodies, and its tokens on their way out.
+
+Called by ``workers.engines.simulated``. It must never know steps, energy or a meter.
+
+The step loop puts ready-made bytes into an answer and wakes its task, which sends all that waits in one message: one
+message per token while the reader keeps up, fewer when it does not, and a slow reader holds back nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Protocol
+
+import msgspec
+
+from workers.engine import Receive, Scope, Send
+from workers.engines.simulated_openai import (
+    Ask,
+    BadRequest,
+    Writer,
+    count_tokens,
+    error_body,
+    hash_blocks,
+    parse_ask,
+    text_of,
+    usage_fields,
+    word,
+)
+from workers.engines.simulated_options import SimulatedOptions
+from workers.engines.simulated_plan import SimulatedSequence
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+GENERATING_PATHS = ("/v1/chat/completions", "/v1/completions")
+DONE = b"data: [DONE]\n\n"
+JSON_HEADERS = [(b"content-type", b"application/json")]
+STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8")]
+
+
+class Generator(Protocol):
+    """What an answer needs of its engine."""
+
+    options: SimulatedOptions
+    models: tuple[str, ...]
+    seed: int
+    num_answers: int
+    dead_cause: str
+
+    @property
+    def max_len_tokens(self) -> int: ...
+
+    def open(self, attempt_id: str, answer: Answer) -> None: ...
+
+    def abort(self, answer: Answer) -> None: ...
+
+
+class _Choice:
+    """Where one sequence's tokens go; mutable, owned by its answer."""
+
+    __slots__ = ("after", "before", "index", "phase", "position")
+
+    def __init__(self, index: int, phase: int, frame: tuple[bytes, bytes]) -> None:
+        self.index = index
+        self.phase = phase
+        self.position = 0
+        self.before, self.after = frame
+
+
+class Answer:
+    """The sequences of one request and the bytes that wait to be sent."""
+
+    def __init__(
+        self, ask: Ask, *, attempt_id: str, writer: Writer, sequences: list[SimulatedSequence], phases: list[int]
+    ) -> None:
+        self.ask = ask
+        self.attempt_id = attempt_id
+        self.writer = writer
+        self.sequences = sequences
+        self.is_stream = ask.is_stream
+        self.is_gone = False
+        self.is_failed = False
+        self._num_open = len(sequences)
+        self._pending: list[bytes] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._choices = {
+            sequence.sequence_id: _Choice(index, phase, writer.frame(index))
+            for index, (sequence, phase) in enumerate(zip(sequences, phases, strict=True))
+        }
+
+    # -- the step loop's side
+
+    def put_token(self, sequence: SimulatedSequence) -> None:
+        """One more token of a sequence that goes on."""
+        choice = self._choices[sequence.sequence_id]
+        position = choice.position
+        choice.position = position + 1
+        text = word(choice.phase, position)
+        if position == 0:
+            self._pending.append(self.writer.role(choice.index))
+        if self.ask.continuous_usage:
+            self._pending.append(choice.before + text + self._with_usage(choice.after))
+        else:
+            self._pending.append(choice.before + text + choice.after)
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def end(self, sequence: SimulatedSequence) -> None:
+        """A sequence is closed: its last token, and after the last of all what follows the text."""
+        self._num_open -= 1
+        choice = self._choices[sequence.sequence_id]
+        if self.is_stream and not sequence.is_aborted:
+            if choice.position == 0:
+                self._pending.append(self.writer.role(choice.index))
+            text = word(choice.phase, choice.position)
+            choice.position += 1
+            self._pending.append(self.writer.last(choice.index, text, sequence.finish_reason))
+            if not self._num_open:
+                if self.ask.include_usage:
+                    self._pending.append(self.writer.usage(self.usage()))
+                self._pending.append(DONE)
+        self.wake()
+
+    def fail(self) -> None:
+        """The engine died."""
+        self.is_failed = True
+        self.wake()
+
+    # -- the request's side
+
+    @property
+    def is_whole(self) -> bool:
+        """Every sequence is closed."""
+        return self._num_open == 0
+
+    def wake(self) -> None:
+        """The request's task looks again."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Returns at the next thing that happens to this answer."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+    def take(self) -> bytes:
+        """What waits to be sent."""
+        pending, self._pending = self._pending, []
+        return pending[0] if len(pending) == 1 else b"".join(pending)
+
+    @property
+    def has_bytes(self) -> bool:
+        return bool(self._pending)
+
+    def usage(self) -> dict[str, object]:
+        """OpenAI's usage: each prompt once, all outputs."""
+        prompts = {sequence.prompt_index: sequence for sequence in reversed(self.sequences)}.values()
+        return usage_fields(
+            sum(sequence.prompt_tokens for sequence in prompts),
+            sum(sequence.num_generated for sequence in self.sequences)
+            if self.is_whole
+            else sum(choice.position for choice in self._choices.values()),
+            sum(sequence.cached_tokens for sequence in prompts),
+        )
+
+    def whole(self) -> bytes:
+        """The body of an answer that is not streamed."""
+        texts = [
+            (text_of(choice.phase, sequence.num_generated), sequence.finish_reason)
+            for sequence, choice in zip(self.sequences, self._choices.values(), strict=True)
+        ]
+        return self.writer.whole(texts, self.usage())
+
+    def _with_usage(self, after: bytes) -> bytes:
+        usage = b'"usage":' + msgspec.json.encode(self.usage())
+        if self.ask.include_usage:
+            return after.replace(b'"usage":null', usage)
+        return after[: -len(b"}\n\n")] + b"," + usage + b"}\n\n"
+
+
+async def serve(engine: Generator, scope: Scope, receive: Receive, send: Send) -> None:
+    """One ASGI request."""
+    if scope["type"] != "http":
+        raise ValueError(f"the simulated engine speaks HTTP only, not {scope['type']!r}")
+    path: str = scope["path"]
+    method: str = scope["method"]
+    if path in GENERATING_PATHS and method == "POST":
+        await _generate(engine, scope, receive, send)
+    elif path == "/tokenize" and method == "POST":
+        await _tokenize(engine, receive, send)
+    elif path == "/v1/models" and method == "GET":
+        cards: list[dict[str, object]] = [
+            {
+                "id": model,
+                "object": "model",
+                "created": 0,
+                "owned_by": "jouleway",
+                "root": model,
+                "parent": None,
+                "max_model_len": engine.max_len_tokens,
+                "permission": [],
+            }
+            for model in engine.models
+        ]
+        await _reply(send, 200, msgspec.json.encode({"object": "list", "data": cards}))
+    elif path in ("/health", "/ping"):
+        await _reply(send, 503 if engine.dead_cause else 200, b"")
+    elif path == "/version":
+        await _reply(send, 200, b'{"version":"simulated"}')
+    else:
+        status = 405 if path in (*GENERATING_PATHS, "/v1/models", "/tokenize") else 404
+        await _reply(send, status, b'{"detail":"%b"}' % (b"Method Not Allowed" if status == 405 else b"Not Found"))
+
+
+async def _generate(engine: Generator, scope: Scope, receive: Receive, send: Send) -> None:
+    try:
+        body = await _read_body(receive)
+        if body is None:
+            return
+        if engine.dead_cause:
+            raise BadRequest(engine.dead_cause, status=500, kind="InternalServerError")
+        answer = _answer(engine, scope, parse_ask(scope["path"], body, models=engine.models))
+    except BadRequest as refusal:
+        await _reply(send, refusal.status, refusal.body)
+        return
+    engine.open(answer.attempt_id, answer)
+    watch = asyncio.create_task(_watch(receive, answer))
+    try:
+        if answer.is_stream:
+            await _send_stream(answer, send)
+        else:
+            await _send_whole(answer, send)
+    finally:
+        watch.cancel()
+        engine.abort(answer)
+
+
+async def _send_stream(answer: Answer, send: Send) -> None:
+    """Status and headers go with the first token."""
+    has_started = False
+    while True:
+        if answer.has_bytes:
+            if not has_started:
+                has_started = True
+                await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+            is_last = answer.is_whole
+            await send({"type": "http.response.body", "body": answer.take(), "more_body": not is_last})
+            if is_last:
+                return
+        elif answer.is_gone or answer.is_whole:
+            return
+        elif answer.is_failed:
+            error = error_body("the engine died", kind="InternalServerError", status=500)
+            if has_started:
+                await send({"type": "http.response.body", "body": b"data: %b\n\n%b" % (error, DONE)})
+            else:
+                await _reply(send, 500, error)
+            return
+        else:
+            await answer.wait()
+
+
+async def _send_whole(answer: Answer, send: Send) -> None:
+    while not (answer.is_whole or answer.is_gone or answer.is_failed):
+        await answer.wait()
+    if answer.is_failed:
+        await _reply(send, 500, error_body("the engine died", kind="InternalServerError", status=500))
+    elif not answer.is_gone:
+        await _reply(send, 200, answer.whole())
+
+
+async def _watch(receive: Receive, answer: Answer) -> None:
+    """The client left: whatever else arrives after the body has no meaning."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    answer.is_gone = True
+    answer.wake()
+
+
+async def _read_body(receive: Receive) -> bytes | None:
+    """The whole body; None if the client left while sending it."""
+    parts: list[bytes] = []
+    num_bytes = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        part: bytes = message.get("body", b"")
+        num_bytes += len(part)
+        if num_bytes > MAX_BODY_BYTES:
+            raise BadRequest(f"the body is larger than {MAX_BODY_BYTES} bytes", status=413)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _answer(engine: Generator, scope: Scope, ask: Ask) -> Answer:
+    """Draws lengths and words for every sequence of the request."""
+    engine.num_answers += 1
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    request_id = headers.get(b"x-request-id", b"sim-%d" % engine.num_answers).decode("latin-1")
+    try:
+        priority = int(headers.get(b"x-vllm-priority", b"0"))
+    except ValueError:
+        priority = 0
+    answer_id = f"{'chatcmpl' if ask.is_chat else 'cmpl'}-{request_id}"
+    # The n-th request draws the same in every run; one with its own seed draws the same wherever it stands.
+    draw = random.Random(f"{engine.seed}/{engine.num_answers if ask.seed is None else f'seed-{ask.seed}'}")
+    options = engine.options
+    sequences: list[SimulatedSequence] = []
+    phases: list[int] = []
+    for prompt_index, prompt in enumerate(ask.prompts):
+        prompt_tokens = count_tokens(prompt)
+        max_tokens = _max_tokens(ask, prompt_tokens=prompt_tokens, max_len_tokens=engine.max_len_tokens)
+        hashes = hash_blocks(prompt, block_tokens=options.block_tokens) if options.prefix_caching else ()
+        for choice in range(ask.num_choices):
+            length = 1 + int(draw.expovariate(1 / max(options.output_tokens_mean, 1.0)))
+            target_tokens = max_tokens if ask.ignore_eos else max(min(length, max_tokens), ask.min_tokens)
+            sequences.append(
+                SimulatedSequence(
+                    sequence_id=f"{answer_id}-{prompt_index}-{choice}-{engine.num_answers}",
+                    payer=request_id,
+                    prompt_tokens=prompt_tokens,
+                    target_tokens=target_tokens,
+                    priority=priority,
+                    prompt_index=prompt_index,
+                    block_hashes=hashes,
+                    finish_reason="length" if target_tokens >= max_tokens else "stop",
+                )
+            )
+            phases.append(draw.randrange(256))
+    writer = Writer(
+        answer_id=answer_id,
+        model=engine.models[0],
+        created=int(time.time()),
+        is_chat=ask.is_chat,
+        include_usage=ask.include_usage,
+    )
+    return Answer(ask, attempt_id=request_id, writer=writer, sequences=sequences, phases=phases)
+
+
+def _max_tokens(ask: Ask, *, prompt_tokens: int, max_len_tokens: int) -> int:
+    """Output bound of one sequence. Raises: BadRequest where prompt and outputs exceed the context."""
+    wanted = ask.max_tokens if ask.max_tokens is not None else max(max_len_tokens - prompt_tokens, 1)
+    if prompt_tokens + wanted > max_len_tokens:
+        raise BadRequest(
+            f"This model's maximum context length is {max_len_tokens} tokens. However, you requested {wanted} output "
+            f"tokens and your prompt contains {prompt_tokens} input tokens, for a total of {prompt_tokens + wanted} "
+            "tokens. Please reduce the length of the input prompt or the number of requested output tokens.",
+            param="input_tokens",
+        )
+    if ask.min_tokens > wanted:
+        raise BadRequest(f"min_tokens must be less than or equal to max_tokens={wanted}, got {ask.min_tokens}.")
+    return wanted
+
+
+async def _tokenize(engine: Generator, receive: Receive, send: Send) -> None:
+    try:
+        body = await _read_body(receive)
+        if body is None:
+            return
+        path = "/v1/chat/completions" if b'"messages"' in body else "/v1/completions"
+        count = sum(count_tokens(prompt) for prompt in parse_ask(path, body, models=engine.models).prompts)
+    except BadRequest as refusal:
+        await _reply(send, refusal.status, refusal.body)
+        return
+    fields = {"count": count, "max_model_len": engine.max_len_tokens, "tokens": list(range(count))}
+    await _reply(send, 200, msgspec.json.encode(fields))
+
+
+async def _reply(send: Send, status: int, body: bytes) -> None:
+    headers = [*JSON_HEADERS, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
