@@ -73,7 +73,8 @@ class Exchange:
 
     planned: Planned
     due_s: float
-    sent_s: float = 0.0
+    sent_s: float | None = None
+    """None: it never left."""
     ended_s: float = 0.0
     token_s: array[float] = field(default_factory=lambda: array("d"))
     """Arrival of each piece of output text; several tokens may come in one piece."""

@@ -33,9 +33,10 @@ def draw(report: Report, run: Run, path: Path) -> None:
     except ImportError as error:
         raise TargetError("matplotlib is missing: pip install 'jouleway[bench]'") from error
 
-    figure = Figure(figsize=(12, 7.6), dpi=110, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(12, 7.6), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 2)
+    figure.subplots_adjust(left=0.055, right=0.985, bottom=0.065, top=0.87, wspace=0.3, hspace=0.32)
     slo = report.goodput.slo if report.goodput else None
     completed = [seen for seen in run.measured if seen.reason is None]
     _distribution(panels[0][0], completed, slo)
@@ -45,7 +46,7 @@ def draw(report: Report, run: Run, path: Path) -> None:
         _accounts(panels[1][1], report.energy)
     else:
         _quantiles(panels[1][1], report)
-    figure.suptitle(_title(report), fontsize=11, color=INK, x=0.01, ha="left")
+    figure.suptitle(_title(report), fontsize=11, color=INK, x=0.012, y=0.985, ha="left")
     figure.savefig(path, format="png")
 
 
@@ -169,7 +170,7 @@ def _energy_title(figures: Energy) -> str:
         parts.append(f"{figures.tokens_per_joule:.3g} tokens/J of requests")
     if figures.good_tokens_per_meter_joule is not None:
         parts.append(f"{figures.good_tokens_per_meter_joule:.3g} good tokens/J of the meter")
-    return " · ".join(parts)
+    return parts[0] + "\n" + " · ".join(parts[1:])
 
 
 def _quantiles(panel: Axes, report: Report) -> None:

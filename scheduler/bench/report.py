@@ -324,7 +324,7 @@ def _goodput(run: Run, measured: Sequence[Exchange], slo: Slo) -> Goodput:
 
 
 def _client(run: Run, measured: Sequence[Exchange]) -> ClientState:
-    delays = [seen.sent_s - seen.due_s for seen in measured if seen.sent_s]
+    delays = [seen.sent_s - seen.due_s for seen in measured if seen.sent_s is not None]
     return ClientState(
         lag=Quantiles.of(run.lag_s),
         send_delay=Quantiles.of(delays),

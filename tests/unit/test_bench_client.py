@@ -122,6 +122,7 @@ async def test_a_stream_is_stamped_and_counted_by_the_servers_usage() -> None:
     seen = await exchanged(streaming(role, text("a"), text("b c"), usage(12, 3, cached=8), DONE))
     assert (seen.reason, len(seen.token_s)) == (None, 2)
     assert (seen.input_tokens, seen.cached_tokens, seen.output_tokens, seen.counted_by_server) == (12, 8, 3, True)
+    assert seen.sent_s is not None
     assert 0 < seen.sent_s <= seen.token_s[0] <= seen.token_s[1] <= seen.ended_s
     assert seen.ttft_s == seen.token_s[0]
     assert seen.tpot_s == (seen.token_s[1] - seen.token_s[0]) / 2

@@ -90,8 +90,8 @@ def driver(server: SlowServer, *, max_in_flight: int = 1000, **options: Any) -> 
     return Driver(server, PROMPTS, max_in_flight=max_in_flight, **options)  # type: ignore[arg-type]
 
 
-@settings(max_examples=40)
-@given(due=st.lists(st.floats(0, 20), max_size=40), service_s=st.floats(0.001, 30))
+@settings(max_examples=15)
+@given(due=st.lists(st.floats(0, 20), max_size=20), service_s=st.floats(0.001, 30))
 def test_open_loop_sends_on_time_however_slow_the_server(due: list[float], service_s: float) -> None:
     """Every request leaves at its due time, in order, and is answered service_s later."""
 
@@ -128,7 +128,7 @@ def test_the_limit_of_open_requests_shows_as_late_sends() -> None:
 
     run, most_open = jumped(main())
     assert most_open == 2
-    assert [seen.sent_s - seen.due_s for seen in run.exchanges] == pytest.approx([0, 0, 1, 1], abs=1e-6)
+    assert [(seen.sent_s or 0.0) - seen.due_s for seen in run.exchanges] == pytest.approx([0, 0, 1, 1], abs=1e-6)
     assert [seen.e2e_s for seen in run.exchanges] == pytest.approx([1, 1, 2, 2])
 
 
