@@ -352,6 +352,7 @@ async def _serve(engine: SimulatedEngine, *, port: int) -> None:
     await engine.start(_NoSink())
     config = uvicorn.Config(
         engine.app,
+        interface="asgi3",  # a bound method is not recognised as such
         host="127.0.0.1",
         port=port,
         log_level="warning",
