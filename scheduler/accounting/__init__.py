@@ -1,0 +1,1 @@
+"""Where what was measured is booked: accounts, settlement. Integers only; every movement has two sides."""
