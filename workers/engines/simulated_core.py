@@ -235,25 +235,20 @@ class SimulatedCore:
     def _schedule(self) -> list[Chunk]:
         """Decodes keep their place, then prefill within budget and room; returns the step's chunks."""
         has_preempted = self._make_room()
-        while True:
-            num_decoding = len(self._batch.members)
-            budget = self.options.max_batched_tokens - num_decoding
-            room = self._cache.free_tokens - num_decoding
-            chunks: list[Chunk] = []
-            for sequence in self._prefilling:
-                num_tokens = min(sequence.num_known - sequence.num_computed, budget, room)
-                if num_tokens <= 0:
-                    break
+        num_decoding = len(self._batch.members)
+        budget = self.options.max_batched_tokens - num_decoding
+        room = self._cache.free_tokens - num_decoding
+        chunks: list[Chunk] = []
+        # At most one prompt is half computed: it takes the whole budget, or the whole room, before a newcomer may.
+        for sequence in self._prefilling:
+            num_tokens = min(sequence.num_known - sequence.num_computed, budget, room)
+            if num_tokens > 0:
                 chunks.append(_chunk(sequence, num_tokens))
                 budget -= num_tokens
                 room -= num_tokens
-            if not has_preempted:
-                self._admit(chunks, budget, room)
-            if chunks or num_decoding or len(self._prefilling) <= 1:
-                return chunks
-            # Half-computed prompts hold all the room among them: the worst gives way.
-            self._preempt(max(self._prefilling, key=_rank))
-            has_preempted = True
+        if not has_preempted:
+            self._admit(chunks, budget, room)
+        return chunks
 
     def _admit(self, chunks: list[Chunk], budget: int, room: int) -> None:
         """Newcomers by (priority, arrival) while there is budget, a place, and room for their whole prompt."""
@@ -282,7 +277,6 @@ class SimulatedCore:
             sequence.num_computed = hit_tokens
             # Positions that somebody else computed since: they are neither scheduled here nor repeated.
             sequence.cached_tokens += max(hit_tokens - sequence.high_water, 0)
-            sequence.high_water = max(sequence.high_water, hit_tokens)
             sequence.state = SequenceState.PREFILLING
             self._prefilling = [*self._prefilling, sequence]
             num_tokens = min(sequence.num_known - hit_tokens, budget)
