@@ -9,6 +9,7 @@ the exact sum at the last refresh tick, floored to a millijoule, so the shown co
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
@@ -86,6 +87,11 @@ class _Segment:
     joules: float
 
 
+def _floor_mj(joules: float) -> int:
+    # A sum of floats may lie a hair below the millijoule that it is.
+    return math.floor(joules * 1000 + 1e-6)
+
+
 class SimulatedCounter:
     """Cumulative energy of one simulated device. Steps are added in order of time; any later moment can be read.
 
@@ -144,13 +150,17 @@ class SimulatedCounter:
 
     def publish(self, now_s: float) -> CounterValue:
         """Moves the shown value to the last tick before ``now_s``, in the file too."""
-        tick_s = now_s // self._refresh_s * self._refresh_s
+        tick_s = self._tick_s(now_s)
         if tick_s > self._shown.at_s and not self._is_stuck:
-            counter_mj = int(self.joules(tick_s) * 1000) - self._zero_mj
+            counter_mj = _floor_mj(self.joules(tick_s)) - self._zero_mj
             self._shown = CounterValue(at_s=tick_s, counter_mj=max(counter_mj, self._shown.counter_mj))
             if self._file is not None:
                 self._file.write(self._shown)
         return self._shown
+
+    def _tick_s(self, now_s: float) -> float:
+        # 2.0 // 0.1 is 19: a moment that is a tick up to rounding is that tick.
+        return math.floor(now_s / self._refresh_s + 1e-9) * self._refresh_s
 
     def close(self) -> None:
         """Releases the file; the value in it stays."""
@@ -174,8 +184,8 @@ class SimulatedCounter:
 
     def reset(self, now_s: float) -> None:
         """The counter begins anew at zero, as after a reload of the driver."""
-        tick_s = now_s // self._refresh_s * self._refresh_s
-        self._zero_mj = int(self.joules(tick_s) * 1000)
+        tick_s = self._tick_s(now_s)
+        self._zero_mj = _floor_mj(self.joules(tick_s))
         self._shown = CounterValue(at_s=tick_s, counter_mj=0)
         if self._file is not None:
             self._file.write(self._shown)

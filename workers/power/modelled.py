@@ -10,6 +10,7 @@ what was counted for them while they lived is not counted again, and the sum nev
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -106,7 +107,7 @@ class CpuSecondsMeter:
             raise MeterUnavailable(f"the engine's processes are gone: {', '.join(map(str, self._roots))}")
         cpu_s = self._active_ticks / self._ticks_per_s
         joules = cpu_s * self._watts_per_cpu_second + (now_s - self._started_s) * self._idle_watts
-        return MeterReading(at_s=now_s, counter_mj=int(joules * 1000), grade=Grade.D)
+        return MeterReading(at_s=now_s, counter_mj=math.floor(joules * 1000 + 1e-6), grade=Grade.D)
 
     def health(self) -> tuple[str, ...]:
         return self._lost
