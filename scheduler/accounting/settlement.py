@@ -215,27 +215,32 @@ class Settlement:
             attempt.gpu_us += gpu_us
             attempt.grade = Grade.worst(attempt.grade, record.grade)
 
-    def close_worker(self, worker_id: str) -> int:
-        """The worker is given up: what it left in flight goes to whoever pays; returns how many attempts that were.
+    def give_up(self, attempt_id: str) -> None:
+        """No posting will come: what is in flight goes to whoever pays (nobody charged: the operator), incomplete.
 
-        An attempt that nobody charged is the operator's.
+        If its worker speaks again after all, energy that still arrives follows to the same account.
         """
-        left = [(attempt_id, attempt) for attempt_id, attempt in self._open.items() if attempt.worker_id == worker_id]
-        for attempt_id, attempt in left:
-            if attempt.account is None:
-                attempt.account = OPERATOR
-            if not attempt.is_posted:
-                details = self._details.get(request_id_of(attempt_id))
-                if details is not None:
-                    details.postings[attempt_id] = EnergyPosting(
-                        attempt_id=attempt_id,
-                        energy_mj=attempt.energy_mj,
-                        gpu_us=attempt.gpu_us,
-                        grade=attempt.grade,
-                        policy="worker_lost",
-                        complete=False,
-                    )
-            self._settle(attempt_id, attempt)
+        attempt = self._open.get(attempt_id)
+        if attempt is None:
+            return
+        attempt.account = attempt.account or OPERATOR
+        details = self._details.get(request_id_of(attempt_id))
+        if details is not None and not attempt.is_posted:
+            details.postings[attempt_id] = EnergyPosting(
+                attempt_id=attempt_id,
+                energy_mj=attempt.energy_mj,
+                gpu_us=attempt.gpu_us,
+                grade=attempt.grade,
+                policy="given_up",
+                complete=False,
+            )
+        self._settle(attempt_id, attempt)
+
+    def close_worker(self, worker_id: str) -> int:
+        """The worker is given up, and with it every attempt that waits for its posting; returns how many."""
+        left = [attempt_id for attempt_id, attempt in self._open.items() if attempt.worker_id == worker_id]
+        for attempt_id in left:
+            self.give_up(attempt_id)
         return len(left)
 
     async def commit(self) -> None:

@@ -3,8 +3,8 @@
 Returned by ``scheduler.core.scheduler``, carried out by the dispatcher and the simulation. It must never know a link,
 a stream or an account.
 
-For one request: any number of Dispatch, then exactly one Reject (no attempt decided it) or Finish. For one attempt:
-exactly one Settle, at the latest together with the Finish of its request or when the worker is given up.
+For one request: any number of Dispatch, then exactly one Reject (no attempt answered it) or Finish. For one attempt:
+exactly one Settle, before the Finish it leads to; that of an attempt which no longer answers may come later.
 """
 
 from __future__ import annotations

@@ -1,0 +1,130 @@
+"""Who may wait, and for how long: every request that is refused is refused here, with the word for it.
+
+Called by ``scheduler.core.scheduler``. It must never know an attempt, and it changes neither queue nor cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from scheduler.core import refusals
+from scheduler.core.actions import Rejection
+from scheduler.core.attempts import work_of
+from scheduler.core.cluster import Cluster
+from scheduler.core.estimates import DrainRate, ModelEstimates, retry_after_s
+from scheduler.core.placement import least_wait_s
+from scheduler.core.queue import BANDS, Queue, QueueLimits
+from scheduler.core.request import Request
+
+CLEAR_RATIO = 0.25
+"""A deadline is clearly infeasible when even a quarter of the least prefill time is too long: prompt bounds overstate,
+and a cached prefix costs nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long and how often. Every wait has an end."""
+
+    queue: QueueLimits = field(default_factory=QueueLimits)
+    max_wait_s: float = 600.0
+    """Longest time in the queue, deadline or not."""
+    no_worker_timeout_s: float = 60.0
+    """Longest time in the queue while no worker of the model is ready."""
+    silent_s: float = 10.0
+    """A worker not heard for so long gets nothing new."""
+    lost_s: float = 60.0
+    """A worker not heard for so long is lost."""
+    final_timeout_s: float = 30.0
+    """From an attempt's end or abort to its usage record; after that its last progress is settled."""
+    call_lost_s: float = 60.0
+    """An attempt without a sign while its worker reports that it is idle."""
+    max_retries: int = 1
+    """Further attempts after a worker was lost or failed before the first byte."""
+    max_bounces: int = 3
+    """Further attempts after a worker said that it is full."""
+
+
+class Admission:
+    """Reads cluster and queue, says no. Learns what to expect of each model's requests."""
+
+    def __init__(self, cluster: Cluster, queue: Queue, limits: Limits, *, models: Iterable[str] = ()) -> None:
+        self._cluster = cluster
+        self._queue = queue
+        self._limits = limits
+        self._estimates: dict[str, ModelEstimates] = {}
+        self._drain_rates = [DrainRate() for _ in BANDS]
+        self._unready_since_s: dict[str, float] = {}
+        self.models = set(models)
+        """Every model that was configured or ever served."""
+        self.is_draining = False
+
+    def estimates_of(self, model: str) -> ModelEstimates:
+        estimates = self._estimates.get(model)
+        if estimates is None:
+            estimates = self._estimates[model] = ModelEstimates()
+        return estimates
+
+    def left_queue(self, band: int, now_s: float) -> None:
+        """A request of the band was started."""
+        self._drain_rates[band].add(now_s)
+
+    def retry_after_s(self, band: int, now_s: float) -> int:
+        """Seconds after which a refused request of this band may find room, from the measured drain rate."""
+        drain_per_s = sum(rate.per_s(now_s) for rate in self._drain_rates[: band + 1])
+        return retry_after_s(sum(self._queue.num_waiting[: band + 1]), drain_per_s)
+
+    def refusal(self, request: Request, now_s: float) -> Rejection | None:
+        """Why the request is refused at once, whatever the queue's length; None if it is not."""
+        if self.is_draining:
+            return refusals.shutting_down()
+        if request.model not in self.models:
+            return refusals.model_not_found(request.model)
+        if request.deadline_s is None:
+            return None
+        left_s = request.deadline_s - now_s
+        if left_s <= 0:
+            return self.expired(request, now_s)
+        prompt_tokens = self.estimates_of(request.model).prompt_tokens(request)
+        least_s = least_wait_s(
+            self._cluster, request.model, work_of(request, prompt_tokens=prompt_tokens, output_tokens=1)
+        )
+        if least_s is None or left_s >= CLEAR_RATIO * least_s:
+            return None
+        return refusals.deadline_infeasible(left_s, least_s)
+
+    def no_room(self, request: Request, now_s: float) -> Rejection | None:
+        """Why the request may not wait either; None if its band has room."""
+        if self._queue.has_room(request):
+            return None
+        return refusals.queue_full(self.retry_after_s(request.band, now_s))
+
+    def expired(self, request: Request, now_s: float) -> Rejection:
+        return refusals.deadline_exceeded(max(now_s - request.arrival_s, 0.0))
+
+    def shutting_down(self) -> Rejection:
+        return refusals.shutting_down()
+
+    def overdue(self, now_s: float) -> Iterator[tuple[Request, Rejection]]:
+        """Who has waited too long, or too long for a worker that does not come.
+
+        The caller removes each from the queue before it asks for the next. Only heads of lines are looked at: behind
+        them everybody came later.
+        """
+        for head in list(self._queue.heads()):
+            longest_s, since_s = self._patience(head.model, now_s)
+            for request in self._queue.line(head.model, head.band):
+                if max(request.arrival_s, since_s or request.arrival_s) > now_s - longest_s:
+                    break
+                if since_s is not None:
+                    yield request, refusals.no_worker(head.model, longest_s)
+                else:
+                    yield request, refusals.queue_timeout(longest_s, self.retry_after_s(request.band, now_s))
+
+    def _patience(self, model: str, now_s: float) -> tuple[float, float | None]:
+        """Longest wait for this model now, and since when none of its workers is ready (None: one is)."""
+        if self._cluster.has_ready(model):
+            self._unready_since_s.pop(model, None)
+            return self._limits.max_wait_s, None
+        since_s = self._unready_since_s.setdefault(model, now_s)
+        return min(self._limits.no_worker_timeout_s, self._limits.max_wait_s), since_s

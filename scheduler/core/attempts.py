@@ -1,0 +1,155 @@
+"""The mutable records of the core: a request on its way, and each try of it on a worker.
+
+Owned and changed by ``scheduler.core.scheduler`` alone. It must never know a queue's order or a clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from scheduler.core.actions import Payer, Tokens
+from scheduler.core.cluster import Claim, Worker
+from scheduler.core.placement import Work
+from scheduler.core.request import Request
+from workers.types import Outcome, Progress
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Entry:
+    """One request between its submission and its Reject or Finish."""
+
+    request: Request
+    place: int
+    attempt: Attempt | None = None
+    """The attempt that may answer it; None while it waits."""
+    num_attempts: int = 0
+    num_losses: int = 0
+    num_bounces: int = 0
+    """Attempts that the worker refused because it was full."""
+    avoid: frozenset[int] = frozenset()
+    """Lives of the workers where it failed."""
+    cancel_reason: str = ""
+    is_cancelled_by_client: bool = False
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Attempt:
+    """One try on one worker. It outlives its request's interest in it until its usage is known."""
+
+    attempt_id: str
+    entry: Entry
+    worker: Worker
+    started_s: float
+    prompt_tokens: int
+    """Expected first, then as the engine counted it."""
+    expected_tokens: int
+    """Output of all sequences; doubles whenever it is reached."""
+    last_sign_s: float
+    cached_tokens: int = 0
+    computed_prompt_tokens: int = 0
+    output_tokens: int = 0
+    has_progress: bool = False
+    has_first_byte: bool = False
+    abort_reason: str = ""
+    outcome: Outcome | None = None
+    """Set when its ASGI side ended."""
+    cause: str = ""
+
+    @property
+    def max_tokens(self) -> int:
+        """The most it can put out."""
+        request = self.entry.request
+        return request.max_output_tokens * request.num_sequences
+
+    def claim(self) -> Claim:
+        """The credit it owns as things stand: what is left of the prompt and what is expected of the output."""
+        known_tokens = min(self.cached_tokens + self.computed_prompt_tokens, self.prompt_tokens)
+        return Claim(
+            sequences=self.entry.request.num_sequences,
+            prefill_tokens=self.prompt_tokens - known_tokens,
+            decode_tokens=max(self.expected_tokens - self.output_tokens, 0),
+            context_tokens=known_tokens + self.output_tokens,
+            kv_tokens=self.prompt_tokens + self.expected_tokens,
+        )
+
+    def advance(self, progress: Progress) -> None:
+        """The worker counted; numbers are cumulative, so a late or repeated message cannot take anything back."""
+        self.has_progress = True
+        self.prompt_tokens = max(progress.prompt_tokens, 1)
+        self.cached_tokens = max(self.cached_tokens, progress.cached_tokens)
+        self.computed_prompt_tokens = max(self.computed_prompt_tokens, progress.computed_prompt_tokens)
+        self.output_tokens = max(self.output_tokens, progress.output_tokens)
+        if self.output_tokens >= self.expected_tokens:
+            self.expected_tokens = max(min(2 * self.output_tokens, self.max_tokens), self.output_tokens)
+
+    def executed(self) -> Tokens:
+        """What is known to have been computed; for an attempt of which no usage record will come."""
+        if not self.has_progress:
+            return Tokens()
+        cached_tokens = min(self.cached_tokens, self.prompt_tokens)
+        input_tokens = min(cached_tokens + self.computed_prompt_tokens, self.prompt_tokens)
+        return Tokens(input_tokens=input_tokens, cached_tokens=cached_tokens, output_tokens=self.output_tokens)
+
+    def payer(self, outcome: Outcome) -> Payer:
+        """The request pays what it was given, and what its own client broke off; work in vain is the operator's."""
+        if outcome in (Outcome.COMPLETED, Outcome.REFUSED) or self.has_first_byte:
+            return Payer.REQUEST
+        is_own = self.entry.attempt is self and self.entry.is_cancelled_by_client
+        return Payer.REQUEST if is_own else Payer.OPERATOR
+
+
+def work_of(request: Request, *, prompt_tokens: int, output_tokens: int) -> Work:
+    """The work a request brings, from what is expected of it (``output_tokens`` of all its sequences)."""
+    per_sequence = -(-output_tokens // request.num_sequences)
+    return Work(prompt_tokens=prompt_tokens, output_tokens=per_sequence, num_sequences=request.num_sequences)
+
+
+class Fate(StrEnum):
+    """What becomes of a request whose attempt ended without a word to the client."""
+
+    RETRY = "retry"
+    BOUNCE = "bounce"
+    END = "end"
+
+
+BUSY_CAUSE = "worker_busy"
+
+WORKER_CAUSES = frozenset({"stalled", "engine_dead", "orphaned", "call_lost", "silent"})
+"""With everything that begins with ``worker_``: the worker is to blame, not the request."""
+
+
+def is_workers_fault(cause: str) -> bool:
+    return cause in WORKER_CAUSES or cause.startswith("worker_")
+
+
+def fate_of(attempt: Attempt, *, has_other: bool, max_retries: int, max_bounces: int) -> Fate:
+    """Whether its request is tried again: only if this attempt was to answer it and the client saw no byte.
+
+    Where the worker is to blame the request may wait for another; an error of the engine itself is worth a second try
+    only where another worker is there to make it (``has_other``).
+    """
+    entry = attempt.entry
+    is_answered = attempt.outcome in (Outcome.COMPLETED, Outcome.REFUSED) or attempt.has_first_byte
+    if is_answered or entry.attempt is not attempt or entry.cancel_reason:
+        return Fate.END
+    if attempt.cause == BUSY_CAUSE:
+        return Fate.BOUNCE if entry.num_bounces < max_bounces else Fate.END
+    if entry.num_losses >= max_retries:
+        return Fate.END
+    return Fate.RETRY if is_workers_fault(attempt.cause) or has_other else Fate.END
+
+
+@dataclass(slots=True, kw_only=True)
+class Stats:
+    """What the core decided so far, for metrics. Keys are words of the code: their number is bounded."""
+
+    submitted: int = 0
+    dispatched: int = 0
+    retried: int = 0
+    bounced: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    """By reason."""
+    finished: dict[str, int] = field(default_factory=dict)
+    """By outcome."""
+    lost_workers: int = 0

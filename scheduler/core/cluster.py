@@ -1,0 +1,264 @@
+"""The core's picture of the workers: what they said of themselves, and the credit that is owned on each.
+
+Called by ``scheduler.core.scheduler``; its table is read by ``scheduler.core.placement``. It must never know a queue, a
+link or a clock.
+
+Credit is owned, not scraped: it is claimed at dispatch, trued up by progress, released at the end, in whole tokens, so
+that it returns to exactly 0. What a worker reports of its load beyond what is owned there is *foreign*; it counts
+once two reports in a row agree on it, because a report is always older than the claim it is compared with.
+
+The table has one column a worker and one row a quantity: a decision over all workers is a few vector operations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.types import StepCurves, WorkerState, WorkerStatus
+
+PRIOR_CURVES = StepCurves(time_s=(0.02, 1e-4, 1e-3, 0.0), energy_joules=(0.0, 0.0, 0.0, 0.0), idle_watts=0.0)
+"""Until a worker has fitted its own."""
+
+DEFAULT_MAX_RUNNING = 256
+
+
+class Row(IntEnum):
+    """Rows of the table. Owned credit is in tokens."""
+
+    READY = 0
+    HEARD_S = 1
+    ATTEMPTS = 2
+    SEQUENCES = 3
+    PREFILL = 4
+    """Owned prompt tokens, not cached, not yet computed."""
+    DECODE = 5
+    """Owned output tokens still to come, as expected."""
+    CONTEXT = 6
+    """Owned tokens of KV that are read at each step."""
+    KV = 7
+    """Owned KV: prompts and expected outputs."""
+    FOREIGN_SEQUENCES = 8
+    FOREIGN_KV = 9
+    MAX_ATTEMPTS = 10
+    MAX_SEQUENCES = 11
+    KV_ROOM = 12
+    T0_S = 13
+    T_PREFILL_S = 14
+    T_DECODE_S = 15
+    T_CONTEXT_S = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerView:
+    """What the core needs of a worker's report."""
+
+    worker_id: str
+    state: WorkerState
+    models: tuple[str, ...] = ()
+    zone: str = "local"
+    kv_tokens: int = 0
+    max_sequences: int = 1
+    max_running: int = DEFAULT_MAX_RUNNING
+    """Attempts the worker accepts at once."""
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_used_tokens: int = 0
+    curves: StepCurves | None = None
+
+    @staticmethod
+    def of(status: WorkerStatus, *, max_running: int = DEFAULT_MAX_RUNNING) -> WorkerView:
+        """From a status; before the engine is up a worker serves no model and is not ready."""
+        info = status.info
+        return WorkerView(
+            worker_id=status.worker_id,
+            state=status.state if info is not None or status.state is not WorkerState.READY else WorkerState.STARTING,
+            models=info.models if info is not None else (),
+            zone=status.zone,
+            kv_tokens=info.kv_tokens if info is not None else 0,
+            max_sequences=max(info.max_sequences, 1) if info is not None else 1,
+            max_running=max_running,
+            num_running=status.num_running,
+            num_waiting=status.num_waiting,
+            kv_used_tokens=status.kv_used_tokens,
+            curves=status.curves,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Credit of one attempt, in tokens."""
+
+    sequences: int
+    prefill_tokens: int
+    decode_tokens: int
+    context_tokens: int
+    kv_tokens: int
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Worker:
+    """One worker's column, its last words, and what runs there in the order it was sent."""
+
+    worker_id: str
+    column: int
+    life: int
+    """Differs for a worker that was lost and came back."""
+    view: WorkerView
+    claims: dict[str, Claim] = field(default_factory=dict)
+    """By attempt."""
+    last_foreign: tuple[int, int] = (0, 0)
+    idle_since_s: float | None = None
+    """Since when it reports that nothing runs or waits there."""
+
+
+class Cluster:
+    """All workers that are known. Columns are reused; ``columns_of`` a model are ordered by worker id."""
+
+    def __init__(self) -> None:
+        self.table: NDArray[np.float64] = np.zeros((len(Row), 16), dtype=np.float64)
+        self.workers: dict[str, Worker] = {}
+        self._by_column: dict[int, Worker] = {}
+        self._free: list[int] = list(range(15, -1, -1))
+        self._columns: dict[str, NDArray[np.intp]] = {}
+        self._num_lives = 0
+
+    # -- what workers say
+
+    def update(self, view: WorkerView, now_s: float) -> Worker:
+        """A report: a new worker is taken in, a known one refreshed."""
+        worker = self.workers.get(view.worker_id)
+        if worker is None:
+            worker = self._take_in(view)
+        elif worker.view.models != view.models:
+            worker.view = view
+            self._columns.clear()
+        worker.view = view
+        table, column = self.table, worker.column
+        curves = view.curves or PRIOR_CURVES
+        table[Row.READY, column] = view.state is WorkerState.READY
+        table[Row.HEARD_S, column] = now_s
+        table[Row.MAX_ATTEMPTS, column] = view.max_running
+        table[Row.MAX_SEQUENCES, column] = view.max_sequences
+        table[Row.KV_ROOM, column] = view.kv_tokens
+        table[Row.T0_S : Row.T_CONTEXT_S + 1, column] = curves.time_s
+        self._correct(worker, now_s)
+        return worker
+
+    def _correct(self, worker: Worker, now_s: float) -> None:
+        """Load beyond what is owned, once two reports agree on it."""
+        table, column, view = self.table, worker.column, worker.view
+        reported = view.num_running + view.num_waiting
+        foreign = (
+            max(reported - int(table[Row.SEQUENCES, column]), 0),
+            max(view.kv_used_tokens - int(table[Row.KV, column]), 0),
+        )
+        table[Row.FOREIGN_SEQUENCES, column] = min(foreign[0], worker.last_foreign[0])
+        table[Row.FOREIGN_KV, column] = min(foreign[1], worker.last_foreign[1])
+        worker.last_foreign = foreign
+        if reported:
+            worker.idle_since_s = None
+        elif worker.idle_since_s is None:
+            worker.idle_since_s = now_s
+
+    def _take_in(self, view: WorkerView) -> Worker:
+        if not self._free:
+            size = self.table.shape[1]
+            self.table = np.concatenate((self.table, np.zeros_like(self.table)), axis=1)
+            self._free = list(range(2 * size - 1, size - 1, -1))
+        self._num_lives += 1
+        worker = Worker(worker_id=view.worker_id, column=self._free.pop(), life=self._num_lives, view=view)
+        self.workers[view.worker_id] = worker
+        self._by_column[worker.column] = worker
+        self._columns.clear()
+        return worker
+
+    def remove(self, worker_id: str) -> None:
+        """The worker is gone; the caller has released what ran there."""
+        worker = self.workers.pop(worker_id)
+        assert not worker.claims, f"{len(worker.claims)} attempts are still owned on {worker_id}"
+        del self._by_column[worker.column]
+        self.table[:, worker.column] = 0.0
+        self._free.append(worker.column)
+        self._columns.clear()
+
+    def hold(self, worker: Worker) -> None:
+        """It said that it is full: no placement there until its next report."""
+        self.table[Row.READY, worker.column] = 0.0
+
+    def hold_silent(self, now_s: float, silent_s: float) -> None:
+        """No placement on workers that were not heard for so long, until their next report."""
+        silent = self.table[Row.HEARD_S] < now_s - silent_s
+        self.table[Row.READY, silent] = 0.0
+
+    def unheard(self, now_s: float, lost_s: float) -> list[str]:
+        """Ids of workers that were not heard for so long, in order."""
+        late = np.flatnonzero(self.table[Row.HEARD_S] < now_s - lost_s)
+        return sorted(self._by_column[column].worker_id for column in late.tolist() if column in self._by_column)
+
+    # -- credit
+
+    def claim(self, worker: Worker, attempt_id: str, claim: Claim) -> None:
+        """Credit is owned from here on."""
+        assert attempt_id not in worker.claims, f"{attempt_id} owns credit already"
+        worker.claims[attempt_id] = claim
+        self.table[Row.ATTEMPTS, worker.column] += 1
+        self._add(worker.column, claim, 1)
+
+    def change(self, worker: Worker, attempt_id: str, claim: Claim) -> None:
+        """The attempt owns something else now."""
+        self._add(worker.column, worker.claims[attempt_id], -1)
+        worker.claims[attempt_id] = claim
+        self._add(worker.column, claim, 1)
+
+    def release(self, worker: Worker, attempt_id: str) -> None:
+        """The attempt owns nothing any more."""
+        self.table[Row.ATTEMPTS, worker.column] -= 1
+        self._add(worker.column, worker.claims.pop(attempt_id), -1)
+
+    def _add(self, column: int, claim: Claim, sign: int) -> None:
+        table = self.table
+        table[Row.SEQUENCES, column] += sign * claim.sequences
+        table[Row.PREFILL, column] += sign * claim.prefill_tokens
+        table[Row.DECODE, column] += sign * claim.decode_tokens
+        table[Row.CONTEXT, column] += sign * claim.context_tokens
+        table[Row.KV, column] += sign * claim.kv_tokens
+
+    # -- what placement reads
+
+    def columns_of(self, model: str) -> NDArray[np.intp]:
+        """Columns of the workers that serve the model, ordered by worker id, so that ties fall the same way always."""
+        columns = self._columns.get(model)
+        if columns is None:
+            serving = sorted(name for name, worker in self.workers.items() if model in worker.view.models)
+            columns = np.array([self.workers[name].column for name in serving], dtype=np.intp)
+            self._columns[model] = columns
+        return columns
+
+    def worker_at(self, column: int) -> Worker:
+        return self._by_column[column]
+
+    def is_ready(self, worker: Worker) -> bool:
+        """Whether it takes work now."""
+        return bool(self.table[Row.READY, worker.column])
+
+    def has_ready(self, model: str, *, other_than: Worker | None = None) -> bool:
+        """Whether some (other) worker of the model takes work now."""
+        num_ready = int(self.table[Row.READY, self.columns_of(model)].sum())
+        if other_than is not None and model in other_than.view.models:
+            num_ready -= self.is_ready(other_than)
+        return num_ready > 0
+
+    def credit(self, worker_id: str) -> Claim:
+        """All credit owned on a worker."""
+        column = self.table[:, self.workers[worker_id].column]
+        return Claim(
+            sequences=int(column[Row.SEQUENCES]),
+            prefill_tokens=int(column[Row.PREFILL]),
+            decode_tokens=int(column[Row.DECODE]),
+            context_tokens=int(column[Row.CONTEXT]),
+            kv_tokens=int(column[Row.KV]),
+        )

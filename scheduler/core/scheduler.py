@@ -1,0 +1,402 @@
+"""The one state machine: what happened comes in with the time it happened, what to do comes out.
+
+Called by the dispatcher (real clock), the simulation (virtual clock) and the fault tests. It must never do I/O, read a
+clock or draw a random number: the same calls in the same order yield the same actions.
+
+A request is queued, or tried on one worker at a time, or ending. Everything that ends it goes through ``_finish`` or
+``_reject``; everything that ends an attempt goes through ``_close``, which releases its credit and settles it, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from scheduler.core.actions import Abort, Action, Dispatch, Finish, Reject, Rejection, Settle, Tokens
+from scheduler.core.admission import Admission, Limits
+from scheduler.core.attempts import BUSY_CAUSE, Attempt, Entry, Fate, Stats, fate_of, work_of
+from scheduler.core.cluster import Cluster, Worker, WorkerView
+from scheduler.core.deadlines import Deadlines
+from scheduler.core.placement import place
+from scheduler.core.queue import Queue
+from scheduler.core.request import Request
+from workers.types import Outcome, Progress, UsageRecord
+
+
+class Scheduler:
+    """Requests, workers and time in; actions out, to be carried out in order. Not thread-safe."""
+
+    def __init__(self, *, models: Iterable[str] = (), limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.cluster = Cluster()
+        self.queue = Queue(self.limits.queue)
+        self.stats = Stats()
+        self._admission = Admission(self.cluster, self.queue, self.limits, models=models)
+        self._entries: dict[str, Entry] = {}
+        self._attempts: dict[str, Attempt] = {}
+        self._ending: dict[str, float] = {}
+        """Attempts that ended or were aborted and owe their usage, by when they began to; in that order."""
+        self._deadlines = Deadlines()
+        self._saturated: set[str] = set()
+        """Models whose head could not be placed and for which nothing was freed since."""
+        self._num_places = 0
+        self._now_s = 0.0
+
+    # -- requests
+
+    def submit(self, request: Request, now_s: float) -> list[Action]:
+        """A new request: started, queued or refused."""
+        now_s = self._advance(now_s)
+        assert request.request_id not in self._entries, f"{request.request_id} was submitted twice"
+        self.stats.submitted += 1
+        if (rejection := self._admission.refusal(request, now_s)) is not None:
+            return [self._reject(request.request_id, rejection)]
+        self._num_places += 1
+        entry = Entry(request=request, place=self._num_places)
+        self._entries[request.request_id] = entry
+        is_first = self.queue.head(request.model) is None
+        dispatch = self._start(entry, now_s) if is_first else None
+        if dispatch is None and (rejection := self._admission.no_room(request, now_s)) is not None:
+            return [self._reject(request.request_id, rejection)]
+        if request.deadline_s is not None:
+            self._deadlines.push(request.deadline_s, request.request_id, is_open=self._entries.keys())
+        if dispatch is not None:
+            return [dispatch]
+        self.queue.push(request, entry.place)
+        if is_first:
+            self._saturated.add(request.model)
+            return []
+        if request.model in self._saturated and self.queue.head(request.model) is not request:
+            return []
+        return self._place_waiting(request.model, now_s)
+
+    def cancel(self, request_id: str, reason: str, now_s: float, *, by_client: bool = True) -> list[Action]:
+        """Nobody wants the answer any more; a request that is over or ending is left alone."""
+        now_s = self._advance(now_s)
+        entry = self._entries.get(request_id)
+        if entry is None or entry.cancel_reason or (entry.attempt is not None and entry.attempt.outcome is not None):
+            return []
+        entry.cancel_reason, entry.is_cancelled_by_client = reason, by_client
+        if entry.attempt is None:
+            self.queue.remove(request_id)
+            finish = self._finish(entry, None, Outcome.ABORTED, reason)
+            return [finish, *self._place_freed((entry.request.model,), now_s)]
+        return self._abort(entry.attempt, reason, now_s)
+
+    def drain(self, now_s: float) -> list[Action]:
+        """From now on nothing new: who waits is refused, who runs may end."""
+        self._advance(now_s)
+        self._admission.is_draining = True
+        rejection = self._admission.shutting_down()
+        return [self._reject(request_id, rejection) for request_id in self.queue.request_ids()]
+
+    def abort_all(self, reason: str, now_s: float) -> list[Action]:
+        """Aborts whatever still runs."""
+        return [
+            action
+            for request_id in list(self._entries)
+            for action in self.cancel(request_id, reason, now_s, by_client=False)
+        ]
+
+    # -- workers
+
+    def on_worker_report(self, view: WorkerView, now_s: float) -> list[Action]:
+        """A worker said how it is."""
+        now_s = self._advance(now_s)
+        known = self.cluster.workers.get(view.worker_id)
+        was_ready = known is not None and self.cluster.is_ready(known)
+        worker = self.cluster.update(view, now_s)
+        self._admission.models.update(view.models)
+        actions = self._lose_calls(worker, now_s)
+        if was_ready:
+            self._saturated.difference_update(view.models)  # there may be more room: the next tick looks
+            return actions
+        return actions + self._place_freed(view.models, now_s)
+
+    def on_worker_lost(self, worker_id: str, cause: str, now_s: float) -> list[Action]:
+        """The worker is gone, and with it everything that ran there."""
+        now_s = self._advance(now_s)
+        worker = self.cluster.workers.get(worker_id)
+        if worker is None:
+            return []
+        self.stats.lost_workers += 1
+        lost = [self._attempts[attempt_id] for attempt_id in worker.claims]
+        self.cluster.hold(worker)
+        actions: list[Action] = []
+        for attempt in lost:
+            actions += self._lose(attempt, cause, now_s)
+        self.cluster.remove(worker_id)
+        return actions
+
+    # -- attempts
+
+    def on_progress(self, items: Iterable[Progress], now_s: float) -> None:
+        """Tokens computed so far: credit is trued up. What that frees is placed at the next tick or event."""
+        now_s = self._advance(now_s)
+        for progress in items:
+            attempt = self._attempts.get(progress.attempt_id)
+            if attempt is None:
+                continue
+            request = attempt.entry.request
+            if not attempt.has_progress and request.num_sequences == 1:
+                self._admission.estimates_of(request.model).observe_prompt(request, progress.prompt_tokens)
+            attempt.last_sign_s = now_s
+            attempt.advance(progress)
+            self.cluster.change(attempt.worker, attempt.attempt_id, attempt.claim())
+            self._saturated.discard(request.model)
+
+    def on_first_byte(self, attempt_id: str, now_s: float) -> None:
+        """The client was given a byte: from here on this attempt answers or nobody does."""
+        attempt = self._attempts.get(attempt_id)
+        if attempt is not None:
+            attempt.has_first_byte = True
+            attempt.last_sign_s = self._advance(now_s)
+
+    def on_ended(self, attempt_id: str, outcome: Outcome, cause: str, now_s: float) -> list[Action]:
+        """The bytes ended. A failed attempt is tried elsewhere at once; its usage, and any Finish, follow."""
+        now_s = self._advance(now_s)
+        attempt = self._attempts.get(attempt_id)
+        if attempt is None or attempt.outcome is not None:
+            return []
+        attempt.outcome, attempt.cause = outcome, cause
+        self._ending.setdefault(attempt_id, now_s)
+        if cause == BUSY_CAUSE:
+            self.cluster.hold(attempt.worker)
+        if self._fate(attempt) is Fate.END:
+            return []
+        return self._requeue(attempt, now_s)
+
+    def on_finished(self, usage: UsageRecord, now_s: float) -> list[Action]:
+        """Both endings are here: the attempt is settled with what the worker counted."""
+        now_s = self._advance(now_s)
+        attempt = self._attempts.get(usage.attempt_id)
+        if attempt is None:
+            return []
+        if attempt.outcome is None:
+            attempt.outcome, attempt.cause = usage.outcome, usage.cause
+        request = attempt.entry.request
+        if usage.outcome is Outcome.COMPLETED and usage.output_tokens:
+            self._admission.estimates_of(request.model).output.add(-(-usage.output_tokens // request.num_sequences))
+        tokens = Tokens(
+            input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens
+        )
+        return self._close(attempt, tokens, is_exact=True, now_s=now_s)
+
+    # -- time
+
+    def tick(self, now_s: float) -> list[Action]:
+        """What is due by the clock alone: deadlines, waits without end, silence, endings that never came."""
+        now_s = self._advance(now_s)
+        limits = self.limits
+        actions: list[Action] = []
+        self.cluster.hold_silent(now_s, limits.silent_s)
+        for worker_id in self.cluster.unheard(now_s, limits.lost_s):
+            actions += self.on_worker_lost(worker_id, "silent", now_s)
+        for request_id in self._deadlines.due(now_s):
+            actions += self._expire(request_id, now_s)
+        for request, rejection in self._admission.overdue(now_s):
+            actions.append(self._reject(request.request_id, rejection))
+        for attempt_id, since_s in list(self._ending.items()):
+            if since_s > now_s - limits.final_timeout_s:
+                break
+            attempt = self._attempts[attempt_id]
+            attempt.outcome = attempt.outcome or Outcome.FAILED
+            attempt.cause = attempt.cause or "usage_missing"
+            actions += self._close(attempt, attempt.executed(), is_exact=False, now_s=now_s)
+        for model in self.queue.models:
+            if model not in self._saturated:
+                actions += self._place_waiting(model, now_s)
+        return actions
+
+    # -- what drivers ask
+
+    def retry_after_s(self, band: int) -> int:
+        """Seconds after which a refused request of this band may find room, from the measured drain rate."""
+        return self._admission.retry_after_s(band, self._now_s)
+
+    def knows(self, attempt_id: str) -> bool:
+        """Whether the attempt is not settled yet."""
+        return attempt_id in self._attempts
+
+    def answers(self, attempt_id: str) -> bool:
+        """Whether what this attempt says goes to its client."""
+        attempt = self._attempts.get(attempt_id)
+        return attempt is not None and attempt.entry.attempt is attempt
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Every model that was configured or ever served."""
+        return frozenset(self._admission.models)
+
+    @property
+    def num_running(self) -> int:
+        """Attempts that own credit."""
+        return len(self._attempts)
+
+    @property
+    def num_open(self) -> int:
+        """Requests that have no answer yet."""
+        return len(self._entries)
+
+    # -- inside: refusing
+
+    def _expire(self, request_id: str, now_s: float) -> list[Action]:
+        """A deadline passed: who waits is refused, who runs is aborted."""
+        entry = self._entries.get(request_id)
+        if entry is None:
+            return []
+        if entry.attempt is not None:
+            return self.cancel(request_id, "deadline_exceeded", now_s, by_client=False)
+        return [self._reject(request_id, self._admission.expired(entry.request, now_s))]
+
+    def _reject(self, request_id: str, rejection: Rejection) -> Reject:
+        self.queue.remove(request_id)
+        self._entries.pop(request_id, None)
+        self.stats.rejected[rejection.reason] = self.stats.rejected.get(rejection.reason, 0) + 1
+        return Reject(request_id=request_id, rejection=rejection)
+
+    # -- inside: starting
+
+    def _place_freed(self, models: Iterable[str], now_s: float) -> list[Action]:
+        """Something changed for the better for these models."""
+        actions: list[Action] = []
+        for model in models:
+            self._saturated.discard(model)
+            actions += self._place_waiting(model, now_s)
+        return actions
+
+    def _place_waiting(self, model: str, now_s: float) -> list[Action]:
+        """Starts from the head on, until somebody does not fit: nobody overtakes."""
+        actions: list[Action] = []
+        while (request := self.queue.head(model)) is not None:
+            dispatch = self._start(self._entries[request.request_id], now_s)
+            if dispatch is None:
+                self._saturated.add(model)
+                break
+            self.queue.remove(request.request_id)
+            actions.append(dispatch)
+        return actions
+
+    def _start(self, entry: Entry, now_s: float) -> Dispatch | None:
+        """Places the request and claims its credit; None where nobody has room."""
+        request, estimates = entry.request, self._admission.estimates_of(entry.request.model)
+        prompt_tokens = estimates.prompt_tokens(request)
+        output_tokens = estimates.output_tokens(request)
+        work = work_of(request, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+        placement = place(self.cluster, request.model, work, avoid=entry.avoid)
+        if placement is None:
+            return None
+        entry.num_attempts += 1
+        attempt = Attempt(
+            attempt_id=f"{request.request_id}-{entry.num_attempts}",
+            entry=entry,
+            worker=placement.worker,
+            started_s=now_s,
+            last_sign_s=now_s,
+            prompt_tokens=prompt_tokens,
+            expected_tokens=output_tokens,
+        )
+        entry.attempt = attempt
+        self._attempts[attempt.attempt_id] = attempt
+        self.cluster.claim(placement.worker, attempt.attempt_id, attempt.claim())
+        self._admission.left_queue(request.band, now_s)
+        self.stats.dispatched += 1
+        return Dispatch(
+            request_id=request.request_id,
+            attempt_id=attempt.attempt_id,
+            worker_id=placement.worker.worker_id,
+            max_output_tokens=request.max_output_tokens,
+            priority=request.band,
+            reason=(
+                f"least predicted wait: {placement.wait_s:.3f} s, "
+                f"{placement.num_feasible} of {placement.num_serving} workers could take it"
+            ),
+        )
+
+    # -- inside: ending
+
+    def _abort(self, attempt: Attempt, reason: str, now_s: float) -> list[Action]:
+        attempt.abort_reason = reason
+        self._ending.setdefault(attempt.attempt_id, now_s)
+        return [Abort(attempt_id=attempt.attempt_id, worker_id=attempt.worker.worker_id, reason=reason)]
+
+    def _lose_calls(self, worker: Worker, now_s: float) -> list[Action]:
+        """Attempts that an idle worker does not know of: their calls were lost on the way."""
+        before_s = now_s - self.limits.call_lost_s
+        if worker.idle_since_s is None or worker.idle_since_s > before_s:
+            return []
+        actions: list[Action] = []
+        for attempt_id in list(worker.claims):
+            attempt = self._attempts[attempt_id]
+            if attempt.last_sign_s <= before_s and attempt.outcome is None:
+                actions += self._abort(attempt, "call_lost", now_s)
+                actions += self._lose(attempt, "call_lost", now_s)
+        return actions
+
+    def _lose(self, attempt: Attempt, cause: str, now_s: float) -> list[Action]:
+        """No word of this attempt will come: settled by its last progress."""
+        if attempt.outcome is None:
+            attempt.outcome, attempt.cause = Outcome.FAILED, cause
+        return self._close(attempt, attempt.executed(), is_exact=False, now_s=now_s)
+
+    def _fate(self, attempt: Attempt) -> Fate:
+        if self._admission.is_draining:
+            return Fate.END
+        has_other = self.cluster.has_ready(attempt.entry.request.model, other_than=attempt.worker)
+        limits = self.limits
+        return fate_of(attempt, has_other=has_other, max_retries=limits.max_retries, max_bounces=limits.max_bounces)
+
+    def _requeue(self, attempt: Attempt, now_s: float) -> list[Action]:
+        """Back to its old place; the attempt stays, owing its usage."""
+        entry = attempt.entry
+        if attempt.cause == BUSY_CAUSE:
+            entry.num_bounces += 1
+            self.stats.bounced += 1
+        else:
+            entry.num_losses += 1
+            entry.avoid |= {attempt.worker.life}
+            self.stats.retried += 1
+        entry.attempt = None
+        self.queue.push(entry.request, entry.place)
+        return self._place_freed((entry.request.model,), now_s)
+
+    def _close(self, attempt: Attempt, tokens: Tokens, *, is_exact: bool, now_s: float) -> list[Action]:
+        """The only end of an attempt: credit released, settled, and its request finished or sent on its way again."""
+        entry, outcome = attempt.entry, attempt.outcome
+        assert outcome is not None
+        del self._attempts[attempt.attempt_id]
+        self._ending.pop(attempt.attempt_id, None)
+        self.cluster.release(attempt.worker, attempt.attempt_id)
+        actions: list[Action] = [
+            Settle(
+                request_id=entry.request.request_id,
+                attempt_id=attempt.attempt_id,
+                worker_id=attempt.worker.worker_id,
+                payer=attempt.payer(outcome),
+                outcome=outcome,
+                cause=attempt.cause,
+                tokens=tokens,
+                is_exact=is_exact,
+            )
+        ]
+        if self._fate(attempt) is not Fate.END:
+            return actions + self._requeue(attempt, now_s)
+        if entry.attempt is attempt:
+            if entry.cancel_reason:
+                outcome, cause = Outcome.ABORTED, entry.cancel_reason
+            else:
+                # An abort nobody here ordered is the worker's failure, not the client's wish.
+                outcome = Outcome.FAILED if outcome is Outcome.ABORTED else outcome
+                cause = attempt.cause or ("engine_error" if outcome is Outcome.FAILED else "")
+            actions.append(self._finish(entry, attempt.attempt_id, outcome, cause))
+        return actions + self._place_freed(attempt.worker.view.models, now_s)
+
+    def _finish(self, entry: Entry, attempt_id: str | None, outcome: Outcome, cause: str) -> Finish:
+        request_id = entry.request.request_id
+        del self._entries[request_id]
+        self.stats.finished[outcome.value] = self.stats.finished.get(outcome.value, 0) + 1
+        return Finish(request_id=request_id, attempt_id=attempt_id, outcome=outcome, cause=cause)
+
+    def _advance(self, now_s: float) -> float:
+        """Time never goes back, whatever the driver's clock does."""
+        self._now_s = max(self._now_s, now_s)
+        return self._now_s
