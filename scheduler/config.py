@@ -9,199 +9,33 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from scheduler.config_errors import ConfigError, problems_of
+from scheduler.config_sections import (
+    AdminConfig,
+    LimitsConfig,
+    ModelConfig,
+    RayConfig,
+    ServerConfig,
+    TenantConfig,
+    WorkerConfig,
+)
 from workers.types import MeterSpec, WorkerSpec
+
+__all__ = ["BUILTIN_WEIGHTS", "Config", "ConfigError", "load_config", "weights_folder", "worker_specs"]
 
 ENVIRONMENT_PREFIX = "JOULEWAY_"
 """``JOULEWAY_SERVER__PORT=9000`` sets ``server.port``; two underscores go one level down."""
 
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 BUILTIN_WEIGHTS = "builtin:smollm2-135m-instruct"
 """Weights that ``make setup`` builds from a package; no model hub is asked."""
 
 MAX_CONFIG_BYTES = 4 << 20
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-"""Lower case, so that two names never differ by case alone; no brackets, which the house's own accounts use."""
-Port = Annotated[int, Field(ge=0, le=65535)]
-Tier = Literal["flex", "default", "priority"]
-Expansion = Literal["none", "nfc", "nfkc"]
-
-
-class Section(BaseModel):
-    """Unknown keys are errors, nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, hide_input_in_errors=True)
-
-
-class ServerConfig(Section):
-    """The OpenAI endpoint."""
-
-    host: str = "127.0.0.1"
-    port: Port = 8000
-    """0 = any free port (tests, demo)."""
-    allowed_hosts: tuple[str, ...] = ()
-    """Names that may stand in the Host header, beside the loopback names."""
-    tls_cert_file: Path | None = None
-    tls_key_file: Path | None = None
-    behind_proxy: bool = False
-    """A proxy in front of it speaks TLS; only then plain HTTP may leave loopback."""
-
-    @property
-    def is_loopback(self) -> bool:
-        """Nobody outside this machine can connect."""
-        return self.host in LOOPBACK_HOSTS
-
-    @model_validator(mode="after")
-    def _check(self) -> ServerConfig:
-        if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_cert_file and tls_key_file belong together: give both or none")
-        if not self.is_loopback:
-            if self.tls_cert_file is None and not self.behind_proxy:
-                raise ValueError(
-                    f"host {self.host} is beyond loopback: give tls_cert_file and tls_key_file, or behind_proxy: true"
-                )
-            if not self.allowed_hosts:
-                raise ValueError(
-                    f"host {self.host} is beyond loopback: name the hosts that may be asked, allowed_hosts"
-                )
-        return self
-
-
-class AdminConfig(Section):
-    """Metrics and admin routes, on their own listener."""
-
-    host: Literal["127.0.0.1", "localhost", "::1"] = "127.0.0.1"
-    """Always loopback."""
-    port: Port = 8001
-    key_file: Path | None = None
-    """None = ``admin.key`` in state_dir; written at the first start."""
-
-
-class RayConfig(Section):
-    """Which Ray cluster."""
-
-    address: str | None = None
-    """None = one of our own, which ends with us. ``auto`` or HOST:PORT = a standing one, on which engines outlive us."""
-    namespace: Name = "jouleway"
-    num_cpus: Annotated[int, Field(ge=1)] | None = None
-    """Own cluster only: cores that Ray may hand out; None = all."""
-
-
-class LimitsConfig(Section):
-    """Bounds of what clients may ask and of what may wait."""
-
-    max_body_bytes: Annotated[int, Field(ge=1024, le=256 << 20)] = 1 << 20
-    max_output_tokens: Annotated[int, Field(ge=1, le=10_000_000)] = 131_072
-    """The most that a client may ask for in one sequence; more is an error, not a cap."""
-    max_queued_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    """Of each priority band."""
-    max_queued_bytes: Annotated[int, Field(ge=1024)] = 256 << 20
-    """Of each priority band."""
-    request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 3600.0
-    """From arrival to the last byte; then the request is ended with deadline_exceeded."""
-    keep_alive_s: Annotated[float, Field(gt=0, le=300)] = 10.0
-    """Streams that wait longer for their first byte get a 200 and comments from then on."""
-    slow_reader_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
-    """How long one write to a client may block."""
-    drain_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
-    """Time that running requests get when the service stops."""
-    start_timeout_s: Annotated[float, Field(gt=0, le=7200)] = 900.0
-    """Time that a worker gets to load its weights and calibrate."""
-
-
-class ModelConfig(Section):
-    """One model, by the name under which clients ask for it."""
-
-    weights: str | None = None
-    """Folder or hub name for vLLM; ``builtin:…`` = built by ``make setup``; None for the simulated engine."""
-    default_output_tokens: Annotated[int, Field(ge=1)] = 4096
-    """What a request without a limit of its own gets."""
-    normalizer: Expansion = "nfkc"
-    """Of its tokenizer; bounds how many tokens a byte can become. nfkc is the worst case."""
-
-
-class MeterConfig(Section):
-    """Which meter; see docs/metering.md."""
-
-    kind: Literal["auto", "nvml", "rapl", "modelled", "simulated"] = "auto"
-    watts_per_cpu_second: Annotated[float, Field(ge=0)] = 12.0
-    idle_watts: Annotated[float, Field(ge=0)] = 3.0
-    counter_path: Path | None = None
-
-
-class WorkerConfig(Section):
-    """``count`` workers of one kind."""
-
-    name: Name
-    """Worker ids are ``name-0``, ``name-1``…"""
-    engine: Literal["vllm", "simulated"]
-    model: str
-    count: Annotated[int, Field(ge=1, le=10_000)] = 1
-    one_process: bool = False
-    """All of them in one actor; simulated engines only."""
-    engine_args: dict[str, str | int | float | bool | None | list[str]] = {}
-    """vllm: any argument of ``vllm serve`` by its long name with underscores; simulated: its own options."""
-    meter: MeterConfig = MeterConfig()
-    gpus: Annotated[int, Field(ge=0, le=16)] = 0
-    """GPUs of one engine; 0 = a CPU engine."""
-    cpus: Annotated[float, Field(gt=0)] = 1.0
-    zone: Name = "local"
-    max_running: Annotated[int, Field(ge=1)] = 256
-    window_s: Annotated[float, Field(gt=0, le=60)] = 5.0
-    calibration_s: Annotated[float, Field(ge=0, le=120)] = 20.0
-    stall_timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    orphan_timeout_s: Annotated[float, Field(ge=0)] = 1800.0
-    policy: Literal["shapley", "tokens", "solo-capped"] = "shapley"
-    seed: int = 0
-    environment: dict[str, str] = {}
-
-    @model_validator(mode="after")
-    def _check(self) -> WorkerConfig:
-        if self.one_process and self.engine != "simulated":
-            raise ValueError("one_process is for simulated engines: each vLLM engine needs a process of its own")
-        return self
-
-
-class KeyConfig(Section):
-    """One API key; the configuration never holds the key itself."""
-
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """Of the key's bytes: ``printf %s "$KEY" | sha256sum``."""
-    file: Path | None = None
-    """Holds the key in its first line; readable by its owner only."""
-    max_tier: Tier | None = None
-    """Narrower than its tenant's."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: object) -> object:
-        if isinstance(value, str):
-            if value.startswith("sha256:"):
-                return {"sha256": value.removeprefix("sha256:")}
-            raise ValueError("a key is never written here: give sha256:HASH or {file: PATH}")
-        return value
-
-    @model_validator(mode="after")
-    def _check(self) -> KeyConfig:
-        if (self.sha256 is None) == (self.file is None):
-            raise ValueError("give exactly one of sha256 and file")
-        return self
-
-
-class TenantConfig(Section):
-    """Who may ask, and how urgently."""
-
-    name: Name
-    project: str = "default"
-    keys: tuple[KeyConfig, ...] = ()
-    max_tier: Tier = "priority"
-    """The highest service tier it gets; a higher one asked for is lowered to it."""
 
 
 class Config(BaseSettings):
