@@ -10,7 +10,8 @@ same moves: its source is the measured step time × GPUs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from workers.types import Grade, Outcome, WindowRecord
@@ -80,9 +81,10 @@ class Book:
         balances = self._balances.values()
         return sum(balance[0] for balance in balances), sum(balance[1] for balance in balances)
 
-    @property
-    def tenants(self) -> list[str]:
-        return sorted({account.tenant for account in self._balances if account.kind is Kind.REQUESTS})
+    def accounts(self) -> Iterator[tuple[Account, int, int]]:
+        """(account, mJ, GPU-µs) of each."""
+        for account, (energy_mj, gpu_us) in self._balances.items():
+            yield account, energy_mj, gpu_us
 
     @property
     def num_accounts(self) -> int:
@@ -181,6 +183,37 @@ class Balance:
     calibration_mj: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantRow:
+    """One payer: tokens of its charges, energy of its postings."""
+
+    tenant: str
+    requests: int
+    attempts: int
+    aborted: int
+    failed: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    energy_mj: int
+    gpu_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerEnergy:
+    """One worker's accounts in mJ, calibration aside; meter == the sum of the others."""
+
+    worker_id: str
+    meter_mj: int
+    requests_mj: int
+    idle_mj: int
+    overhead_mj: int
+    unattributed_mj: int
+    in_flight_mj: int
+    requests_gpu_us: int
+    windows: WindowTotals
+
+
 class Accounts:
     """All balances of one control plane. Memory grows with workers × tenants, never with requests."""
 
@@ -267,4 +300,54 @@ class Accounts:
             inexact_sequences=self.inexact_sequences,
             posting_difference_mj=self.posting_difference_mj,
             calibration_mj=-self.calibration.total(Kind.METER, worker_id=worker_id)[0],
+        )
+
+    def tenant_rows(self) -> tuple[TenantRow, ...]:
+        """Every payer, by name; the operator's own row is among them."""
+        energy: dict[str, list[int]] = {}
+        for account, energy_mj, gpu_us in self.serving.accounts():
+            if account.kind is Kind.REQUESTS:
+                sums = energy.setdefault(account.tenant, [0, 0])
+                sums[0] += energy_mj
+                sums[1] += gpu_us
+        rows = []
+        for tenant in sorted(energy.keys() | self.tokens.keys()):
+            tokens, (energy_mj, gpu_us) = self.tokens.get(tenant, TokenTotals()), energy.get(tenant, (0, 0))
+            rows.append(
+                TenantRow(
+                    tenant=tenant,
+                    requests=tokens.requests,
+                    attempts=tokens.attempts,
+                    aborted=tokens.aborted,
+                    failed=tokens.failed,
+                    input_tokens=tokens.input_tokens,
+                    cached_tokens=tokens.cached_tokens,
+                    output_tokens=tokens.output_tokens,
+                    energy_mj=energy_mj,
+                    gpu_us=gpu_us,
+                )
+            )
+        return tuple(rows)
+
+    def worker_rows(self) -> tuple[WorkerEnergy, ...]:
+        """Every worker that ever closed a window, by id."""
+        sums: dict[str, dict[Kind, list[int]]] = {worker_id: {} for worker_id in self.windows}
+        for account, energy_mj, gpu_us in self.serving.accounts():
+            balance = sums.setdefault(account.worker_id, {}).setdefault(account.kind, [0, 0])
+            balance[0] += energy_mj
+            balance[1] += gpu_us
+        zero = [0, 0]
+        return tuple(
+            WorkerEnergy(
+                worker_id=worker_id,
+                meter_mj=-kinds.get(Kind.METER, zero)[0],
+                requests_mj=kinds.get(Kind.REQUESTS, zero)[0],
+                idle_mj=kinds.get(Kind.IDLE, zero)[0],
+                overhead_mj=kinds.get(Kind.OVERHEAD, zero)[0],
+                unattributed_mj=kinds.get(Kind.UNATTRIBUTED, zero)[0],
+                in_flight_mj=kinds.get(Kind.IN_FLIGHT, zero)[0],
+                requests_gpu_us=kinds.get(Kind.REQUESTS, zero)[1],
+                windows=replace(self.windows_of(worker_id)),
+            )
+            for worker_id, kinds in sorted(sums.items())
         )

@@ -1,0 +1,425 @@
+"""The core on the real clock with live workers: carries actions out, passes on what happened, computes nothing.
+
+Called by ``scheduler.api`` (submit, streams) and ``scheduler.service`` (links, stop). It must never know HTTP, Ray, a
+price or why the core decided as it did.
+
+What leaves in which order: an answer's bytes as they come; its End only after the charge is committed; a worker's
+acknowledgement only after the commit that holds its records. One task commits for all links (a durable ledger groups
+them there), so that reading reports never waits for a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+
+from scheduler.accounting.charging import charge_of, charge_of_stranger
+from scheduler.accounting.settlement import Charge, Settlement
+from scheduler.connection import Connection, Phase, WorkerLink
+from scheduler.core.actions import Abort as AbortAttempt
+from scheduler.core.actions import Action, Dispatch, Finish, Reject, Rejection, Settle
+from scheduler.core.cluster import DEFAULT_MAX_RUNNING, WorkerView
+from scheduler.core.request import Request
+from scheduler.core.scheduler import Scheduler
+from scheduler.snapshot import Snapshot, take_snapshot
+from scheduler.streams import Body, End, Head, Stream, Submission
+from workers.types import (
+    Abort,
+    Ack,
+    Call,
+    Chunk,
+    Ended,
+    EnergyPosting,
+    Numbered,
+    Outcome,
+    Output,
+    Report,
+    Started,
+    UsageRecord,
+    WindowRecord,
+    WorkerState,
+)
+
+__all__ = [
+    "Body",
+    "Charge",
+    "Dispatcher",
+    "End",
+    "Head",
+    "Phase",
+    "Rejection",
+    "Request",
+    "Snapshot",
+    "Stream",
+    "Submission",
+    "WorkerLink",
+]
+
+logger = logging.getLogger("jouleway.dispatcher")
+
+TICK_S = 0.05
+ABORT_GRACE_S = 5.0
+"""How long a stop waits for aborted attempts to end and for workers' last records."""
+
+RENDER_FAILED = "render_failed"
+"""Cause of an attempt that never left this process."""
+
+MAX_STRANGERS = 4_096
+"""Attempts of nobody that were told to abort and are remembered, so that each is told once."""
+
+
+@dataclass(slots=True, eq=False)
+class _Live:
+    """A request that has no End yet."""
+
+    submission: Submission
+    stream: Stream
+    charge: Charge | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """An attempt that is not settled yet."""
+
+    live: _Live
+    connection: Connection
+    started: Started | None = None
+    has_sent: bool = False
+    is_muted: bool = False
+    """Its reader is too slow: what still comes is dropped."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What waits for the next commit."""
+
+    ends: list[tuple[Stream, End]] = field(default_factory=list)
+    connections: set[Connection] = field(default_factory=set)
+
+
+class Dispatcher:
+    """One per control plane, on one event loop. ``start`` it, add links, submit; ``stop`` it once."""
+
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler,
+        settlement: Settlement,
+        on_worker_down: Callable[[str, str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
+        tick_s: float = TICK_S,
+    ) -> None:
+        self._core = scheduler
+        self.settlement = settlement
+        self._on_worker_down = on_worker_down
+        self._clock = clock
+        self._unix_clock = unix_clock
+        self._tick_s = tick_s
+        self._epoch = 0
+        self._live: dict[str, _Live] = {}
+        self._running: dict[str, _Running] = {}
+        self._connections: dict[str, Connection] = {}
+        self._reported_down: set[Connection] = set()
+        self._strangers: OrderedDict[str, None] = OrderedDict()
+        self._pending = _Pending()
+        self._has_pending = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._num_links = 0
+        self._bad_windows = 0
+        self._is_draining = False
+
+    # -- what the service calls
+
+    async def start(self) -> None:
+        """Starts the clock and the committer."""
+        self._tasks = [
+            asyncio.create_task(self._tick(), name="tick"),
+            asyncio.create_task(self._commit_forever(), name="commit"),
+        ]
+
+    def add_link(self, link: WorkerLink, *, max_running: int = DEFAULT_MAX_RUNNING, incarnation: str = "") -> None:
+        """Connects a worker. ``incarnation`` names its process (Ray: the actor's id); a new one counts records anew.
+
+        Raises: ValueError while another link of the same worker is alive.
+        """
+        known = self._connections.get(link.worker_id)
+        if known is not None and known.phase is not Phase.GONE:
+            raise ValueError(f"worker {link.worker_id} has a link already ({known.phase.value}): remove it first")
+        if known is not None:
+            self._reported_down.discard(known)
+        self._num_links += 1
+        connection = Connection(
+            link,
+            max_running=max_running,
+            incarnation=incarnation or f"link-{self._num_links}",
+            next_epoch=self._next_epoch,
+            on_report=self._on_report,
+            on_lost=self._on_lost,
+        )
+        self._connections[link.worker_id] = connection
+        self.settlement.open_worker(link.worker_id, incarnation=connection.incarnation)
+        connection.start()
+
+    async def remove_link(self, worker_id: str) -> None:
+        """Forgets a worker: its attempts are retried or ended, its in-flight energy is settled."""
+        connection = self._connections.get(worker_id)
+        if connection is None:
+            return
+        await connection.close()
+        self._apply(self._core.on_worker_lost(worker_id, "worker_removed", self._clock()))
+        del self._connections[worker_id]
+        self._reported_down.discard(connection)
+        self.settlement.close_worker(worker_id)
+
+    async def stop(self, *, drain_s: float = 0.0, stop_workers: bool = False) -> None:
+        """Refuses what waits, lets what runs end for ``drain_s``, aborts the rest, settles all, leaves the workers.
+
+        ``stop_workers`` stops them too, reading on until their last windows and postings are booked.
+        """
+        self._is_draining = True
+        self._apply(self._core.drain(self._clock()))
+        await self._wait(lambda: not self._core.num_running, drain_s)
+        self._apply(self._core.abort_all("shutting_down", self._clock()))
+        await self._wait(lambda: not self._core.num_running, ABORT_GRACE_S)
+        connections = list(self._connections.values())
+        if stop_workers:
+            for connection in connections:
+                connection.expect_end()
+            stops: list[Awaitable[None]] = [connection.link.stop() for connection in connections]
+            for error in await asyncio.gather(*stops, return_exceptions=True):
+                if isinstance(error, BaseException):
+                    logger.warning("a worker did not stop in order: %s", error)
+            await self._wait(lambda: all(map(_has_said_all, connections)), ABORT_GRACE_S)
+        await asyncio.sleep(0)
+        await self._commit()
+        for connection in connections:
+            await connection.flush()
+            if stop_workers:
+                await self.remove_link(connection.worker_id)
+                continue
+            await connection.close()
+            self._apply(self._core.on_worker_lost(connection.worker_id, "shutting_down", self._clock()))
+        await self._commit()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- what the relay calls
+
+    def submit(self, submission: Submission) -> Stream:
+        """Never blocks and never raises for load: a refusal is the stream's only item."""
+        request = submission.request
+        stream = Stream(request.request_id, on_close=self._on_close)
+        self._live[request.request_id] = _Live(submission, stream)
+        self._apply(self._core.submit(request, self._clock()))
+        return stream
+
+    def _on_close(self, request_id: str, reason: str) -> None:
+        if request_id in self._live:
+            self._apply(self._core.cancel(request_id, reason, self._clock()))
+
+    # -- what workers say
+
+    def _on_report(self, connection: Connection, report: Report) -> None:
+        now_s = self._clock()
+        core = self._core
+        if report.status is not None:
+            view = WorkerView.of(report.status, max_running=connection.max_running)
+            self._apply(core.on_worker_report(view, now_s))
+            if report.status.state is WorkerState.STOPPED:
+                self._report_down(connection, report.status.cause)
+        if report.progress:
+            core.on_progress(report.progress, now_s)
+        for output in report.outputs:
+            running = self._running.get(output.attempt_id)
+            if running is None:
+                self._turn_away(connection, output)
+                continue
+            match output:
+                case Chunk(body=body):
+                    self._on_chunk(running, output.attempt_id, body, now_s)
+                case Started():
+                    running.started = output
+                case Ended(attempt_id=attempt_id, outcome=outcome, cause=cause):
+                    if outcome in (Outcome.COMPLETED, Outcome.REFUSED):
+                        self._send_head(running, attempt_id, now_s)
+                    self._apply(core.on_ended(attempt_id, outcome, cause, now_s))
+        if report.records:
+            self._on_records(connection, report.records, now_s)
+
+    def _on_chunk(self, running: _Running, attempt_id: str, body: bytes, now_s: float) -> None:
+        """Bytes to the reader. What an engine says with a status of 500 or more stays here: it is tried again."""
+        if running.is_muted or not self._send_head(running, attempt_id, now_s):
+            return
+        stream = running.live.stream
+        if not stream.put_body(body):
+            running.is_muted = True
+            self._apply(self._core.cancel(stream.request_id, "slow_reader", now_s))
+
+    def _send_head(self, running: _Running, attempt_id: str, now_s: float) -> bool:
+        """Status and headers leave with the first byte; False if this attempt may not speak."""
+        if running.has_sent:
+            return True
+        started = running.started
+        if started is None or started.status >= 500 or not self._core.answers(attempt_id):
+            return False
+        running.has_sent = True
+        self._core.on_first_byte(attempt_id, now_s)
+        running.live.stream.put_head(Head(started.status, started.headers))
+        return True
+
+    def _turn_away(self, connection: Connection, output: Output) -> None:
+        """Bytes of an attempt that nobody owns (of an earlier control plane, or given up here): abort it, once."""
+        attempt_id = output.attempt_id
+        if isinstance(output, Ended):
+            self._strangers.pop(attempt_id, None)
+        elif attempt_id not in self._strangers:
+            self._strangers[attempt_id] = None
+            if len(self._strangers) > MAX_STRANGERS:
+                self._strangers.popitem(last=False)
+            connection.send(Abort(attempt_id=attempt_id, reason="orphaned"))
+
+    def _on_records(self, connection: Connection, records: list[Numbered], now_s: float) -> None:
+        """Each record is booked once; what is booked is acknowledged after the next commit."""
+        worker_id = connection.worker_id
+        for numbered in records:
+            if not self.settlement.is_new(worker_id, numbered.number):
+                continue
+            match numbered.record:
+                case UsageRecord() as usage:
+                    if self._core.knows(usage.attempt_id):
+                        self._apply(self._core.on_finished(usage, now_s), usage=usage)
+                    else:
+                        self.settlement.charge(charge_of_stranger(usage, worker_id=worker_id, status=connection.status))
+                case EnergyPosting() as posting:
+                    self.settlement.post_energy(worker_id, posting)
+                case WindowRecord() as window:
+                    try:
+                        self.settlement.window(worker_id, window)
+                    except ValueError as error:
+                        self._bad_windows += 1
+                        logger.error("a window was not booked: %s", error)
+        self._pending.connections.add(connection)
+        self._has_pending.set()
+
+    def _on_lost(self, connection: Connection, cause: str) -> None:
+        self._apply(self._core.on_worker_lost(connection.worker_id, cause, self._clock()))
+        if connection.phase in (Phase.GONE, Phase.FENCED):
+            self.settlement.close_worker(connection.worker_id)
+        if connection.phase is Phase.GONE:
+            self._report_down(connection, connection.cause)
+
+    def _report_down(self, connection: Connection, cause: str) -> None:
+        """Says once that this worker will not come back by itself."""
+        if connection not in self._reported_down and not self._is_draining:
+            self._reported_down.add(connection)
+            if self._on_worker_down is not None:
+                self._on_worker_down(connection.worker_id, cause)
+
+    # -- carrying out
+
+    def _apply(self, actions: Iterable[Action], *, usage: UsageRecord | None = None) -> None:
+        """Carries actions out in order; an order that fails here comes back to the core as a failed attempt."""
+        waiting = deque(actions)
+        while waiting:
+            match waiting.popleft():
+                case Dispatch() as dispatch:
+                    waiting.extend(self._dispatch(dispatch))
+                case AbortAttempt() as abort:
+                    self._connections[abort.worker_id].send(Abort(attempt_id=abort.attempt_id, reason=abort.reason))
+                case Settle() as settle:
+                    self._settle(settle, usage if usage and usage.attempt_id == settle.attempt_id else None)
+                case Reject(request_id=request_id, rejection=rejection):
+                    live = self._live.pop(request_id)
+                    live.stream.put_end(End(rejection=rejection, cause=rejection.reason, charge=live.charge))
+                case Finish() as finish:
+                    live = self._live.pop(finish.request_id)
+                    end = End(outcome=finish.outcome, cause=finish.cause, charge=live.charge)
+                    self._pending.ends.append((live.stream, end))
+                    self._has_pending.set()
+
+    def _dispatch(self, dispatch: Dispatch) -> list[Action]:
+        live = self._live[dispatch.request_id]
+        connection, attempt_id = self._connections[dispatch.worker_id], dispatch.attempt_id
+        self._running[attempt_id] = _Running(live, connection)
+        try:
+            body = live.submission.render(dispatch.max_output_tokens, dispatch.priority)
+        except Exception as error:
+            # The text of this error may hold a prompt: only its type leaves.
+            logger.error("request %s could not be rendered: %s", dispatch.request_id, type(error).__name__)
+            failed = UsageRecord(attempt_id=attempt_id, outcome=Outcome.FAILED, cause=RENDER_FAILED)
+            return self._core.on_finished(failed, self._clock())
+        call = Call(attempt_id=attempt_id, path=live.submission.path, body=body, priority=dispatch.priority)
+        connection.send(call)
+        return []
+
+    def _settle(self, settle: Settle, usage: UsageRecord | None) -> None:
+        running = self._running.pop(settle.attempt_id)
+        live, connection = running.live, running.connection
+        live.charge = charge_of(settle, live.submission.request, status=connection.status, usage=usage)
+        self.settlement.charge(live.charge)
+        if (not settle.is_exact and connection.phase is Phase.CONNECTED) or settle.cause == RENDER_FAILED:
+            self.settlement.give_up(settle.attempt_id)  # its worker lives and does not know it: no posting will come
+
+    # -- clocks
+
+    def _next_epoch(self) -> int:
+        """Rises by every connection, and above those of every earlier control plane on this host's clock."""
+        self._epoch = max(self._epoch + 1, int(self._unix_clock() * 1000))
+        return self._epoch
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self._tick_s)
+            try:
+                self._apply(self._core.tick(self._clock()))
+            except Exception:
+                logger.exception("a tick failed; the next one follows")
+
+    async def _commit_forever(self) -> None:
+        while True:
+            await self._has_pending.wait()
+            self._has_pending.clear()
+            await self._commit()
+
+    async def _commit(self) -> None:
+        """Everything booked so far becomes durable; then answers end and workers may forget."""
+        pending, self._pending = self._pending, _Pending()
+        numbers = {each: self.settlement.watermark(each.worker_id) or 0 for each in pending.connections}
+        await self.settlement.commit()
+        for stream, end in pending.ends:
+            stream.put_end(end)
+        for connection, number in numbers.items():
+            if number > connection.acked_number:
+                connection.acked_number = number
+                connection.send(Ack(number=number))
+
+    async def _wait(self, is_done: Callable[[], bool], timeout_s: float) -> None:
+        until_s = self._clock() + timeout_s
+        while not is_done() and self._clock() < until_s:
+            await asyncio.sleep(min(self._tick_s, 0.02))
+
+    # -- what can be seen
+
+    def snapshot(self) -> Snapshot:
+        """Everything at this moment; costs workers × tenants, so at most once a second please."""
+        return take_snapshot(
+            self._core,
+            self.settlement,
+            self._connections.values(),
+            bad_windows=self._bad_windows,
+            is_draining=self._is_draining,
+        )
+
+
+def _has_said_all(connection: Connection) -> bool:
+    """Whether a stopped worker's records are all here."""
+    status = connection.status
+    if connection.phase is not Phase.CONNECTED or status is None:
+        return True
+    return status.state is WorkerState.STOPPED and status.outbox_depth == 0
