@@ -10,14 +10,14 @@ unknowns (Lawson & Hanson 1974, chapter 23, on the normal equations).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.curve import CONTEXT, DECODE, PREFILL, Curve, Floats
 
-NUM_ROUNDS = 8
+MAX_ROUNDS = 12
 """Gauss-Newton rounds of a curved fit; an affine fit needs one."""
 
 TOLERANCE_RATIO = 1e-4
@@ -55,38 +55,64 @@ class Fit:
     """Condition number of the data alone, columns scaled to equal energy; ∞ where a load was never varied."""
 
 
-def fit(bunches: Bunches, *, prior: Curve, prior_gap: float, prior_weight: float, exponent: float = 1.0) -> Fit:
+def fit(
+    bunches: Bunches,
+    *,
+    prior: Curve,
+    prior_weight: float,
+    exponent: float = 1.0,
+    start: Curve | None = None,
+    max_rounds: int = MAX_ROUNDS,
+) -> Fit:
     """The curve of this ``exponent`` with the least weighted squared relative error, near ``prior`` where data is thin.
 
-    ``prior_weight`` is what a deviation of a whole prior coefficient costs, in squared relative errors.
+    ``prior`` is affine; ``prior_weight`` is what a deviation by a whole prior coefficient costs, in squared relative
+    errors. ``start``: an earlier fit to begin from. A curved fit ends after ``max_rounds`` with the best round.
     """
-    scale = _scales(bunches, prior, prior_gap)
-    start = np.array((prior.base, prior.prefill, prior.decode, prior.context, prior_gap))
-    pivot = _pivot(bunches, prior)
-    if prior.exponent == exponent and exponent != 1.0:
-        pivot = prior.pivot
-    theta = start
-    design, values = _linearised(bunches, theta, exponent, pivot)
-    for _ in range(1 if exponent == 1.0 else NUM_ROUNDS):
-        design, values = _linearised(bunches, theta, exponent, pivot)
-        rows, goals = _weighted(bunches, design, values)
+    scale = _scales(bunches, prior)
+    centre = np.array((prior.base, prior.prefill, prior.decode, prior.context, 0.0))
+    begin = prior if start is None else start
+    pivot = begin.pivot if begin.exponent != 1.0 else _mean_weight(bunches, begin)
+    begin = _bent_to(begin, exponent, pivot, _mean_weight(bunches, begin))
+    theta = np.array((begin.base, begin.prefill, begin.decode, begin.context, 0.0))
+    best: Fit | None = None
+    for _ in range(1 if exponent == 1.0 else max_rounds):
+        rows, goals = _weighted(bunches, *_linearised(bunches, theta, exponent, pivot))
         normal = rows.T @ rows + np.diag(prior_weight / scale**2)
-        right = rows.T @ goals + prior_weight * start / scale**2
-        moved = non_negative(normal, right)
+        moved = non_negative(normal, rows.T @ goals + prior_weight * centre / scale**2)
         is_done = bool(np.all(np.abs(moved - theta) <= TOLERANCE_RATIO * (np.abs(theta) + scale)))
         theta = moved
+        found = _judged(bunches, theta, exponent, pivot, condition=_condition(rows))
+        if best is None or found.mean_square < best.mean_square:
+            best = found
         if is_done:
             break
-    curve = _curve(theta, exponent, pivot)
-    predicted = predict(bunches, curve, float(theta[4]))
-    errors = predicted / bunches.targets - 1
+    assert best is not None
+    return best
+
+
+def _judged(bunches: Bunches, theta: Floats, exponent: float, pivot: float, *, condition: float) -> Fit:
+    curve, gap = _curve(theta, exponent, pivot), float(theta[4]) if bunches.has_gaps else 0.0
+    errors = predict(bunches, curve, gap) / bunches.targets - 1
     total = float(bunches.weights.sum())
-    rows, _ = _weighted(bunches, *_linearised(bunches, theta, exponent, pivot))
-    return Fit(
-        curve=curve,
-        gap=float(theta[4]) if bunches.has_gaps else 0.0,
-        mean_square=float(bunches.weights @ errors**2) / total if total > 0 else 0.0,
-        condition=_condition(rows),
+    mean_square = float(bunches.weights @ errors**2) / total if total > 0 else 0.0
+    return Fit(curve=curve, gap=gap, mean_square=mean_square, condition=condition)
+
+
+def _bent_to(curve: Curve, exponent: float, pivot: float, mean_weight: float) -> Curve:
+    """The curve with another exponent that costs the same at ``mean_weight``."""
+    if mean_weight <= 0:
+        return replace(curve, exponent=exponent, pivot=pivot)
+    bend = float(curve.bend(np.array([mean_weight]))[0])
+    weight = bend if exponent == 1.0 else pivot * (bend / pivot) ** (1 / exponent)
+    ratio = weight / mean_weight
+    return Curve(
+        base=curve.base,
+        prefill=curve.prefill * ratio,
+        decode=curve.decode * ratio,
+        context=curve.context * ratio,
+        exponent=exponent,
+        pivot=pivot,
     )
 
 
@@ -129,28 +155,23 @@ def _curve(theta: Floats, exponent: float, pivot: float) -> Curve:
     return Curve(base=base, prefill=prefill, decode=decode, context=context, exponent=exponent, pivot=pivot)
 
 
-def _pivot(bunches: Bunches, prior: Curve) -> float:
-    """The mean step's sum of weights, so that a curve starts where its affine prior is."""
+def _mean_weight(bunches: Bunches, curve: Curve) -> float:
+    """The mean step's sum of weights."""
     num_steps = float(bunches.counts.sum())
-    mean = float(bunches.counts @ prior.weights(bunches.features)) / num_steps if num_steps else 0.0
+    mean = float(bunches.counts @ curve.weights(bunches.features)) / num_steps if num_steps else 0.0
     return mean if mean > 0 else 1.0
 
 
-def _scales(bunches: Bunches, prior: Curve, prior_gap: float) -> Floats:
+def _scales(bunches: Bunches, prior: Curve) -> Floats:
     """How far a coefficient may reasonably lie from the prior: itself, or what would be a tenth of all cost."""
     total = float(bunches.targets.sum())
-    amounts = np.array(
-        (
-            bunches.counts.sum(),
-            bunches.counts @ bunches.features[:, PREFILL],
-            bunches.counts @ bunches.features[:, DECODE],
-            bunches.counts @ bunches.features[:, CONTEXT],
-            bunches.gaps.sum() if bunches.has_gaps else 0.0,
-        )
+    amounts = np.append(
+        bunches.counts @ np.column_stack((np.ones(len(bunches.counts)), bunches.features)),
+        bunches.gaps.sum() if bunches.has_gaps else 0.0,
     )
-    tenth = 0.1 * total / np.maximum(amounts, 1e-9)
-    start = np.array((prior.base, prior.prefill, prior.decode, prior.context, prior_gap))
-    return np.asarray(np.maximum(start, np.where(amounts > 0, tenth, 0.0)) + 1e-12)
+    tenth = np.where(amounts > 0, 0.1 * total / np.maximum(amounts, 1e-9), 0.0)
+    centre = np.array((prior.base, prior.prefill, prior.decode, prior.context, 0.0))
+    return np.asarray(np.maximum(centre, tenth) + 1e-12)
 
 
 def _linearised(bunches: Bunches, theta: Floats, exponent: float, pivot: float) -> tuple[Floats, Floats]:

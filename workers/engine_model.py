@@ -11,7 +11,6 @@ identified its shape is taken from the time curve (a device draws roughly consta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,8 +38,19 @@ MEASUREMENT_RATIO = 0.03
 PRIOR_RATIO = 0.7
 """Assumed standard error of a prior coefficient, as a share of it."""
 
-EXPONENTS = tuple(round(0.3 + 0.05 * index, 2) for index in range(15))
-"""Exponents tried by a curved fit, 0.30 to 1.00."""
+PRIOR_WEIGHT = (MEASUREMENT_RATIO / PRIOR_RATIO) ** 2
+"""Cost of a whole prior coefficient's deviation, in squared relative errors of a window."""
+
+CURVED_PRIOR_WEIGHT = PRIOR_WEIGHT / 1000
+"""The same for a curved fit: its prior is affine, so it may only decide where nothing else does."""
+
+MIN_BUSY_RATIO = 0.05
+"""Windows with a smaller share of energy above idle say nothing about steps."""
+
+MIN_EXPONENT, EXPONENT_STEP = 0.3, 0.02
+FIRST_EXPONENTS, FIRST_ROUNDS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 6
+NEXT_ROUNDS = 2
+"""Rounds per exponent once there is a curve to begin from: each window takes the fit a little further."""
 
 MIN_CURVED_WINDOWS = 8
 """Fewer windows than this cannot tell an exponent: the last one stands."""
@@ -99,7 +109,8 @@ class EngineModel:
         self._time_prior = self._time
         self._prior = None if prior is None else Curve.affine(prior.energy_joules)
         self._energy = self._time if self._prior is None else self._prior
-        self._affine = self._energy
+        self._affine_time, self._affine_energy = self._time, self._energy
+        self._is_identified = False
         self._idle_watts = 0.0 if prior is None else prior.idle_watts
         self._is_idle_known = prior is not None and prior.idle_watts > 0
         self._is_learned = prior is not None
@@ -130,7 +141,7 @@ class EngineModel:
 
     def curves(self) -> StepCurves:
         """Affine step curves for placement (the nearest affine ones where the fit is curved)."""
-        energy, time = self._affine, self._time
+        energy, time = self._affine_energy, self._affine_time
         return StepCurves(
             time_s=(time.base, time.prefill, time.decode, time.context),
             energy_joules=(energy.base, energy.prefill, energy.decode, energy.context),
@@ -248,36 +259,28 @@ class EngineModel:
             weights=counts[is_timed] * FORGETTING ** ages[is_timed],
             gaps=np.zeros(num_groups),
         )
-        weight = (MEASUREMENT_RATIO / PRIOR_RATIO) ** 2
-        self._time = self._best(bunches, self._time_prior, 0.0, weight, self._time.exponent).curve
+        affine = fit(bunches, prior=_levelled(self._time_prior, bunches), prior_weight=PRIOR_WEIGHT)
+        self._affine_time = affine.curve
+        self._time = self._curved(bunches, affine, self._time).curve
 
     def _fit_energy(self) -> None:
         bunches = self._energy_bunches()
         if bunches is None:
             return
-        prior = self._prior if self._prior is not None else self._time
-        if self._prior is None or not self._is_learned:
-            unscaled = predict(replace(bunches, has_gaps=False), prior, 0.0)
-            level = float(bunches.weights @ (unscaled / bunches.targets)) / float(
-                bunches.weights @ (unscaled / bunches.targets) ** 2
-            )
-            prior = prior.scaled(level)
-        weight = (MEASUREMENT_RATIO / PRIOR_RATIO) ** 2
-        affine_prior = replace(prior, exponent=1.0)
-        found = fit(bunches, prior=affine_prior, prior_gap=0.0, prior_weight=weight)
+        prior = self._prior
+        if prior is None:
+            # A device draws about constant watts while it works: the time curve gives the shape, the windows the level.
+            prior = _levelled(self._affine_time, replace(bunches, has_gaps=False))
+        found = fit(bunches, prior=prior, prior_weight=PRIOR_WEIGHT)
         self._is_frozen = found.condition > MAX_CONDITION
-        if self._is_frozen and self._source == "windows":
+        if self._is_frozen and self._is_identified:
             return
-        if self._is_frozen:
-            # The level is known, the shape is not: keep the prior's.
-            self._energy = self._affine = affine_prior
-            self._is_learned = True
-            return
-        self._affine = found.curve
-        best = self._best(bunches, affine_prior, 0.0, weight, self._energy.exponent) if self._is_curved else found
+        self._affine_energy = found.curve
+        best = found if self._is_frozen else self._curved(bunches, found, self._energy)
         self._energy = best.curve
         if bunches.has_gaps:
             self._idle_watts = best.gap
+        self._is_identified = not self._is_frozen
         self._is_learned, self._source = True, "windows"
 
     def _energy_bunches(self) -> Bunches | None:
@@ -287,11 +290,10 @@ class EngineModel:
             (window, window.energy_joules - (0.0 if has_gaps else self._idle_watts * window.gap_s))
             for window in self._windows
         ]
-        kept = [(window, joules) for window, joules in known if joules > 0]
+        kept = [(window, joules) for window, joules in known if joules > MIN_BUSY_RATIO * window.energy_joules]
         if not kept:
             return None
         gaps = np.array([window.gap_s for window, _ in kept])
-        targets = np.array([joules for _, joules in kept])
         # What is left after a large idle part is as uncertain as the whole window.
         certainty = np.array([joules / window.energy_joules for window, joules in kept])
         ages = np.array([self._num_windows - window.number for window, _ in kept])
@@ -299,21 +301,34 @@ class EngineModel:
             features=np.concatenate([window.features for window, _ in kept]),
             counts=np.concatenate([window.counts for window, _ in kept]),
             owner=np.repeat(np.arange(len(kept)), [len(window.counts) for window, _ in kept]),
-            targets=targets,
+            targets=np.array([joules for _, joules in kept]),
             weights=certainty**2 * FORGETTING**ages,
             gaps=gaps,
             has_gaps=has_gaps and bool((gaps > 0).any()),
         )
 
-    def _best(self, bunches: Bunches, prior: Curve, prior_gap: float, weight: float, last: float) -> Fit:
-        """The exponent that fits best: near the last one, or of all once in a while."""
+    def _curved(self, bunches: Bunches, affine: Fit, last: Curve) -> Fit:
+        """The best of a few exponents around the last one, each begun from it; the affine fit where none is allowed."""
         if not self._is_curved or len(self._windows) < MIN_CURVED_WINDOWS:
-            return fit(bunches, prior=prior, prior_gap=prior_gap, prior_weight=weight, exponent=last)
-        candidates: Sequence[float] = EXPONENTS
-        if self._num_windows > 2 * MIN_CURVED_WINDOWS and self._num_windows % 16:
-            candidates = [exponent for exponent in EXPONENTS if abs(exponent - last) < 0.06]
+            return affine
+        candidates: tuple[float, ...] = tuple(last.exponent + step for step in (-EXPONENT_STEP, 0.0, EXPONENT_STEP))
+        start, max_rounds = last, NEXT_ROUNDS
+        if last.exponent == 1.0:
+            if self._num_windows % MIN_CURVED_WINDOWS:
+                return affine
+            # No curve yet: look everywhere, now and then.
+            candidates, start, max_rounds = FIRST_EXPONENTS, affine.curve, FIRST_ROUNDS
         fits = [
-            fit(bunches, prior=prior, prior_gap=prior_gap, prior_weight=weight, exponent=exponent)
+            fit(bunches, prior=affine.curve, prior_weight=CURVED_PRIOR_WEIGHT, exponent=exponent, start=start,
+                max_rounds=max_rounds)
             for exponent in candidates
-        ]
-        return min(fits, key=lambda found: found.mean_square)
+            if MIN_EXPONENT <= exponent < 1.0
+        ]  # fmt: skip
+        return min((*fits, affine), key=lambda found: found.mean_square)
+
+
+def _levelled(prior: Curve, bunches: Bunches) -> Curve:
+    """The prior's shape at the level that fits the targets best."""
+    ratios = predict(bunches, prior, 0.0) / bunches.targets
+    square = float(bunches.weights @ ratios**2)
+    return prior.scaled(float(bunches.weights @ ratios) / square) if square > 0 else prior

@@ -275,6 +275,8 @@ class EnergyPosting(msgspec.Struct, frozen=True, kw_only=True, tag="posting"):
     policy: str
     complete: bool = True
     """False: a window of this attempt was lost, its energy is in unattributed."""
+    computed_tokens: int | None = None
+    """Tokens of the steps that this energy was split by; None = not counted. Held against the attempt's usage."""
 
 
 class WindowRecord(msgspec.Struct, frozen=True, kw_only=True, tag="window"):

@@ -1,0 +1,172 @@
+"""Judges a run by its records: does every millijoule add up, and is the attribution itself believable?
+
+Called by the demo, by tests and by benchmarks. It must never know a meter, an engine or a clock.
+
+Conservation alone cannot fail when steps are lost: what is left is scaled up to the meter. Three further looks can:
+predicted over measured energy (a level that moved), a request's tokens in its energy against the tokens its engine
+scheduled (steps lost on the way), and requests that computed but paid nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from workers.types import EnergyPosting, UsageRecord, WindowRecord
+
+MAX_UNATTRIBUTED_RATIO = 0.02
+"""Of the meter, both signs counted as positive."""
+
+MIN_REQUESTS_RATIO = 0.90
+"""Of busy energy (meter − idle)."""
+
+SIMULATED_BOUNDS = (0.95, 1.05)
+LIVE_BOUNDS = (0.90, 1.10)
+"""Predicted over measured busy energy."""
+
+SPAN_WINDOWS = 20
+"""The bounds hold for every so many windows in a row, too: a learner that adapts would hide a moved level."""
+
+MAX_NAMED = 5
+"""Attempts named in one problem."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """A run's accounts in mJ, its ratios (None where there is nothing to divide by), and what is wrong with it."""
+
+    meter_mj: int
+    idle_mj: int
+    overhead_mj: int
+    unattributed_mj: int
+    requests_mj: int
+    difference_mj: int
+    """Σ over windows and attempts of what does not add up, all signs positive; 0 in a correct program, always."""
+    unattributed_ratio: float | None
+    requests_ratio: float | None
+    predicted_over_measured: float | None
+    worst_span: float | None
+    """The predicted over measured of SPAN_WINDOWS windows in a row that is farthest from 1."""
+    num_windows: int
+    problems: tuple[str, ...]
+    """Each in words with its numbers; empty in a clean run."""
+
+    @property
+    def is_clean(self) -> bool:
+        """True when every bound holds."""
+        return not self.problems
+
+
+def check_balance(
+    windows: Iterable[WindowRecord],
+    postings: Iterable[EnergyPosting] = (),
+    usages: Iterable[UsageRecord] = (),
+    *,
+    is_live: bool = False,
+) -> Balance:
+    """The accounts of a settled run of one worker. Calibration windows must add up but are not judged further.
+
+    ``postings`` and ``usages`` of all attempts that ended, when the in-flight account is empty again; without them
+    only windows are judged. ``is_live``: the wider bounds of real hardware.
+    """
+    windows, postings, usages = list(windows), list(postings), list(usages)
+    problems: list[str] = []
+    difference_mj = sum(_difference_mj(window) for window in windows)
+    if usages or postings:
+        difference_mj += _posting_difference_mj(windows, postings)
+        problems += _attempt_problems(postings, usages)
+    served = [window for window in windows if not window.calibrating]
+    meter_mj, idle_mj = sum(w.meter_mj for w in served), sum(w.idle_mj for w in served)
+    requests_mj = sum(w.in_flight_mj for w in served)
+    unattributed_ratio = _ratio(sum(abs(w.unattributed_mj) for w in served), meter_mj)
+    requests_ratio = _ratio(requests_mj, meter_mj - idle_mj)
+    bounds = LIVE_BOUNDS if is_live else SIMULATED_BOUNDS
+    overall = _level(served)
+    spans = [_level(served[start : start + SPAN_WINDOWS]) for start in range(max(len(served) - SPAN_WINDOWS + 1, 0))]
+    worst_span = max((span for span in spans if span is not None), key=lambda span: abs(span - 1), default=None)
+    if difference_mj:
+        problems.insert(0, f"difference is {difference_mj} mJ, must be 0")
+    if unattributed_ratio is None:
+        problems.append("the meter counted nothing: no window to judge")
+    elif unattributed_ratio > MAX_UNATTRIBUTED_RATIO:
+        problems.append(f"unattributed is {unattributed_ratio:.1%} of the meter, bound {MAX_UNATTRIBUTED_RATIO:.0%}")
+    if requests_ratio is not None and requests_ratio < MIN_REQUESTS_RATIO:
+        problems.append(f"requests are {requests_ratio:.1%} of busy energy, bound {MIN_REQUESTS_RATIO:.0%}")
+    for name, level in (("predicted / measured", overall), (f"worst {SPAN_WINDOWS} windows in a row", worst_span)):
+        if level is not None and not bounds[0] <= level <= bounds[1]:
+            problems.append(f"{name} is {level:.3f}, bounds {bounds[0]:.2f}-{bounds[1]:.2f}")
+    return Balance(
+        meter_mj=meter_mj,
+        idle_mj=idle_mj,
+        overhead_mj=sum(w.overhead_mj for w in served),
+        unattributed_mj=sum(w.unattributed_mj for w in served),
+        requests_mj=requests_mj,
+        difference_mj=difference_mj,
+        unattributed_ratio=unattributed_ratio,
+        requests_ratio=requests_ratio,
+        predicted_over_measured=overall,
+        worst_span=worst_span,
+        num_windows=len(served),
+        problems=tuple(problems),
+    )
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole > 0 else None
+
+
+def _level(windows: Sequence[WindowRecord]) -> float | None:
+    """Predicted over measured busy energy of windows with steps."""
+    stepping = [window for window in windows if window.num_steps]
+    return _ratio(sum(w.predicted_mj for w in stepping), sum(w.meter_mj - w.idle_mj for w in stepping))
+
+
+def _difference_mj(window: WindowRecord) -> int:
+    accounts_mj = window.idle_mj + window.overhead_mj + window.unattributed_mj + window.in_flight_mj
+    shares_mj = sum(energy_mj for _, energy_mj, _ in window.shares)
+    return abs(window.meter_mj - accounts_mj) + abs(window.in_flight_mj - shares_mj)
+
+
+def _posting_difference_mj(windows: Sequence[WindowRecord], postings: Sequence[EnergyPosting]) -> int:
+    """What went into the in-flight account per attempt, less what came out; every attempt is posted once."""
+    in_flight_mj: dict[str, int] = defaultdict(int)
+    for window in windows:
+        for attempt_id, energy_mj, _ in window.shares:
+            in_flight_mj[attempt_id] += energy_mj
+    for posting in postings:
+        in_flight_mj[posting.attempt_id] -= posting.energy_mj
+    return sum(abs(left_mj) for left_mj in in_flight_mj.values())
+
+
+def _attempt_problems(postings: Sequence[EnergyPosting], usages: Sequence[UsageRecord]) -> list[str]:
+    by_attempt = {posting.attempt_id: posting for posting in postings}
+    unposted, unpaid, short = [], [], []
+    for usage in usages:
+        scheduled = sum(sequence.scheduled_tokens for sequence in usage.sequences)
+        # What ran beyond the stop may have been computed when the attempt was already closed: it is overhead then.
+        overrun = sum(sequence.overrun_tokens for sequence in usage.sequences)
+        posting = by_attempt.get(usage.attempt_id)
+        if posting is None:
+            unposted.append(usage.attempt_id)
+        elif scheduled - overrun > 0 and posting.gpu_us <= 0:
+            unpaid.append(usage.attempt_id)
+        elif (
+            posting.computed_tokens is not None
+            and posting.complete
+            and all(sequence.exact for sequence in usage.sequences)
+            and not scheduled - overrun <= posting.computed_tokens <= scheduled
+        ):
+            short.append(f"{usage.attempt_id} ({posting.computed_tokens} of {scheduled})")
+    problems = []
+    if len(by_attempt) < len(postings):
+        problems.append(f"{len(postings) - len(by_attempt)} attempts were posted more than once")
+    for words, names in (
+        ("attempts without an energy posting", unposted),
+        ("attempts that computed tokens and paid no GPU-time", unpaid),
+        ("attempts whose energy does not cover the tokens scheduled", short),
+    ):
+        if names:
+            named = ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")
+            problems.append(f"{len(names)} {words}: {named}")
+    return problems
