@@ -15,10 +15,11 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from scheduler.accounting.charging import charge_of, charge_of_stranger
 from scheduler.accounting.settlement import Charge, Settlement
+from scheduler.committer import Committer
 from scheduler.connection import Connection, Phase, WorkerLink
 from scheduler.core.actions import Abort as AbortAttempt
 from scheduler.core.actions import Action, Dispatch, Finish, Reject, Rejection, Settle
@@ -29,7 +30,6 @@ from scheduler.snapshot import Snapshot, take_snapshot
 from scheduler.streams import Body, End, Head, Stream, Submission
 from workers.types import (
     Abort,
-    Ack,
     Call,
     Chunk,
     Ended,
@@ -93,14 +93,6 @@ class _Running:
     """Its reader is too slow: what still comes is dropped."""
 
 
-@dataclass(slots=True)
-class _Pending:
-    """What waits for the next commit."""
-
-    ends: list[tuple[Stream, End]] = field(default_factory=list)
-    connections: set[Connection] = field(default_factory=set)
-
-
 class Dispatcher:
     """One per control plane, on one event loop. ``start`` it, add links, submit; ``stop`` it once."""
 
@@ -126,8 +118,7 @@ class Dispatcher:
         self._connections: dict[str, Connection] = {}
         self._reported_down: set[Connection] = set()
         self._strangers: OrderedDict[str, None] = OrderedDict()
-        self._pending = _Pending()
-        self._has_pending = asyncio.Event()
+        self._committer = Committer(settlement)
         self._tasks: list[asyncio.Task[None]] = []
         self._num_links = 0
         self._bad_windows = 0
@@ -139,7 +130,7 @@ class Dispatcher:
         """Starts the clock and the committer."""
         self._tasks = [
             asyncio.create_task(self._tick(), name="tick"),
-            asyncio.create_task(self._commit_forever(), name="commit"),
+            asyncio.create_task(self._committer.run(), name="commit"),
         ]
 
     def add_link(self, link: WorkerLink, *, max_running: int = DEFAULT_MAX_RUNNING, incarnation: str = "") -> None:
@@ -196,7 +187,7 @@ class Dispatcher:
                     logger.warning("a worker did not stop in order: %s", error)
             await self._wait(lambda: all(map(_has_said_all, connections)), ABORT_GRACE_S)
         await asyncio.sleep(0)
-        await self._commit()
+        await self._committer.commit()
         for connection in connections:
             await connection.flush()
             if stop_workers:
@@ -204,7 +195,7 @@ class Dispatcher:
                 continue
             await connection.close()
             self._apply(self._core.on_worker_lost(connection.worker_id, "shutting_down", self._clock()))
-        await self._commit()
+        await self._committer.commit()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -304,8 +295,7 @@ class Dispatcher:
                     except ValueError as error:
                         self._bad_windows += 1
                         logger.error("a window was not booked: %s", error)
-        self._pending.connections.add(connection)
-        self._has_pending.set()
+        self._committer.add_records(connection)
 
     def _on_lost(self, connection: Connection, cause: str) -> None:
         self._apply(self._core.on_worker_lost(connection.worker_id, cause, self._clock()))
@@ -340,8 +330,7 @@ class Dispatcher:
                 case Finish() as finish:
                     live = self._live.pop(finish.request_id)
                     end = End(outcome=finish.outcome, cause=finish.cause, charge=live.charge)
-                    self._pending.ends.append((live.stream, end))
-                    self._has_pending.set()
+                    self._committer.add_end(live.stream, end)
 
     def _dispatch(self, dispatch: Dispatch) -> list[Action]:
         live = self._live[dispatch.request_id]
@@ -380,24 +369,6 @@ class Dispatcher:
                 self._apply(self._core.tick(self._clock()))
             except Exception:
                 logger.exception("a tick failed; the next one follows")
-
-    async def _commit_forever(self) -> None:
-        while True:
-            await self._has_pending.wait()
-            self._has_pending.clear()
-            await self._commit()
-
-    async def _commit(self) -> None:
-        """Everything booked so far becomes durable; then answers end and workers may forget."""
-        pending, self._pending = self._pending, _Pending()
-        numbers = {each: self.settlement.watermark(each.worker_id) or 0 for each in pending.connections}
-        await self.settlement.commit()
-        for stream, end in pending.ends:
-            stream.put_end(end)
-        for connection, number in numbers.items():
-            if number > connection.acked_number:
-                connection.acked_number = number
-                connection.send(Ack(number=number))
 
     async def _wait(self, is_done: Callable[[], bool], timeout_s: float) -> None:
         until_s = self._clock() + timeout_s

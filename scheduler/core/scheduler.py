@@ -91,11 +91,8 @@ class Scheduler:
 
     def abort_all(self, reason: str, now_s: float) -> list[Action]:
         """Aborts whatever still runs."""
-        return [
-            action
-            for request_id in list(self._entries)
-            for action in self.cancel(request_id, reason, now_s, by_client=False)
-        ]
+        open_ids = list(self._entries)
+        return [action for each in open_ids for action in self.cancel(each, reason, now_s, by_client=False)]
 
     # -- workers
 
