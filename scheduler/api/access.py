@@ -1,0 +1,101 @@
+"""Who may ask: API keys by their hash, and the names that may stand in the Host header.
+
+Called by ``scheduler.api.app`` and ``scheduler.api.admin``. It must never keep, log or return a key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from scheduler.api.errors import ApiError
+from scheduler.core.request import Band
+
+MAX_HOSTS_REMEMBERED = 256
+_BEARER = re.compile(rb"[Bb]earer ([\x21-\x7e]{1,512})")
+_HOST = re.compile(rb"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+LOOPBACK_HOSTS = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Whom a key stands for."""
+
+    tenant: str
+    project: str
+    key_id: str
+    """Public: from the hash, safe to print."""
+    best_band: Band
+    """The highest priority that it gets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A key that may be used, by the SHA-256 of its bytes."""
+
+    digest: bytes
+    caller: Caller
+
+
+def digest_of(key: str) -> bytes:
+    """What is stored instead of a key. Keys are random and long, so one round of SHA-256 cannot be guessed."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def key_id_of(digest: bytes) -> str:
+    """The public name of a key: the first ten digits of its hash."""
+    return f"key-{digest.hex()[:10]}"
+
+
+class Keys:
+    """Finds the caller of an Authorization header."""
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self._keys: dict[str, Key] = {}
+        for key in keys:
+            assert key.caller.key_id not in self._keys, f"{key.caller.key_id} is given twice"
+            self._keys[key.caller.key_id] = key
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def caller(self, values: list[bytes]) -> Caller:
+        """``values`` are all Authorization headers of the request. Raises: ApiError 401."""
+        if not values:
+            raise _unauthorized("No API key was given: send the header 'Authorization: Bearer KEY'.")
+        match = _BEARER.fullmatch(values[0]) if len(values) == 1 else None
+        if match is None:
+            raise _unauthorized("The Authorization header is malformed: it must be 'Bearer KEY', once.")
+        digest = hashlib.sha256(match[1]).digest()
+        # The public id leads to at most one key; whether it is the right one is told in constant time.
+        key = self._keys.get(key_id_of(digest))
+        if key is None or not hmac.compare_digest(key.digest, digest):
+            raise _unauthorized("Incorrect API key provided.")
+        return key.caller
+
+
+def _unauthorized(message: str) -> ApiError:
+    return ApiError(401, message, code="invalid_api_key", headers=((b"www-authenticate", b"Bearer"),))
+
+
+class Hosts:
+    """Names under which we may be asked. Anything else is a page that rebinds DNS, or a wrong proxy."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._names = LOOPBACK_HOSTS | {name.lower().encode("idna") for name in names}
+        self._seen: set[bytes] = set()
+
+    def check(self, values: list[bytes], *, setting: str = "server.allowed_hosts") -> None:
+        """``values`` are all Host headers of the request. Raises: ApiError 400, 403."""
+        if len(values) == 1 and values[0] in self._seen:
+            return
+        match = _HOST.fullmatch(values[0]) if len(values) == 1 else None
+        if match is None:
+            raise ApiError(400, "The Host header is missing or malformed.", code="bad_host")
+        if match[1].lower() not in self._names:
+            raise ApiError(403, f"This Host is not served here (setting {setting}).", code="host_not_allowed")
+        if len(self._seen) < MAX_HOSTS_REMEMBERED:
+            self._seen.add(values[0])

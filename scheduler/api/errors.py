@@ -1,0 +1,116 @@
+"""OpenAI's error bodies: all four keys, a code that is a word or null, never a prompt, never more than 4 KiB.
+
+Called by every file of ``scheduler.api``. It must never know a request's body.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MAX_MESSAGE_CHARS = 1000
+"""Four bytes a character at most: with the other keys a body stays below 4 KiB."""
+MAX_WORD_CHARS = 80
+
+KIND_BY_STATUS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+
+
+class ApiError(Exception):
+    """Ends a request before an engine saw it. ``code`` is the word that metrics and the log also use."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        should_retry: bool | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.should_retry = should_retry
+        self.headers = headers
+
+    def body(self) -> bytes:
+        """The JSON."""
+        return error_body(self.status, self.message, code=self.code, param=self.param)
+
+    def header_list(self) -> list[tuple[bytes, bytes]]:
+        """What the status needs beside the body."""
+        headers = list(self.headers)
+        if self.retry_after_s is not None:
+            headers.append((b"retry-after", str(max(int(self.retry_after_s), 1)).encode()))
+        if self.should_retry is not None:
+            headers.append((b"x-should-retry", b"true" if self.should_retry else b"false"))
+        return headers
+
+
+def kind_of(status: int) -> str:
+    """OpenAI's ``type`` for a status."""
+    return SERVER if status >= 500 else KIND_BY_STATUS.get(status, INVALID)
+
+
+def error_object(status: int, message: str, *, code: str | None, param: str | None = None) -> dict[str, object]:
+    """``{"error": {...}}`` as a value."""
+    shortened = message if len(message) <= MAX_MESSAGE_CHARS else message[: MAX_MESSAGE_CHARS - 1] + "…"
+    return {
+        "error": {
+            "message": shortened,
+            "type": kind_of(status),
+            "param": None if param is None else param[:MAX_WORD_CHARS],
+            "code": None if code is None else code[:MAX_WORD_CHARS],
+        }
+    }
+
+
+def error_body(status: int, message: str, *, code: str | None, param: str | None = None) -> bytes:
+    """The JSON of an error."""
+    return msgspec.json.encode(error_object(status, message, code=code, param=param))
+
+
+def error_event(status: int, message: str, *, code: str | None) -> bytes:
+    """The same inside a stream that has begun: openai-python raises APIError on it."""
+    return b"data: " + error_body(status, message, code=code) + b"\n\n"
+
+
+class _EngineError(msgspec.Struct):
+    message: str = ""
+    param: str | None = None
+
+
+class _EngineErrorBody(msgspec.Struct):
+    error: _EngineError = msgspec.field(default_factory=_EngineError)
+
+
+_decode_engine_error = msgspec.json.Decoder(_EngineErrorBody).decode
+
+
+def engine_error_body(status: int, body: bytes) -> bytes:
+    """An engine's error in our shape: vLLM's ``code`` is a number, its types are class names.
+
+    A 400 passes its message, which tells the client what to change; of a 5xx nothing of the engine is shown.
+    """
+    if status >= 500:
+        return error_body(status, "The engine failed on this request.", code="engine_error")
+    try:
+        error = _decode_engine_error(body).error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        error = _EngineError()
+    message = error.message or "The engine refused this request."
+    lowered = message.lower()
+    is_length = "context length" in lowered or "max_model_len" in lowered
+    code = "context_length_exceeded" if is_length else "model_not_found" if status == 404 else None
+    return error_body(status, message, code=code, param=error.param)
