@@ -11,9 +11,9 @@ from types import ModuleType
 
 import pytest
 
-from workers.errors import MeterUnavailable
+from workers.errors import MeterUnavailable, WorkerError
 from workers.power.device_meter import STALLED_AFTER_S, DeviceLost, DeviceMeter
-from workers.power.nvml import NvmlLibrary, open_nvml, wrong_distribution
+from workers.power.nvml import NvmlLibrary, open_nvml, uuids_of_visible_devices, wrong_distribution
 from workers.types import Grade
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -468,3 +468,60 @@ def test_library_is_found_by_its_own_name(tmp_path: Path) -> None:
     }
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert (run.stdout.strip(), run.returncode) == ("nvml:energy-counter () 1000000", 0), run.stderr
+
+
+# -- which GPUs are ours
+
+
+def test_visible_indices_become_uuids_in_their_order(gpus: StandIn) -> None:
+    """Ray names GPUs by PCI index; the order that it chose is kept, and NVML is given back."""
+    gpus.clear(3)
+    assert (SECOND.replace("00000001", "00000002"), FIRST) == uuids_of_visible_devices("2, 0")
+    assert (0, 0) == gpus.num_open
+
+
+def test_visible_uuids_are_completed(gpus: StandIn) -> None:
+    """CUDA takes the beginning of a UUID, NVML only all of it."""
+    gpus.clear(2)
+    assert (SECOND, FIRST) == uuids_of_visible_devices(f"GPU-00000001,{FIRST.upper()}")
+
+
+def test_visible_mig_instances_are_passed_on(gpus: StandIn) -> None:
+    """An instance's UUID is not in the list of GPUs; the meter finds its GPU."""
+    assert (f"MIG-{FIRST}",) == uuids_of_visible_devices(f"MIG-{FIRST}")
+
+
+@pytest.mark.parametrize(
+    ("visible", "words"),
+    [
+        ("", "CUDA_VISIBLE_DEVICES is empty; remedy"),
+        (" , ", "CUDA_VISIBLE_DEVICES is empty; remedy"),
+        ("2", "entry '2' names 0 of the 2 GPUs here; remedy"),
+        ("-1", "entry '-1' names 0 of the 2"),
+        ("NoDevFiles", "entry 'NoDevFiles' names 0 of the 2"),
+        ("0,GPU-f", "entry 'GPU-f' names 0 of the 2"),
+        ("GPU-0000000", "entry 'GPU-0000000' names 2 of the 2"),
+        (f"0,{FIRST}", "names a GPU twice; remedy"),
+    ],
+)
+def test_visible_devices_that_cannot_be_meant_are_named(gpus: StandIn, visible: str, words: str) -> None:
+    """CUDA would silently drop the entry and all after it; a meter of fewer GPUs would lie."""
+    gpus.clear(2)
+    with pytest.raises(WorkerError, match=words):
+        uuids_of_visible_devices(visible)
+    assert (0, 0) == gpus.num_open
+
+
+def test_visible_devices_without_a_driver_say_what_is_missing(gpus: StandIn) -> None:
+    """The cause is the driver, not the variable."""
+    gpus.driver_absent()
+    with pytest.raises(MeterUnavailable, match="NVML cannot be used"):
+        uuids_of_visible_devices("0")
+
+
+def test_visible_devices_that_were_lost_say_so(gpus: StandIn) -> None:
+    """A GPU that fell off the bus cannot be named any more; NVML is given back all the same."""
+    gpus.set(lost=1)
+    with pytest.raises(MeterUnavailable, match="GPUs cannot be listed"):
+        uuids_of_visible_devices("0")
+    assert (0, 0) == gpus.num_open

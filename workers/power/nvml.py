@@ -1,6 +1,7 @@
 """NVML: the energy and power of NVIDIA GPUs, found by UUID. The only file that imports ``pynvml``.
 
-Called by ``workers.power.choose`` and ``jouleway doctor``. It must never know an engine, a window or a request.
+Called by ``workers.power.choose``, ``workers.ray_worker`` and ``jouleway doctor``. It must never know an engine, a
+window or a request.
 
 What a board can do is probed once, from best to worst: its energy counter, else its power. Fields are asked with the
 GPU's scope first; on Grace boards only the whole module's may exist, and that is said and graded down.
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-from workers.errors import MeterUnavailable
+from workers.errors import MeterUnavailable, WorkerError
 from workers.power.device_meter import DeviceLost, DeviceMeter
 
 SCOPE_GPU = 0
@@ -293,6 +294,46 @@ class NvmlDevice:
                 return  # TIMEOUT: nothing happened; anything else: the device is gone, which the reader says
             xid = int(event.eventData)
             self._xids.append(f"xid {xid}: {XID_WORDS.get(xid, 'see the XID catalogue')} on {self.uuid}")
+
+
+def uuids_of_visible_devices(visible: str) -> tuple[str, ...]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, by UUID and in its order: what no restart or container reorders.
+
+    ``visible`` holds indices in PCI order, as Ray assigns them, or UUIDs (CUDA takes any unique beginning of one), or
+    UUIDs of MIG instances, which are passed on. Raises: MeterUnavailable without NVML; WorkerError, with the entry and
+    its remedy, where one names no GPU, several, or one twice.
+    """
+    entries = [entry.strip() for entry in visible.split(",") if entry.strip()]
+    if not entries:
+        raise WorkerError(
+            "no GPU is visible: CUDA_VISIBLE_DEVICES is empty; remedy: give the worker num_gpus on a node where Ray "
+            "counts GPUs, or name them in worker.gpu_uuids"
+        )
+    library = NvmlLibrary()
+    try:
+        known = library.uuids()
+    except library.error as error:
+        raise MeterUnavailable(f"GPUs cannot be listed: {error}; remedy: nvidia-smi must work here") from error
+    finally:
+        library.close()
+    uuids = tuple(_uuid_of(entry, known) for entry in entries)
+    if len(set(uuids)) < len(uuids):
+        raise WorkerError(f"CUDA_VISIBLE_DEVICES {visible!r} names a GPU twice; remedy: name each once")
+    return uuids
+
+
+def _uuid_of(entry: str, known: Sequence[str]) -> str:
+    if entry.startswith("MIG-"):
+        return entry
+    if entry.isdecimal() and int(entry) < len(known):
+        return known[int(entry)]
+    found = [uuid for uuid in known if entry.startswith("GPU-") and uuid.lower().startswith(entry.lower())]
+    if len(found) != 1:
+        raise WorkerError(
+            f"CUDA_VISIBLE_DEVICES entry {entry!r} names {len(found)} of the {len(known)} GPUs here; remedy: an index "
+            "in PCI order or a whole UUID, as nvidia-smi -L prints it"
+        )
+    return found[0]
 
 
 def open_nvml(
