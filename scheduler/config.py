@@ -206,6 +206,12 @@ def _with_paths(config: Config, folder: Path) -> Config:
     def full(path: Path | None) -> Path | None:
         return None if path is None else folder / path.expanduser()
 
+    def weights(model: ModelConfig) -> ModelConfig:
+        """Only what is plainly a path: ``name/model`` may be a hub's."""
+        if model.weights is None or not model.weights.startswith((".", "~")):
+            return model
+        return model.model_copy(update={"weights": str(full(Path(model.weights)))})
+
     server, admin = config.server, config.admin
     tenants = tuple(
         tenant.model_copy(
@@ -226,6 +232,7 @@ def _with_paths(config: Config, folder: Path) -> Config:
             ),
             "admin": admin.model_copy(update={"key_file": full(admin.key_file)}),
             "state_dir": full(config.state_dir),
+            "models": {name: weights(model) for name, model in config.models.items()},
             "tenants": tenants,
             "workers": workers,
         }

@@ -1,0 +1,100 @@
+"""`jouleway serve`: the control plane until Ctrl-C or SIGTERM.
+
+Called by ``scheduler.cli``. It must never decide anything: configuration in, a running service, an exit code out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from scheduler.commands import configuration
+from scheduler.commands.exits import CommandError, ExitCode
+from scheduler.commands.output import Progress
+from scheduler.config import Config
+from scheduler.config_errors import ConfigError
+from scheduler.listeners import PortTaken
+from scheduler.service import Service
+from workers.errors import WorkerError
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+
+def run(config_path: Path, *, as_json: bool) -> ExitCode:
+    """Serve until a signal; a second signal ends at once."""
+    config = configuration.load(config_path)
+    set_up_logging()
+    return uvloop.run(_serve(config, as_json=as_json))
+
+
+def set_up_logging() -> None:
+    """Our own lines on standard error; the level by JOULEWAY_LOG_LEVEL (INFO)."""
+    level = os.environ.get("JOULEWAY_LOG_LEVEL", "INFO").upper()
+    logging.basicConfig(stream=sys.stderr, format=LOG_FORMAT, level=logging.WARNING)
+    logging.getLogger("jouleway").setLevel(level if level in logging.getLevelNamesMapping() else logging.INFO)
+
+
+def make_service(config: Config) -> Service:
+    """A service with its ports bound. Raises: CommandError, with the remedy."""
+    try:
+        return Service(config)
+    except PortTaken as error:
+        remedy = f"`ss -ltnp 'sport = :{error.port}'` shows who holds it; stop that, or set {error.name}.port"
+        raise CommandError(str(error), code=ExitCode.UNAVAILABLE, remedy=remedy) from None
+    except ConfigError as error:
+        raise CommandError(str(error), code=ExitCode.USAGE) from None
+    except OSError as error:
+        message = f"server.host {config.server.host} cannot be bound: {error.strerror}"
+        raise CommandError(message, code=ExitCode.USAGE, remedy="give an address of this machine") from None
+
+
+async def _serve(config: Config, *, as_json: bool) -> ExitCode:
+    progress = Progress()
+    service = make_service(config)
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, _ask_to_stop, asked, progress)
+        try:
+            await service.start(progress=progress)
+        except WorkerError as error:
+            raise CommandError(str(error), code=ExitCode.UNAVAILABLE) from None
+        ready = asyncio.create_task(_say_ready(service, progress, as_json=as_json))
+        await asked.wait()
+        ready.cancel()
+        await asyncio.gather(ready, return_exceptions=True)
+    finally:
+        progress("stopping")
+        await service.stop()
+        progress("stopped")
+    return ExitCode.OK
+
+
+async def _say_ready(service: Service, progress: Progress, *, as_json: bool) -> None:
+    """Requests are queued from the first second on; this only says when every worker is up."""
+    try:
+        await service.wait_ready(progress=progress)
+    except WorkerError as error:
+        progress(f"{error}; serving goes on, the worker is started again")
+        return
+    progress("ready")
+    if as_json:
+        line = {"event": "ready", "url": service.url, "admin_url": service.admin_url}
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+
+
+def _ask_to_stop(asked: asyncio.Event, progress: Progress) -> None:
+    if asked.is_set():
+        progress("stopping at once")
+        os._exit(ExitCode.INTERRUPTED)
+    progress("asked to stop: running requests may end; once more to stop at once")
+    asked.set()

@@ -1,0 +1,130 @@
+"""Keys come from files, hashes or chance; what is wrong is named by its place, and no key is ever said."""
+
+import hashlib
+import stat
+from pathlib import Path
+
+import pytest
+
+from scheduler.api.access import Keys
+from scheduler.config_errors import ConfigError
+from scheduler.config_sections import KeyConfig, TenantConfig
+from scheduler.core.request import Band
+from scheduler.credentials import admin_key, new_key, read_key, tenant_keys
+
+KEY = "jw-0123456789abcdef-CANARY"
+
+
+def key_file(folder: Path, text: str = KEY + "\n", mode: int = 0o600) -> Path:
+    path = folder / "key"
+    path.write_bytes(text.encode("utf-8"))
+    path.chmod(mode)
+    return path
+
+
+def bearer(key: str) -> list[bytes]:
+    return [f"Bearer {key}".encode()]
+
+
+def test_a_key_from_a_file_and_one_from_its_hash_lead_to_their_tenants(tmp_path: Path) -> None:
+    """Both forms, one table."""
+    other = "another-key-of-enough-length"
+    tenants = [
+        TenantConfig(name="a", project="p", keys=(KeyConfig(file=key_file(tmp_path)),)),
+        TenantConfig(name="b", keys=(KeyConfig(sha256=hashlib.sha256(other.encode()).hexdigest()),)),
+    ]
+    keys, made = tenant_keys(tenants, generate=False)
+    table = Keys(keys)
+    assert ("a", "p") == (table.caller(bearer(KEY)).tenant, table.caller(bearer(KEY)).project)
+    assert "b" == table.caller(bearer(other)).tenant
+    assert {} == made
+
+
+@pytest.mark.parametrize(
+    ("of_tenant", "of_key", "expected"),
+    [
+        ("priority", None, Band.PRIORITY),
+        ("default", None, Band.DEFAULT),
+        ("priority", "flex", Band.FLEX),
+        ("flex", "priority", Band.FLEX),
+    ],
+)
+def test_a_key_can_only_narrow_its_tenants_tier(of_tenant: str, of_key: str | None, expected: Band) -> None:
+    """The lower of both counts."""
+    key = KeyConfig(sha256="a" * 64, max_tier=of_key)  # type: ignore[arg-type]
+    tenant = TenantConfig(name="t", keys=(key,), max_tier=of_tenant)  # type: ignore[arg-type]
+    keys, _ = tenant_keys([tenant], generate=False)
+    assert [expected] == [key.caller.best_band for key in keys]
+
+
+def test_keys_are_made_only_where_asked_and_none_was_given() -> None:
+    """Each made key works and is unlike the others."""
+    tenants = [
+        TenantConfig(name="a"),
+        TenantConfig(name="b"),
+        TenantConfig(name="c", keys=(KeyConfig(sha256="c" * 64),)),
+    ]
+    keys, made = tenant_keys(tenants, generate=True)
+    assert ["a", "b"] == sorted(made)
+    assert made["a"] != made["b"]
+    assert "a" == Keys(keys).caller(bearer(made["a"])).tenant
+    assert {} == tenant_keys(tenants, generate=False)[1]
+
+
+def test_the_same_key_in_a_file_and_as_a_hash_is_refused(tmp_path: Path) -> None:
+    """Nobody could say whose request it is; both places are named, the key is not."""
+    tenants = [
+        TenantConfig(name="a", keys=(KeyConfig(file=key_file(tmp_path)),)),
+        TenantConfig(name="b", keys=(KeyConfig(sha256=hashlib.sha256(KEY.encode()).hexdigest()),)),
+    ]
+    with pytest.raises(ConfigError, match=r"tenants\[1\].keys\[0\].*tenants\[0\].keys\[0\]") as caught:
+        tenant_keys(tenants, generate=False)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "words"),
+    [
+        (KEY, 0o644, "chmod 600"),
+        ("short\n", 0o600, "16 or more"),
+        ("", 0o600, "16 or more"),
+        ("a key with spaces CANARY", 0o600, "printable ASCII"),
+        ("schlüssel-CANARY-0123", 0o600, "printable ASCII"),
+    ],
+)
+def test_a_bad_key_file_is_named_and_not_repeated(tmp_path: Path, text: str, mode: int, words: str) -> None:
+    """Open to others, short, or not printable: the remedy without the key."""
+    with pytest.raises(ConfigError, match=words) as caught:
+        read_key(key_file(tmp_path, text, mode), where="tenants[0].keys[0].file")
+    assert "tenants[0].keys[0].file" in str(caught.value)
+    assert "CANARY" not in str(caught.value)
+
+
+def test_a_missing_key_file_is_named(tmp_path: Path) -> None:
+    """With the system's reason."""
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        read_key(tmp_path / "none", where="x")
+
+
+def test_the_admin_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    """The second start finds the first one's key."""
+    path = tmp_path / "state" / "admin.key"
+    key, was_made = admin_key(path)
+    assert was_made
+    assert 0o600 == stat.S_IMODE(path.stat().st_mode)
+    assert (key, False) == admin_key(path)
+
+
+def test_an_admin_key_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """The place in the configuration, the path and the system's reason."""
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(ConfigError, match=r"admin\.key_file"):
+        admin_key(blocker / "admin.key")
+
+
+def test_new_keys_have_256_bits() -> None:
+    """43 characters of base64 behind the prefix, never the same twice."""
+    keys = {new_key() for _ in range(100)}
+    assert 100 == len(keys)
+    assert {46} == set(map(len, keys))
