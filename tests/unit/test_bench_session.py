@@ -149,11 +149,21 @@ async def test_a_closed_run_end_to_end() -> None:
 
 async def test_ctrl_c_ends_the_run_and_keeps_its_figures() -> None:
     """SIGINT stops sending; what was measured is reported, and void."""
+
+    async def interrupt() -> None:
+        """Not before the run handles the signal: until then it would end this process."""
+        while signal.getsignal(signal.SIGINT) is before:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
     async with server() as url:
-        asyncio.get_running_loop().call_later(0.3, os.kill, os.getpid(), signal.SIGINT)
+        interrupting = asyncio.create_task(interrupt())
         report, run = await measure(
             Target(base_url=url, model="tiny"), Load(rate_rps=50, duration_s=600, warmup_s=0, lengths=SHORT)
         )
+        await interrupting
     assert run.interrupted
     assert report.requests.completed > 0
     assert report.requests.unsent > 1000
