@@ -64,20 +64,26 @@ class Keys:
 
     def caller(self, values: list[bytes]) -> Caller:
         """``values`` are all Authorization headers of the request. Raises: ApiError 401."""
-        if not values:
-            raise _unauthorized("No API key was given: send the header 'Authorization: Bearer KEY'.")
-        match = _BEARER.fullmatch(values[0]) if len(values) == 1 else None
-        if match is None:
-            raise _unauthorized("The Authorization header is malformed: it must be 'Bearer KEY', once.")
-        digest = hashlib.sha256(match[1]).digest()
+        digest = hashlib.sha256(bearer_token(values)).digest()
         # The public id leads to at most one key; whether it is the right one is told in constant time.
         key = self._keys.get(key_id_of(digest))
         if key is None or not hmac.compare_digest(key.digest, digest):
-            raise _unauthorized("Incorrect API key provided.")
+            raise unauthorized("Incorrect API key provided.")
         return key.caller
 
 
-def _unauthorized(message: str) -> ApiError:
+def bearer_token(values: list[bytes]) -> bytes:
+    """The key in the Authorization headers of a request. Raises: ApiError 401."""
+    if not values:
+        raise unauthorized("No API key was given: send the header 'Authorization: Bearer KEY'.")
+    match = _BEARER.fullmatch(values[0]) if len(values) == 1 else None
+    if match is None:
+        raise unauthorized("The Authorization header is malformed: it must be 'Bearer KEY', once.")
+    return match[1]
+
+
+def unauthorized(message: str) -> ApiError:
+    """A key is missing or wrong."""
     return ApiError(401, message, code="invalid_api_key", headers=((b"www-authenticate", b"Bearer"),))
 
 

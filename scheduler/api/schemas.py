@@ -91,7 +91,7 @@ class _Sampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_d
     safety_identifier: _Word | None | UnsetType = UNSET
     prompt_cache_key: _Word | None | UnsetType = UNSET
     metadata: Annotated[dict[str, Annotated[str, Meta(max_length=512)]], Meta(max_length=16)] | None | UnsetType = UNSET
-    store: Literal[False] | None | UnsetType = UNSET  # type: ignore[valid-type]
+    store: Literal[False] | None | UnsetType = UNSET
 
 
 class CompletionBody(_Sampling, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -215,6 +215,7 @@ def parse(path: str, body: bytes, *, max_output_tokens: int) -> Ask:
     is_stream = fields.stream is True
     if fields.stream_options and not is_stream:
         raise _invalid("stream_options: only allowed together with stream.", param="stream_options")
+    options = fields.stream_options
     tier = fields.service_tier or None
     fields.max_tokens = UNSET
     for name in DROPPED:
@@ -227,7 +228,7 @@ def parse(path: str, body: bytes, *, max_output_tokens: int) -> Ask:
         path=path,
         model=fields.model,
         is_stream=is_stream,
-        includes_usage=bool(fields.stream_options) and fields.stream_options.include_usage is True,
+        includes_usage=isinstance(options, StreamOptions) and options.include_usage is True,
         service_tier=tier,
         num_sequences=(fields.n or 1) * num_prompts,
         max_output_tokens=limit,

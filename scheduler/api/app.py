@@ -1,0 +1,172 @@
+"""The public ASGI application: host, route, key, body, then the relay; an id and an OpenAI body on every answer.
+
+Called by ``scheduler.service`` through uvicorn. It must never know a worker or a price; no header and no body of a
+client reaches the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from scheduler.api.access import Hosts, Keys
+from scheduler.api.errors import ApiError
+from scheduler.api.exchange import JSON, ClientGone, Exchange, Receive, Scope, Send
+from scheduler.api.exchange import new_request_id as random_request_id
+from scheduler.api.limits import RelayLimits, ServedModel
+from scheduler.api.openai import MODEL_MISSING, Relay, Submits
+from scheduler.api.schemas import CHAT_PATH, COMPLETION_PATH
+from scheduler.metrics import Metrics
+from scheduler.snapshot import Snapshot
+
+logger = logging.getLogger("jouleway.api")
+
+READY_MAX_AGE_S = 1.0
+"""``/ready`` is open to everybody and a snapshot costs work: one a second at most."""
+
+MODELS_PATH = "/v1/models"
+METHODS = {
+    CHAT_PATH: ("POST",),
+    COMPLETION_PATH: ("POST",),
+    MODELS_PATH: ("GET", "HEAD"),
+    "/health": ("GET", "HEAD"),
+    "/ready": ("GET", "HEAD"),
+}
+OPEN_PATHS = ("/health", "/ready")
+
+
+class Dispatches(Submits, Protocol):
+    """What the application needs of a dispatcher."""
+
+    def snapshot(self) -> Snapshot: ...
+
+
+class RelayApp:
+    """An ASGI callable. It binds nothing and starts nothing."""
+
+    def __init__(
+        self,
+        *,
+        dispatcher: Dispatches,
+        keys: Keys,
+        hosts: Hosts,
+        models: Mapping[str, ServedModel],
+        limits: RelayLimits,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
+        new_request_id: Callable[[], str] = random_request_id,
+        cache_salt_key: bytes | None = None,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._keys = keys
+        self._hosts = hosts
+        self._limits = limits
+        self._metrics = metrics
+        self._clock = clock
+        self._new_request_id = new_request_id
+        self._relay = Relay(
+            dispatcher=dispatcher,
+            models=models,
+            limits=limits,
+            metrics=metrics,
+            clock=clock,
+            unix_clock=unix_clock,
+            cache_salt_key=cache_salt_key,
+        )
+        self._models = {f"{MODELS_PATH}/{name}": _model_body(model) for name, model in models.items()}
+        listed = b",".join(self._models[path] for path in sorted(self._models))
+        self._models[MODELS_PATH] = b'{"object":"list","data":[%b]}' % listed
+        self._ready: tuple[float, bool] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        exchange = Exchange(scope, receive, send, request_id=self._new_request_id())
+        try:
+            await self._route(exchange)
+        except ApiError as error:
+            self._metrics.count_error(status=error.status, code=error.code or "")
+            level = logging.WARNING if error.status >= 500 else logging.INFO
+            logger.log(level, "request %s: status %d, %s", exchange.request_id, error.status, error.code)
+            await exchange.fail(error)
+        except ClientGone:
+            logger.info("request %s: the client left while its body was read", exchange.request_id)
+        except Exception as error:
+            # The loop's edge. The text of this error may hold a prompt: only its type leaves.
+            logger.error("request %s failed here: %s", exchange.request_id, type(error).__name__)
+            self._metrics.count_error(status=500, code="internal_error")
+            if not exchange.is_begun:
+                await exchange.fail(ApiError(500, "The relay failed on this request.", code="internal_error"))
+
+    async def _route(self, exchange: Exchange) -> None:
+        """Raises: ApiError, ClientGone."""
+        arrival_s = self._clock()
+        path = exchange.path
+        methods = METHODS.get(path, ())
+        if path in OPEN_PATHS and exchange.method in methods:
+            await self._probe(exchange, arrival_s)
+            return
+        self._hosts.check(exchange.headers.get(b"host", []))
+        if path.startswith(f"{MODELS_PATH}/"):
+            methods = METHODS[MODELS_PATH]
+        if not methods:
+            raise ApiError(404, "There is no such route here.", code="route_not_found")
+        if exchange.method not in methods:
+            allow = ((b"allow", ", ".join(methods).encode()),)
+            raise ApiError(405, f"This route takes {' and '.join(methods)}.", code="method_not_allowed", headers=allow)
+        caller = self._keys.caller(exchange.headers.get(b"authorization", []))
+        if "GET" in methods:
+            await self._list(exchange)
+            return
+        limits = self._limits
+        body = await exchange.read_body(max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s)
+        await self._relay.answer(exchange, body, caller=caller, arrival_s=arrival_s)
+
+    async def _probe(self, exchange: Exchange, now_s: float) -> None:
+        """For load balancers, which ask by address and without a key."""
+        if exchange.path == "/health":
+            await exchange.respond(200, b'{"status":"ok"}', [JSON])
+        elif self._is_ready(now_s):
+            await exchange.respond(200, b'{"status":"ready"}', [JSON])
+        else:
+            await exchange.respond(503, b'{"status":"no worker is ready"}', [JSON])
+
+    async def _list(self, exchange: Exchange) -> None:
+        body = self._models.get(exchange.path)
+        if body is None:
+            raise ApiError(404, MODEL_MISSING, code="model_not_found", param="model")
+        await exchange.respond(200, body, [JSON])
+
+    def _is_ready(self, now_s: float) -> bool:
+        """Whether some worker takes work; at most a second old."""
+        if self._ready is None or now_s - self._ready[0] >= READY_MAX_AGE_S:
+            snapshot = self._dispatcher.snapshot()
+            self._ready = (now_s, bool(snapshot.ready_models) and not snapshot.is_draining)
+        return self._ready[1]
+
+
+def _model_body(model: ServedModel) -> bytes:
+    """OpenAI's model object."""
+    return msgspec.json.encode(
+        {"id": model.name, "object": "model", "created": model.created_unix_s, "owned_by": "jouleway"}
+    )
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    """Nothing starts or stops here: the service does both."""
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        elif message["type"] == "lifespan.shutdown":
+            await send({"type": "lifespan.shutdown.complete"})
+            return

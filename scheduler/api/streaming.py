@@ -1,0 +1,206 @@
+"""A streamed answer on its way to one client: comments while it waits, opaque bytes, the end only after the charge.
+
+Called by ``scheduler.api.openai``. It must never parse a chunk; it knows where events end and how ``[DONE]`` looks.
+
+What leaves: whole events only, so that an error can follow at any time; ``data: [DONE]`` is held back until the End
+came, which the dispatcher sends after the charge is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from scheduler.accounting.settlement import Charge
+from scheduler.api.errors import ApiError, engine_error_body, error_event
+from scheduler.api.exchange import JSON, Exchange, Header, Message, Send
+from scheduler.streams import Body, End, Head, Stream
+from workers.types import Outcome
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
+STREAM_HEADERS: list[Header] = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+"""Nothing between us and the client may keep events back."""
+MAX_EVENT_BYTES = 1 << 20
+"""A longer event is passed on in pieces."""
+CHECKS = 4
+"""How often a blocked write is looked at within the time that it may block."""
+
+
+class SlowReader(Exception):
+    """One write to the client blocked too long."""
+
+
+class EventHold:
+    """Passes whole events on and keeps back what is not one yet, and ``[DONE]``."""
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held = b""
+
+    def take(self, data: bytes) -> bytes:
+        """What may leave now of all that came so far."""
+        if self.held:
+            data = self.held + data
+        if data.endswith(DONE):
+            cut = len(data) - len(DONE)
+        elif data.endswith(b"\n\n"):
+            self.held = b""
+            return data
+        else:
+            cut = data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0
+            if len(data) - cut > MAX_EVENT_BYTES:
+                cut = len(data)
+        self.held = data[cut:]
+        return data[:cut]
+
+
+class PatientSend:
+    """``send`` with a bound on how long one write may block; one timer for all writes of an answer.
+
+    Use as a context manager around the writes. Raises: SlowReader, out of the write that blocks.
+    """
+
+    def __init__(self, send: Send, *, longest_s: float) -> None:
+        self._send = send
+        self._longest_s = longest_s
+        self._period_s = longest_s / CHECKS
+        self._num_begun = 0
+        self._is_blocked = False
+        self._seen = 0
+        self._num_checks = 0
+        self._limit = asyncio.timeout(None)
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> PatientSend:
+        await self._limit.__aenter__()
+        self._arm()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        assert self._timer is not None
+        self._timer.cancel()
+        try:
+            await self._limit.__aexit__(kind, error, trace)  # type: ignore[arg-type]
+        except TimeoutError:
+            raise SlowReader from None
+
+    async def __call__(self, message: Message) -> None:
+        self._num_begun += 1
+        self._is_blocked = True
+        await self._send(message)
+        self._is_blocked = False
+
+    def _arm(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._period_s, self._check)
+
+    def _check(self) -> None:
+        """The same write blocks at each of several looks in a row: enough."""
+        if not self._is_blocked or self._num_begun != self._seen:
+            self._seen, self._num_checks = self._num_begun, 0
+        else:
+            self._num_checks += 1
+            if self._num_checks >= CHECKS:
+                self._limit.reschedule(asyncio.get_running_loop().time())
+                return
+        self._arm()
+
+
+class EventStream:
+    """One streamed answer. ``run`` it once; afterwards its fields say how it went."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        exchange: Exchange,
+        *,
+        keep_alive_s: float,
+        clock: Callable[[], float],
+        failure: Callable[[End], ApiError],
+        last_event: Callable[[Charge], bytes] | None = None,
+    ) -> None:
+        """``failure`` says an End without an answer; ``last_event`` is written before ``[DONE]``."""
+        self._stream = stream
+        self._exchange = exchange
+        self._keep_alive_s = keep_alive_s
+        self._clock = clock
+        self._failure = failure
+        self._last_event = last_event
+        self.first_byte_s: float | None = None
+
+    async def run(self) -> End:
+        """Everything up to the End, which is returned. Raises: ApiError while there is still a status to set."""
+        item = await self._first()
+        if isinstance(item, End):
+            return await self._fail(item)
+        if item.status >= 400:
+            return await self._refuse(item)
+        self.first_byte_s = self._clock()
+        if not self._exchange.is_begun:
+            await self._begin(_content_type(item))
+        return await self._pass_on()
+
+    async def _first(self) -> Head | End:
+        """The engine's head or the end; comments while neither comes."""
+        while True:
+            item = await self._stream.next(self._keep_alive_s)
+            if isinstance(item, Head | End):
+                return item
+            if not self._stream.is_closed:
+                if not self._exchange.is_begun:
+                    await self._begin(EVENT_STREAM)
+                await self._exchange.write(KEEP_ALIVE, more=True)
+
+    async def _pass_on(self) -> End:
+        """The hot path: one write for all that came since the last one."""
+        stream, hold, write = self._stream, EventHold(), self._exchange.write
+        while True:
+            item = await stream.next()
+            if type(item) is Body:
+                data = hold.take(item.data)
+                if data and not stream.is_closed:
+                    await write(data, more=True)
+            elif isinstance(item, End):
+                break
+        if item.outcome is not Outcome.COMPLETED:
+            return await self._fail(item)
+        last = self._last_event(item.charge) if self._last_event is not None and item.charge is not None else b""
+        await write(last + hold.held, more=False)
+        return item
+
+    async def _refuse(self, head: Head) -> End:
+        """The engine answered with an error of its own: a whole body, never a stream."""
+        parts: list[bytes] = []
+        while not isinstance(item := await self._stream.next(), End):
+            if isinstance(item, Body):
+                parts.append(item.data)
+        if self._stream.is_closed:
+            return item
+        body = engine_error_body(head.status, b"".join(parts))
+        if self._exchange.is_begun:
+            await self._exchange.write(b"data: %b\n\n" % body, more=False)
+        else:
+            await self._exchange.respond(head.status, body, [JSON])
+        return item
+
+    async def _fail(self, end: End) -> End:
+        """An error chunk and no ``[DONE]``; before the first byte an error with a status."""
+        if self._stream.is_closed:
+            return end
+        error = self._failure(end)
+        if not self._exchange.is_begun:
+            raise error
+        await self._exchange.write(error_event(error.status, error.message, code=error.code), more=False)
+        return end
+
+    async def _begin(self, content_type: bytes) -> None:
+        await self._exchange.start(200, [(b"content-type", content_type), *STREAM_HEADERS])
+
+
+def _content_type(head: Head) -> bytes:
+    for name, value in head.headers:
+        if name.lower() == b"content-type":
+            return value
+    return EVENT_STREAM
