@@ -10,6 +10,7 @@ with the next one, at that one's scale, and taken from unattributed, where its e
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ from workers.pending_steps import OVERHEAD, Overflow, Parts, PendingSteps
 from workers.rounding import largest_remainder
 from workers.shapley import POLICIES
 from workers.types import StepRecord
+
+logger = logging.getLogger("jouleway.worker")
 
 SCALE_MIN = 0.7
 SCALE_MAX = 1.4
@@ -53,6 +56,8 @@ class WindowSplit:
     num_steps: int
     tokens: dict[str, int]
     """Computed tokens per attempt, of the steps that ended in the window or before: to be held against its usage."""
+    overflowed: frozenset[str] = frozenset()
+    """Attempts with rows beyond the bound: their shares and tokens are incomplete."""
     causes: tuple[tuple[str, int], ...] = ()
     """Named parts of unattributed (late_steps, rows_overflow, clamped, idle_excess), and curves_unlearned with 0."""
 
@@ -76,6 +81,7 @@ class Attribution:
         self._frozen = model.freeze()
         self._pending = PendingSteps(policy=policy, max_rows=max_pending_rows, coefficients=self._frozen)
         self.overflowed_steps_total = 0
+        self.failed_fits_total = 0
 
     # -- steps
 
@@ -115,7 +121,14 @@ class Attribution:
         result = self._settle(parts, overflow, gap_s, meter_mj, ended_s)
         self.overflowed_steps_total += overflow.num_steps
         if learn and not overflow.num_steps and not parts.late.any():
-            used = [step for step, part in zip(parts.steps, parts.inside, strict=True) if part > 0]
+            self._learn(parts, gap_s, meter_mj)
+        self._frozen = self._pending.coefficients = self._model.freeze()
+        self._pending.settle(ended_s)
+        return result
+
+    def _learn(self, parts: Parts, gap_s: float, meter_mj: int) -> None:
+        used = [step for step, part in zip(parts.steps, parts.inside, strict=True) if part > 0]
+        try:
             self._model.observe_window(
                 np.array([step.features for step in used]),
                 gap_s,
@@ -123,9 +136,10 @@ class Attribution:
                 fractions=parts.inside[parts.inside > 0],
                 times_s=np.array([step.duration_s for step in used]),
             )
-        self._frozen = self._pending.coefficients = self._model.freeze()
-        self._pending.settle(ended_s)
-        return result
+        except np.linalg.LinAlgError as error:
+            # The window is booked already; the coefficients stay as they were.
+            self.failed_fits_total += 1
+            logger.warning("the curves learned nothing from a window of %d steps: %s", len(used), error)
 
     def _settle(
         self, parts: Parts, overflow: Overflow, gap_s: float, meter_mj: int, ended_s: float
@@ -163,6 +177,7 @@ class Attribution:
             scale_ratio=scale,
             num_steps=len(parts.steps) + overflow.num_steps,
             tokens=self._tokens(parts, ended_s),
+            overflowed=frozenset(overflow.payers),
             causes=tuple(causes),
         )
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from workers.curve import Curve, Floats
 from workers.curve_fit import Bunches, Fit, fit, predict
-from workers.types import StepCurves, StepRecord
+from workers.types import StepCurves
 
 MAX_WINDOWS = 64
 """Windows kept for fitting."""
@@ -119,7 +119,6 @@ class EngineModel:
         self._windows: list[_Seen] = []
         self._num_windows = 0
         self._idle_elsewhere: list[float] = []
-        self._pending_steps: list[tuple[Floats, float]] = []
 
     # -- what it says
 
@@ -151,12 +150,6 @@ class EngineModel:
 
     # -- what it learns
 
-    def observe_step(self, step: StepRecord) -> None:
-        """One timed step, for the time curve; taken into account with the next window."""
-        prefill = float((step.prefill_tokens + step.recomputed_tokens).sum())
-        features = np.array((prefill, float(step.decode_tokens.sum()), float(step.context_tokens.sum())))
-        self._pending_steps.append((features, step.ended_s - step.started_s))
-
     def observe_window(
         self,
         features: ArrayLike,
@@ -174,11 +167,6 @@ class EngineModel:
         rows = np.asarray(features, dtype=np.float64).reshape(-1, 3)
         counts = np.ones(len(rows)) if fractions is None else np.asarray(fractions, dtype=np.float64)
         seconds = np.zeros(len(rows)) if times_s is None else np.asarray(times_s, dtype=np.float64)
-        if self._pending_steps:
-            timed, self._pending_steps = self._pending_steps, []
-            rows = np.concatenate((rows, np.array([step for step, _ in timed])))
-            counts = np.concatenate((counts, np.zeros(len(timed))))
-            seconds = np.concatenate((seconds, np.array([step_s for _, step_s in timed])))
         if not counts.sum() > 0:
             self._observe_idle(gap_s, meter_mj)
             return

@@ -6,14 +6,20 @@ Called by ``workers.worker``. It must never know an engine, an attempt's bytes o
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from workers.errors import MeterUnavailable
 from workers.types import Grade
 from workers.windows import MeterReading, PowerMeter, Windows
 
+logger = logging.getLogger("jouleway.worker")
+
 POLL_S = 0.25
 """How often settled windows are looked for between two readings."""
+
+READ_TIMEOUT_S = 5.0
+"""A driver may block for ever when its device is dying; a meter that does not answer in this time is lost."""
 
 
 class Metering:
@@ -39,6 +45,7 @@ class Metering:
         self._on_settled = on_settled
         self._reading: MeterReading | None = None
         self._fault = ""
+        self._asked: asyncio.Task[MeterReading] | None = None
         self.is_calibrating = True
         self.power_watts: float | None = None
 
@@ -68,7 +75,7 @@ class Metering:
         """One reading, one edge. A lost meter makes an edge too: the model stands in, grade D, named."""
         before = self._reading
         try:
-            reading: MeterReading | None = await asyncio.to_thread(self._meter.read)
+            reading: MeterReading | None = await self._ask()
             self._fault = ""
         except MeterUnavailable as error:
             reading = None
@@ -79,19 +86,39 @@ class Metering:
             self._reading = reading
         self.windows.add_reading(reading, now_s=self._clock(), calibrating=self.is_calibrating)
 
+    async def _ask(self) -> MeterReading:
+        """One reading on a thread; never two at once, and a blocked one is left behind. Raises: MeterUnavailable."""
+        if self._asked is None or self._asked.done():
+            if self._asked is not None and not self._asked.cancelled():
+                self._asked.exception()  # of one that came too late, and is told by the next one's if it lasts
+            self._asked = asyncio.create_task(asyncio.to_thread(self._meter.read), name="meter-reading")
+        done, _ = await asyncio.wait((self._asked,), timeout=READ_TIMEOUT_S)
+        if not done:
+            raise MeterUnavailable(f"{self._meter.name} does not answer for {READ_TIMEOUT_S:g} s")
+        return self._asked.result()
+
     async def run(self) -> None:
         """An edge every ``window_s``, for as long as the worker lives."""
         next_s = self._clock() + self._window_s
         while True:
             await asyncio.sleep(min(POLL_S, max(next_s - self._clock(), 0.01)))
-            if self._clock() >= next_s:
-                await self.read()
-                next_s = self._clock() + self._window_s
-            if self.windows.settle(now_s=self._clock(), num_running=self._num_running()):
-                self._on_settled()
+            try:
+                if self._clock() >= next_s:
+                    next_s = self._clock() + self._window_s
+                    await self.read()
+                if self.windows.settle(now_s=self._clock(), num_running=self._num_running()):
+                    self._on_settled()
+            except Exception as error:
+                # Windows must go on closing: attempts wait for their postings.
+                logger.exception("metering failed; the next window goes on")
+                self._fault = f"metering_failed: {type(error).__name__}"
 
     async def close(self) -> None:
-        """The last edge; everything that is pending is settled with what is there."""
-        await self.read()
-        self.windows.settle(now_s=float("inf"), num_running=0)
-        await asyncio.to_thread(self._meter.close)
+        """The last edge; everything that is pending is settled with what is there. Never raises: the engine follows."""
+        try:
+            await self.read()
+            self.windows.settle(now_s=float("inf"), num_running=0)
+            if self._asked is not None and self._asked.done():
+                await asyncio.to_thread(self._meter.close)
+        except Exception:
+            logger.exception("the last window could not be settled, or the meter not be closed")

@@ -44,9 +44,14 @@ class Outbox:
         """Whether a further request may be accepted: its charge and its posting must find room later."""
         return len(self._records) < self._max_records * 0.9
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the next record would be dropped."""
+        return len(self._records) >= self._max_records
+
     def put(self, record: Record) -> bool:
         """Stores a record under the next number; False (and counted) when the outbox is full."""
-        if len(self._records) >= self._max_records:
+        if self.is_full:
             self.dropped_total += 1
             return False
         self._records.append(Numbered(self._next_number, record))

@@ -18,6 +18,9 @@ from workers.types import StepRecord
 OVERHEAD = 0
 """Index among payers of what nobody pays for."""
 
+SPLIT_ROWS = 2_048
+"""Rows that may wait unsplit: a window's work is spread over the window, so that its end does not block the loop."""
+
 
 @dataclass(slots=True, eq=False)
 class PendingStep:
@@ -84,6 +87,8 @@ class Overflow:
     num_steps: int = 0
     predicted_mj: float = 0.0
     busy_s: float = 0.0
+    payers: set[str] = field(default_factory=set)
+    """Attempts that had rows in them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -96,7 +101,11 @@ class PendingSteps:
     """In force: what the next steps are predicted with."""
     overflow: Overflow = field(default_factory=Overflow)
     latest_s: float | None = None
-    _raw: list[StepRecord] = field(default_factory=list)
+    _raw: list[tuple[StepRecord, NDArray[np.int64]]] = field(default_factory=list)
+    """Steps not split yet, with the indices of their payers."""
+    _num_raw_rows: int = 0
+    _last_payers: tuple[str | None, ...] = ()
+    _last_indices: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     _steps: list[PendingStep] = field(default_factory=list)
     _num_rows: int = 0
     _payers: dict[str | None, int] = field(default_factory=lambda: {None: OVERHEAD})
@@ -122,15 +131,24 @@ class PendingSteps:
             self.overflow.num_steps += 1
             self.overflow.predicted_mj += float(self._joules(features, np.array([duration_s]))[0]) * 1000
             self.overflow.busy_s += duration_s
+            self.overflow.payers.update(payer for payer in step.payers if payer is not None)
             return
         self._num_rows += len(step.payers)
-        for payer in step.payers:
-            self._payers.setdefault(payer, len(self._payers))
-        self._raw.append(step)
+        self._num_raw_rows += len(step.payers)
+        if step.payers is not self._last_payers:
+            # Most steps have the payers of the one before, in the same tuple.
+            known = self._payers
+            self._last_indices = np.array(
+                [known.setdefault(payer, len(known)) for payer in step.payers], dtype=np.int64
+            )
+            self._last_payers = step.payers
+        self._raw.append((step, self._last_indices))
+        if self._num_raw_rows >= SPLIT_ROWS:
+            self._split_raw()
 
     def has(self, attempt_id: str) -> bool:
         """True while a row of this attempt is pending."""
-        return attempt_id in self._payers
+        return attempt_id in self._payers or attempt_id in self.overflow.payers
 
     def predicted(self, attempt_id: str) -> tuple[float, float]:
         """(mj, step seconds) predicted for an attempt's pending rows."""
@@ -155,15 +173,18 @@ class PendingSteps:
 
     def settle(self, ended_s: float) -> None:
         """Forgets what lies before the edge, and renumbers the payers of what is left."""
+        self._split_raw()
         kept = [step for step in self._steps if step.ended_s > ended_s]
         names = self.names()
-        self._payers = {None: OVERHEAD}
+        used = np.unique(np.concatenate([step.payers for step in kept])) if kept else np.zeros(0, dtype=np.int64)
+        used = used[used != OVERHEAD]
+        self._payers = {None: OVERHEAD, **{names[index]: number for number, index in enumerate(used.tolist(), 1)}}
+        renumbered = np.zeros(len(names), dtype=np.int64)
+        renumbered[used] = np.arange(1, len(used) + 1)
         for step in kept:
             step.started_s = max(step.started_s, ended_s)
-            step.payers = np.array(
-                [self._payers.setdefault(names[int(index)], len(self._payers)) for index in step.payers],
-                dtype=np.int64,
-            )
+            step.payers = renumbered[step.payers]
+        self._last_payers = ()
         self._steps = kept
         self._num_rows = sum(len(step.payers) for step in kept)
         self._energy_mj, self._time_s = np.zeros(self.num_payers), np.zeros(self.num_payers)
@@ -186,13 +207,14 @@ class PendingSteps:
         """Splits the steps that came since the last call in one flat batch, with the coefficients in force."""
         if not self._raw:
             return
-        raw, self._raw = self._raw, []
+        waiting, self._raw, self._num_raw_rows = self._raw, [], 0
+        raw = [step for step, _ in waiting]
         sizes = np.array([len(step.payers) for step in raw])
         owner = np.repeat(np.arange(len(raw)), sizes)
         batch = Batch(features=np.concatenate([_features(step) for step in raw]), owner=owner, num_steps=len(raw))
         tokens = batch.tokens
         recomputed = np.concatenate([step.recomputed_tokens for step in raw]).astype(np.float64)
-        payers = np.array([self._payers[payer] for step in raw for payer in step.payers], dtype=np.int64)
+        payers = np.concatenate([indices for _, indices in waiting])
         durations_s = np.array([_duration_s(step) for step in raw])
         sums = batch.step_features()
         joules = self._joules(sums, durations_s)

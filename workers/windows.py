@@ -5,6 +5,10 @@ Called by ``workers.worker``. It must never know Ray, an engine or HTTP; the met
 A reading is a boundary. The window before it is settled once the feed of steps has passed the boundary, or the engine
 has nothing to run, or the steps are so late that they are given up. Settling splits the window (``attribution``),
 moves the shares of attempts into the in-flight account, and posts what is in flight for every attempt that has closed.
+
+``meter_mj`` of a window is what the counter was seen to count, never a guess: whoever reads the same counter finds the
+same sum, at every instant. Where it could not be read, attempts are charged what the model predicts, and unattributed
+gives it; when the counter is back it shows what was used meanwhile, and unattributed gets it.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ FEED_GRACE_S = 0.25
 
 MAX_BOUNDARIES = 64
 """Readings that may wait for late steps; beyond it the oldest window is settled with what is there."""
+
+STANDING_S = 5.0
+"""A counter that has not moved for this long past an edge is taken as stalled: windows must go on closing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +66,32 @@ class _Boundary:
 
     at_s: float
     reading: MeterReading | None
+    outage: str
+    """Why there is no reading: meter_lost, counter_stalled; empty where there is one."""
     calibrating: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """What the counter counted in a window, and what its steps are to be split over; the rest is unattributed."""
+
+    meter_mj: int
+    split_mj: int
+    grade: Grade
+
+
+@dataclass(slots=True)
+class _InFlight:
+    """One attempt's account between its start and its posting."""
+
+    energy_mj: int = 0
+    gpu_us: int = 0
+    tokens: int = 0
+    grade: Grade | None = None
+    """The worst of its windows; None before the first."""
+    is_complete: bool = True
+    is_final: bool = False
+    """Its last step record is here."""
 
 
 class Windows:
@@ -91,21 +123,20 @@ class Windows:
         self._boundaries: deque[_Boundary] = deque()
         self._opened_s: float | None = None
         self._counter_mj = last_counter_mj
-        self._has_prior_counter = last_counter_mj is not None
-        self._booked_unmetered_mj = 0
+        self._has_gap = last_counter_mj is not None
+        self._unmetered_mj = 0
         self._carried_mj = 0
+        self._carried_gpu_us = 0
         self._dropped_steps = 0
-        self._in_flight: dict[str, list[int]] = {}
-        self._grades: dict[str, Grade] = {}
-        self._incomplete: set[str] = set()
-        self._final: set[str] = set()
+        self._in_flight: dict[str, _InFlight] = {}
         self._num_windows = 0
+        self._read_mj: int | None = None
         self.num_steps = 0
 
     @property
     def in_flight_mj(self) -> int:
         """Energy of closed windows whose attempts have no posting yet."""
-        return sum(account[0] for account in self._in_flight.values())
+        return sum(account.energy_mj for account in self._in_flight.values())
 
     @property
     def counter_mj(self) -> int | None:
@@ -116,7 +147,7 @@ class Windows:
 
     def open_attempt(self, attempt_id: str) -> None:
         """An attempt starts; only open attempts can be charged (a straggler's steps are overhead)."""
-        self._in_flight[attempt_id] = [0, 0]
+        self._in_flight[attempt_id] = _InFlight()
 
     def add_step(self, step: StepRecord) -> None:
         """One engine step, in order of its end."""
@@ -129,27 +160,34 @@ class Windows:
 
     def close_attempt(self, attempt_id: str) -> None:
         """The attempt's last step record is here: its posting follows with the window that holds its last step."""
-        if attempt_id in self._in_flight:
-            self._final.add(attempt_id)
-            if not self._attribution.has_pending(attempt_id):
-                self._post(attempt_id)
+        account = self._in_flight.get(attempt_id)
+        if account is not None:
+            account.is_final = True
+            self._post(attempt_id, account)
 
     def provisional(self, attempt_id: str) -> tuple[int, int]:
         """(mj, gpu_us) so far: closed windows as measured, the open one as predicted."""
-        energy_mj, gpu_us = self._in_flight.get(attempt_id, (0, 0))
+        account = self._in_flight.get(attempt_id) or _InFlight()
         pending_mj, pending_gpu_us = self._attribution.provisional(attempt_id)
-        return energy_mj + pending_mj, gpu_us + pending_gpu_us
+        return account.energy_mj + pending_mj, account.gpu_us + pending_gpu_us
 
     def add_reading(self, reading: MeterReading | None, *, now_s: float, calibrating: bool = False) -> None:
         """A boundary. ``None`` = the meter is lost: the model's prediction stands in, grade D, named."""
+        outage = "" if reading is not None else "meter_lost"
         at_s = now_s if reading is None else reading.at_s
         if self._opened_s is None:
             self._open_first(at_s, reading)
             return
         last_s = self._boundaries[-1].at_s if self._boundaries else self._opened_s
+        if reading is not None:
+            is_named = reading.counter_mj == self._read_mj and reading.fault.startswith("counter_stalled")
+            if is_named or (at_s <= last_s and now_s - last_s >= STANDING_S):
+                reading, at_s, outage = None, now_s, "counter_stalled"
         if at_s <= last_s:
             return  # the counter has not moved since the last boundary
-        self._boundaries.append(_Boundary(at_s=at_s, reading=reading, calibrating=calibrating))
+        if reading is not None:
+            self._read_mj = reading.counter_mj
+        self._boundaries.append(_Boundary(at_s=at_s, reading=reading, outage=outage, calibrating=calibrating))
 
     # -- what comes out
 
@@ -175,11 +213,14 @@ class Windows:
         if reading is None:
             return
         before_mj, self._counter_mj = self._counter_mj, reading.counter_mj
-        if not self._has_prior_counter or before_mj is None:
+        self._read_mj = reading.counter_mj
+        self._has_gap = False
+        if before_mj is None or before_mj == reading.counter_mj:
             return
         if reading.counter_mj < before_mj:
-            self._put_unattributed(0, cause="counter_reset", at_s=at_s, grade=Grade.D)
-        elif reading.counter_mj > before_mj:
+            # As in a running worker: what a counter shows that began anew was used since.
+            self._put_unattributed(reading.counter_mj, cause="counter_reset", at_s=at_s, grade=Grade.D)
+        else:
             lost_mj = reading.counter_mj - before_mj
             self._put_unattributed(lost_mj, cause="worker_lost", at_s=at_s, grade=reading.grade)
 
@@ -187,7 +228,8 @@ class Windows:
         assert self._opened_s is not None
         started_s, self._opened_s = self._opened_s, boundary.at_s
         causes: list[tuple[str, int]] = []
-        meter_mj, grade = self._measured(boundary, started_s, causes)
+        measured = self._measured(boundary, started_s, causes)
+        grade = measured.grade
         if self._dropped_steps:
             grade = Grade.worst(grade, Grade.B)
             causes.append(("step_records_dropped", 0))
@@ -197,69 +239,77 @@ class Windows:
             causes.append(("steps_late", 0))
         learn = not causes
         split = self._attribution.close_window(
-            started_s=started_s, ended_s=boundary.at_s, meter_mj=meter_mj, learn=learn
+            started_s=started_s, ended_s=boundary.at_s, meter_mj=measured.split_mj, learn=learn
         )
-        self._book(split, meter_mj=meter_mj, grade=grade, boundary=boundary, started_s=started_s, causes=causes)
-        self._post_settled()
+        self._book(split, measured=measured, grade=grade, boundary=boundary, started_s=started_s, causes=causes)
+        for attempt_id, account in sorted(self._in_flight.items()):
+            self._post(attempt_id, account)
 
-    def _measured(self, boundary: _Boundary, started_s: float, causes: list[tuple[str, int]]) -> tuple[int, Grade]:
-        """Energy of the window and its grade; resets and outages are named in ``causes``."""
+    def _measured(self, boundary: _Boundary, started_s: float, causes: list[tuple[str, int]]) -> _Measured:
+        """Energy of the window; resets and outages are named in ``causes``, with what they leave unattributed."""
         reading = boundary.reading
         if reading is None:
-            meter_mj = self._attribution.predicted_mj(started_s=started_s, ended_s=boundary.at_s)
-            self._booked_unmetered_mj += meter_mj
-            causes.append(("meter_lost", 0))
-            return meter_mj, Grade.D
+            found = self._predicted(boundary, started_s, meter_mj=0)
+            self._unmetered_mj += found.split_mj
+            causes.append((boundary.outage, -found.split_mj))
+            return found
         grade = Grade.worst(reading.grade, self._hook_grade)
-        if reading.fault:
-            causes.append((reading.fault.split(":")[0], 0))
+        faults = [fault.split(":")[0] for fault in reading.fault.split("; ") if fault]
         before_mj, self._counter_mj = self._counter_mj, reading.counter_mj
-        booked_mj, self._booked_unmetered_mj = self._booked_unmetered_mj, 0
-        if before_mj is None:
-            causes.append(("meter_found", 0))
-            return self._attribution.predicted_mj(started_s=started_s, ended_s=boundary.at_s), Grade.D
-        delta_mj = reading.counter_mj - before_mj
-        if delta_mj < 0:
+        unmetered_mj, self._unmetered_mj = self._unmetered_mj, 0
+        has_gap, self._has_gap = self._has_gap, False
+        delta_mj = reading.counter_mj - (before_mj or 0)
+        if before_mj is not None and delta_mj < 0:
             # The counter began anew: what it shows was used since; what it showed before its end nobody can know.
-            causes.append(("counter_reset", 0))
-            return reading.counter_mj, Grade.D
-        if booked_mj:
-            # The counter went on while it could not be read: take back what the model stood in for.
-            causes.append(("meter_back", 0))
-            return delta_mj - booked_mj, Grade.worst(grade, Grade.C)
-        return delta_mj, grade
+            causes += [(fault, 0) for fault in dict.fromkeys((*faults, "counter_reset"))]
+            return _Measured(meter_mj=reading.counter_mj, split_mj=reading.counter_mj, grade=Grade.D)
+        causes += [(fault, 0) for fault in dict.fromkeys(faults)]
+        if before_mj is None or has_gap:
+            # The first reading ever, or the first since another worker's last: no part of it is this window's alone.
+            found = self._predicted(boundary, started_s, meter_mj=delta_mj if has_gap else 0)
+            causes.append(("worker_lost" if has_gap else "meter_found", found.meter_mj - found.split_mj))
+            return found
+        if unmetered_mj:
+            # The counter went on while it could not be read: it shows what the model stood in for.
+            causes.append(("meter_back", unmetered_mj))
+            return _Measured(
+                meter_mj=delta_mj, split_mj=delta_mj - unmetered_mj, grade=Grade.worst(grade, Grade.C)
+            )  # fmt: skip
+        return _Measured(meter_mj=delta_mj, split_mj=delta_mj, grade=grade)
+
+    def _predicted(self, boundary: _Boundary, started_s: float, *, meter_mj: int) -> _Measured:
+        split_mj = self._attribution.predicted_mj(started_s=started_s, ended_s=boundary.at_s)
+        return _Measured(meter_mj=meter_mj, split_mj=split_mj, grade=Grade.D)
 
     def _book(
         self,
         split: WindowSplit,
         *,
-        meter_mj: int,
+        measured: _Measured,
         grade: Grade,
         boundary: _Boundary,
         started_s: float,
         causes: list[tuple[str, int]],
     ) -> None:
+        for attempt_id in split.overflowed:
+            if (account := self._in_flight.get(attempt_id)) is not None:
+                account.is_complete = False
         if not self._outbox.has_window_room:
-            # Nobody acknowledges: carry the energy to the next window that finds room, as unattributed.
-            self._carried_mj += meter_mj
-            self._incomplete.update(attempt_id for attempt_id in split.shares if attempt_id in self._in_flight)
+            # Nobody acknowledges: carry all of it to the next window that finds room, without a payer.
+            self._carried_mj += measured.meter_mj
+            self._carried_gpu_us += split.busy_gpu_us
+            for attempt_id in split.shares:
+                if (account := self._in_flight.get(attempt_id)) is not None:
+                    account.is_complete = False
             self._outbox.dropped_total += 1
             return
-        overhead_mj, overhead_gpu_us = split.overhead_mj, split.overhead_gpu_us
-        shares = []
-        for attempt_id, (energy_mj, gpu_us) in split.shares.items():
-            account = self._in_flight.get(attempt_id)
-            if account is None:
-                overhead_mj += energy_mj
-                overhead_gpu_us += gpu_us
-                continue
-            account[0] += energy_mj
-            account[1] += gpu_us
-            self._grades[attempt_id] = Grade.worst(grade, self._grades.get(attempt_id, Grade.A))
-            shares.append((attempt_id, energy_mj, gpu_us))
+        shares = self._move_in_flight(split, grade)
         carried_mj, self._carried_mj = self._carried_mj, 0
-        if carried_mj:
+        carried_gpu_us, self._carried_gpu_us = self._carried_gpu_us, 0
+        if carried_mj or carried_gpu_us:
             causes.append(("outbox_overflow", carried_mj))
+        unpaid_mj = split.overhead_mj + sum(mj for mj, _ in split.shares.values()) - sum(mj for _, mj, _ in shares)
+        busy_gpu_us = split.busy_gpu_us + carried_gpu_us
         self._num_windows += 1
         self._outbox.put(
             WindowRecord(
@@ -268,14 +318,14 @@ class Windows:
                 ended_s=boundary.at_s,
                 ended_unix_s=self._unix_clock(),
                 counter_mj=self._counter_mj or 0,
-                meter_mj=meter_mj + carried_mj,
+                meter_mj=measured.meter_mj + carried_mj,
                 idle_mj=split.idle_mj,
-                overhead_mj=overhead_mj,
-                unattributed_mj=split.unattributed_mj + carried_mj,
-                in_flight_mj=sum(share[1] for share in shares),
-                shares=tuple(shares),
-                busy_gpu_us=split.busy_gpu_us,
-                overhead_gpu_us=overhead_gpu_us,
+                overhead_mj=unpaid_mj,
+                unattributed_mj=split.unattributed_mj + measured.meter_mj - measured.split_mj + carried_mj,
+                in_flight_mj=sum(mj for _, mj, _ in shares),
+                shares=shares,
+                busy_gpu_us=busy_gpu_us,
+                overhead_gpu_us=busy_gpu_us - sum(gpu_us for _, _, gpu_us in shares),
                 predicted_mj=split.predicted_mj,
                 scale_ratio=split.scale_ratio,
                 grade=grade,
@@ -286,7 +336,22 @@ class Windows:
             )
         )
 
+    def _move_in_flight(self, split: WindowSplit, grade: Grade) -> tuple[tuple[str, int, int], ...]:
+        """Shares of attempts that are still open; what is left over has no payer any more."""
+        for attempt_id, tokens in split.tokens.items():
+            if (account := self._in_flight.get(attempt_id)) is not None:
+                account.tokens += tokens
+        shares = []
+        for attempt_id, (energy_mj, gpu_us) in split.shares.items():
+            if (account := self._in_flight.get(attempt_id)) is not None:
+                account.energy_mj += energy_mj
+                account.gpu_us += gpu_us
+                account.grade = grade if account.grade is None else Grade.worst(grade, account.grade)
+                shares.append((attempt_id, energy_mj, gpu_us))
+        return tuple(shares)
+
     def _put_unattributed(self, energy_mj: int, *, cause: str, at_s: float, grade: Grade) -> None:
+        """A window without duration, for what was counted while nobody watched."""
         self._num_windows += 1
         self._outbox.put(
             WindowRecord(
@@ -308,28 +373,26 @@ class Windows:
                 grade=grade,
                 meter=self._meter_name(),
                 num_steps=0,
+                calibrating=False,
                 causes=((cause, energy_mj),),
             )
         )
 
-    def _post_settled(self) -> None:
-        """Posts every closed attempt of which no step waits for a window any more."""
-        for attempt_id in sorted(self._final):
-            if not self._attribution.has_pending(attempt_id):
-                self._post(attempt_id)
-
-    def _post(self, attempt_id: str) -> None:
-        self._final.discard(attempt_id)
-        energy_mj, gpu_us = self._in_flight.pop(attempt_id)
-        is_complete = attempt_id not in self._incomplete
-        self._incomplete.discard(attempt_id)
+    def _post(self, attempt_id: str, account: _InFlight) -> None:
+        """In flight -> the posting, once the attempt is closed and none of its steps waits for a window any more."""
+        if not account.is_final or self._attribution.has_pending(attempt_id):
+            return
+        if self._outbox.is_full and (account.energy_mj or account.gpu_us):
+            return  # it stays in flight until there is room: what the windows gave it must come out again
+        del self._in_flight[attempt_id]
         self._outbox.put(
             EnergyPosting(
                 attempt_id=attempt_id,
-                energy_mj=energy_mj,
-                gpu_us=gpu_us,
-                grade=self._grades.pop(attempt_id, self._hook_grade),
+                energy_mj=account.energy_mj,
+                gpu_us=account.gpu_us,
+                grade=self._hook_grade if account.grade is None else account.grade,
                 policy=self._policy,
-                complete=is_complete,
+                complete=account.is_complete,
+                computed_tokens=account.tokens if self._hook_grade is Grade.A else None,
             )
         )

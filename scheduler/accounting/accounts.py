@@ -14,13 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from workers.balance import measured_busy_mj
 from workers.types import Grade, Outcome, WindowRecord
 
 OPERATOR = "(operator)"
 """The account of the house itself: repeated and failed work. No tenant can have this name: brackets are not allowed."""
-
-UNMEASURED_CAUSES = frozenset({"meter_lost", "meter_found", "meter_back", "counter_reset", "worker_lost"})
-"""Windows of which the energy was not measured beside the steps: they say nothing about the prediction."""
 
 MAX_CAUSES = 64
 
@@ -140,9 +138,10 @@ class WindowTotals:
         self.grade = Grade.worst(self.grade, record.grade)
         if len(self.meters) < MAX_CAUSES:
             self.meters.add(record.meter)
-        if UNMEASURED_CAUSES.isdisjoint(cause for cause, _ in record.causes):
+        busy_mj = measured_busy_mj(record)
+        if busy_mj is not None:
             self.predicted_mj += record.predicted_mj
-            self.measured_mj += record.meter_mj - record.idle_mj
+            self.measured_mj += busy_mj
         for cause, energy_mj in record.causes:
             if cause in self.causes or len(self.causes) < MAX_CAUSES:
                 self.causes[cause] = self.causes.get(cause, 0) + energy_mj
@@ -180,6 +179,8 @@ class Balance:
     inexact_sequences: int
     posting_difference_mj: int
     """Σ |posting − what its windows had put in flight|; above 0 only after a lost control plane."""
+    metered_token_difference: int
+    """Σ tokens that engines scheduled and no attempt's energy was split by; above 0 where step records were lost."""
     calibration_mj: int
 
 
@@ -225,6 +226,7 @@ class Accounts:
         self.token_difference = 0
         self.inexact_sequences = 0
         self.posting_difference_mj = 0
+        self.metered_token_difference = 0
 
     def tokens_of(self, tenant: str) -> TokenTotals:
         return self.tokens.setdefault(tenant, TokenTotals())
@@ -299,6 +301,7 @@ class Accounts:
             token_difference=self.token_difference,
             inexact_sequences=self.inexact_sequences,
             posting_difference_mj=self.posting_difference_mj,
+            metered_token_difference=self.metered_token_difference,
             calibration_mj=-self.calibration.total(Kind.METER, worker_id=worker_id)[0],
         )
 

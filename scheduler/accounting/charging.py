@@ -59,12 +59,15 @@ def charge_of_stranger(usage: UsageRecord, *, worker_id: str, status: WorkerStat
 def _with_usage(charge: Charge, usage: UsageRecord) -> Charge:
     """With what the worker counted beside the tokens."""
     exact = [sequence for sequence in usage.sequences if sequence.exact]
+    is_exact = len(exact) == len(usage.sequences)
     return replace(
         charge,
         provisional_mj=usage.provisional_mj,
         provisional_gpu_us=usage.provisional_gpu_us,
         token_difference=sum(abs(sequence.token_difference) for sequence in exact),
         inexact_sequences=len(usage.sequences) - len(exact),
+        scheduled_tokens=sum(sequence.scheduled_tokens for sequence in exact) if is_exact else None,
+        overrun_tokens=sum(sequence.overrun_tokens for sequence in exact),
         started_s=usage.started_s,
         first_byte_s=usage.first_byte_s,
         ended_s=usage.ended_s,

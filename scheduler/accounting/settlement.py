@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from scheduler.accounting.accounts import OPERATOR, Accounts
 from scheduler.core.actions import Payer
+from workers.balance import metered_token_difference
 from workers.types import EnergyPosting, Grade, Outcome, WindowRecord
 
 MAX_DETAILS = 10_000
@@ -54,6 +55,9 @@ class Charge:
     """False: taken from the last progress, the worker could not say any more."""
     token_difference: int = 0
     inexact_sequences: int = 0
+    scheduled_tokens: int | None = None
+    """What the engine scheduled for it; None where not every sequence was counted on both sides."""
+    overrun_tokens: int = 0
     started_s: float = 0.0
     first_byte_s: float | None = None
     ended_s: float = 0.0
@@ -90,6 +94,11 @@ class _OpenAttempt:
     """Who pays; None until it is charged."""
     is_posted: bool = False
     grade: Grade = Grade.A
+    computed_tokens: int | None = None
+    """Of its posting: the tokens that its energy was split by."""
+    scheduled_tokens: int | None = None
+    """Of its charge: the tokens that its engine scheduled."""
+    overrun_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -159,6 +168,7 @@ class Settlement:
         if attempt is None:
             attempt = self._open[attempt_id] = _OpenAttempt(charge.worker_id)
         attempt.account = charge.account
+        attempt.scheduled_tokens, attempt.overrun_tokens = charge.scheduled_tokens, charge.overrun_tokens
         totals = self.accounts.tokens_of(charge.account)
         totals.add(
             input_tokens=charge.input_tokens,
@@ -190,6 +200,7 @@ class Settlement:
         if attempt is None:
             attempt = self._open[attempt_id] = _OpenAttempt(worker_id)
         attempt.is_posted = True
+        attempt.computed_tokens = posting.computed_tokens if posting.complete else None
         self.accounts.posting_difference_mj += abs(posting.energy_mj - attempt.energy_mj)
         details = self._details.get(request_id_of(attempt_id))
         if details is not None:
@@ -272,6 +283,11 @@ class Settlement:
         """Both sides are here: in flight -> requests, and the attempt is only remembered."""
         assert attempt.account is not None
         del self._open[attempt_id]
+        if attempt.computed_tokens is not None and attempt.scheduled_tokens is not None:
+            # Steps that never reached the meter's side: the split over the others hides them, this sum does not.
+            self.accounts.metered_token_difference += metered_token_difference(
+                computed=attempt.computed_tokens, scheduled=attempt.scheduled_tokens, overrun=attempt.overrun_tokens
+            )
         self.accounts.add_posting(
             attempt.worker_id, attempt.account, energy_mj=attempt.energy_mj, gpu_us=attempt.gpu_us
         )
