@@ -22,7 +22,7 @@ from scheduler.core.queue import QueueLimits
 from scheduler.core.scheduler import Scheduler
 from scheduler.credentials import admin_key, tenant_keys
 from scheduler.dispatcher import Dispatcher
-from scheduler.fleet import Fleet
+from scheduler.fleet import RESTART_DELAYS_S, Fleet
 from scheduler.listeners import Listener, Tls, bind
 from scheduler.metrics import Metrics
 from scheduler.snapshot import Snapshot, WorkerSnapshot
@@ -80,6 +80,7 @@ class Service:
             links=self.dispatcher,
             last_counter_mj=self.settlement.last_counter_mj,
             clock=time.monotonic,
+            restart_delays_s=RESTART_DELAYS_S,
         )
         self._listeners: list[Listener] = []
         self.url = ""

@@ -1,6 +1,6 @@
 """Engine + meter + attribution + outbox: one worker as a plain class, without Ray.
 
-Called by ``workers.ray_worker`` (the actor) and by tests. It must never know Ray, tenants, prices or budgets.
+Called by ``workers.host`` and by tests. It must never know Ray, tenants, prices or budgets.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from workers.types import (
     WorkerState,
     WorkerStatus,
 )
+from workers.watch import Verdict, Watch
 from workers.windows import PowerMeter, Windows
 
 __all__ = ["Engine", "EngineLoad", "EngineSink", "Message", "OpenedMeter", "Receive", "Scope", "Send", "Worker"]
@@ -43,8 +44,13 @@ logger = logging.getLogger("jouleway.worker")
 
 STATUS_PERIOD_S = 1.0
 PROGRESS_PERIOD_S = 0.25
+WATCH_PERIOD_S = 1.0
 ABORT_GRACE_S = 5.0
 """How long an engine may take to obey a disconnect before its task is cancelled."""
+END_GRACE_S = 7.0
+"""How long a stop waits for aborted attempts to end and close; what is left then is closed without a word."""
+ENGINE_STOP_S = 30.0
+"""How long an engine may take to stop; what it leaves behind is killed after its process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +76,7 @@ class Worker:
         model: EngineModel | None = None,
         clock: Callable[[], float] = time.monotonic,
         unix_clock: Callable[[], float] = time.time,
+        watch_period_s: float = WATCH_PERIOD_S,
     ) -> None:
         self.spec = spec
         self._engine = engine
@@ -77,52 +84,60 @@ class Worker:
         self._model = model or EngineModel()
         self._clock = clock
         self._unix_clock = unix_clock
+        self._watch_period_s = watch_period_s
+        self._watch = Watch(stall_timeout_s=spec.stall_timeout_s, orphan_timeout_s=spec.orphan_timeout_s, now_s=clock())
         self._outbox = Outbox()
         self._buffer = OutputBuffer()
         self._attempts: dict[str, Attempt] = {}
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
         self._metering: Metering | None = None
         self._info: EngineInfo | None = None
         self._state = WorkerState.STARTING
         self._cause = "waiting to start"
-        self._epoch = 0
+        self.epoch = 0
+        """Of the connection that is served; 0 before the first."""
         self._dirty = asyncio.Event()
         self._status_due = True
-        self._last_contact_s = clock()
-        self._last_step_s = clock()
         self._num_dropped = 0
-        self._is_calibrating = True
         self._tasks: list[asyncio.Task[None]] = []
-        self._orphan_task: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self.stopped = asyncio.Event()
 
     # -- start and stop
 
     async def start(self) -> None:
-        """Engine, meter, calibration; then READY. On failure the state is STOPPED and ``cause`` says why.
+        """Engine, meter, calibration; then READY. On failure the engine is stopped, and ``cause`` says why.
 
         Raises: EngineStartError, with the engine's last lines.
         """
+        self._tasks.append(asyncio.create_task(self._keep_watch(), name="watch"))
+        self._starting = asyncio.create_task(self._start(), name="start")
         try:
-            self._set_state(WorkerState.STARTING, "starting the engine")
-            self._info = await self._engine.start(self)
-            self._metering = await self._open_metering(self._info)
-            await self._metering.read()
-            self._tasks = [
-                asyncio.create_task(self._metering.run(), name="metering"),
-                asyncio.create_task(self._watch(), name="watch"),
-            ]
-            if self.spec.calibration_s > 0:
-                self._set_state(WorkerState.STARTING, f"calibrating (at most {self.spec.calibration_s:g} s)")
-                await self._engine.calibrate(self.spec.calibration_s)
-            await self._metering.read()  # serving begins at a window's edge
-            self._metering.is_calibrating = False
-        except EngineStartError as error:
-            self._set_state(WorkerState.STOPPED, str(error))
-            raise
+            await self._starting
+        except asyncio.CancelledError:
+            if self._stopping is None:
+                raise
+            raise EngineStartError(f"stopped before it was up: {self._cause}") from None
         except Exception as error:
-            self._set_state(WorkerState.STOPPED, f"start failed: {type(error).__name__}: {error}")
+            is_said = isinstance(error, EngineStartError)
+            await self._shut_down(str(error) if is_said else f"start failed: {type(error).__name__}: {error}")
             raise
-        self._last_contact_s = self._clock()
+
+    async def _start(self) -> None:
+        self._set_state(WorkerState.STARTING, "starting the engine")
+        self._info = await self._engine.start(self)
+        self._metering = await self._open_metering(self._info)
+        await self._metering.read()
+        task = asyncio.create_task(self._metering.run(), name="metering")
+        task.add_done_callback(self._on_metering_done)
+        self._tasks.append(task)
+        if self.spec.calibration_s > 0:
+            self._set_state(WorkerState.STARTING, f"calibrating (at most {self.spec.calibration_s:g} s)")
+            await self._engine.calibrate(self.spec.calibration_s)
+        await self._metering.read()  # serving begins at a window's edge
+        self._metering.is_calibrating = False
         self._set_state(WorkerState.READY, "")
 
     async def _open_metering(self, info: EngineInfo) -> Metering:
@@ -148,26 +163,66 @@ class Worker:
         )
 
     async def stop(self, *, drain_s: float = 0.0, cause: str = "stopped by the operator") -> None:
-        """Lets running attempts end for ``drain_s``, aborts the rest, closes the last window, stops the engine."""
-        if self._state is WorkerState.STOPPED and self.stopped.is_set():
-            return
+        """Lets running attempts end for ``drain_s``, aborts the rest, closes the last window, stops the engine.
+
+        Its last records and its state leave through ``reports``. Called again it waits for the first call's end.
+        """
+        self._begin_stop(cause, drain_s=drain_s)
+        await self.stopped.wait()
+
+    @property
+    def has_said_all(self) -> bool:
+        """Stopped, its last state taken by a connection and its last record acknowledged."""
+        return self.stopped.is_set() and not self._status_due and not self._outbox.depth
+
+    def _begin_stop(self, cause: str, *, drain_s: float = 0.0) -> None:
+        if self._stopping is None and not self.stopped.is_set():
+            self._set_state(WorkerState.DRAINING, cause)
+            self._stopping = asyncio.create_task(self._stop(cause, drain_s=drain_s), name="stop")
+
+    async def _stop(self, cause: str, *, drain_s: float) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait({self._starting})
         self._set_state(WorkerState.DRAINING, cause)
-        deadline_s = self._clock() + drain_s
-        while self._attempts and self._clock() < deadline_s:
-            await asyncio.sleep(0.05)
+        await self._wait_empty(drain_s)
         for attempt in list(self._attempts.values()):
-            self._abort(attempt, "worker_stopped")
-        pending = [attempt.task for attempt in self._attempts.values() if attempt.task is not None]
-        if pending:
-            await asyncio.wait(pending, timeout=ABORT_GRACE_S)
-        for task in self._tasks:
+            if attempt.failure:
+                self._disconnect(attempt)
+            else:
+                self._abort(attempt, "worker_stopped")
+        await self._wait_empty(END_GRACE_S)
+        for attempt in list(self._attempts.values()):
+            self._close_by_force(attempt)
+        await self._shut_down(cause)
+
+    async def _wait_empty(self, timeout_s: float) -> None:
+        """Until no attempt is left, at most ``timeout_s``."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_empty.wait(), timeout_s)
+
+    async def _shut_down(self, cause: str) -> None:
+        """The last edge, the engine's end, STOPPED: whatever of it fails is only logged, for nobody could do more."""
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._metering is not None:
-            await self._metering.close()
-        await self._engine.stop()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        closes = [self._engine.stop()] if self._metering is None else [self._metering.close(), self._engine.stop()]
+        for close in closes:
+            try:
+                await asyncio.wait_for(close, ENGINE_STOP_S)
+            except Exception as error:
+                logger.error(
+                    "worker %s left something behind: %s: %s", self.spec.worker_id, type(error).__name__, error
+                )
         self._set_state(WorkerState.STOPPED, cause)
         self.stopped.set()
+
+    def _on_metering_done(self, task: asyncio.Task[None]) -> None:
+        """A worker that cannot meter must not serve."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("metering of worker %s failed", self.spec.worker_id, exc_info=error)
+            self._begin_stop(f"metering failed: {type(error).__name__}: {error}")
 
     # -- the control side
 
@@ -181,9 +236,8 @@ class Worker:
             raise WireMismatch(given=wire_version, spoken=WIRE_VERSION)
         self._enter_epoch(epoch)
         next_status_s = next_progress_s = 0.0
-        while self._epoch == epoch:
+        while self.epoch == epoch:
             now_s = self._clock()
-            self._last_contact_s = now_s
             status = None
             if self._status_due or now_s >= next_status_s:
                 self._status_due = False
@@ -203,20 +257,23 @@ class Worker:
             )
             if report.outputs or report.progress or report.records or report.status:
                 yield report
-            if self._buffer.is_empty and not self._status_due:
+            if self._buffer.is_empty and not self._status_due and not self._outbox.has_unsent:
                 timeout_s = max(next_status_s - self._clock(), 0.0)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._dirty.wait(), timeout_s)
             # Let every request of this engine step write before the item leaves: one item a step, not one a request.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-        raise StaleEpoch(given=epoch, current=self._epoch)
+        raise StaleEpoch(given=epoch, current=self.epoch)
 
     def command(self, epoch: int, commands: list[Command]) -> None:
-        """Calls, aborts and acknowledgements, in order. Raises: StaleEpoch."""
-        if epoch != self._epoch:
-            raise StaleEpoch(given=epoch, current=self._epoch)
-        self._last_contact_s = self._clock()
+        """Calls, aborts and acknowledgements, in order; an empty list says that the control plane lives.
+
+        Raises: StaleEpoch.
+        """
+        if epoch != self.epoch:
+            raise StaleEpoch(given=epoch, current=self.epoch)
+        self._watch.on_contact(self._clock())
         for command in commands:
             match command:
                 case Call():
@@ -226,6 +283,9 @@ class Worker:
                         self._abort(attempt, reason)
                 case Ack(number=number):
                     self._outbox.ack(number)
+                    if self._state is WorkerState.STOPPED:
+                        self._status_due = True  # whoever stopped it waits for the outbox to be empty
+                        self._dirty.set()
 
     def status(self) -> WorkerStatus:
         """What the worker says of itself now."""
@@ -264,7 +324,7 @@ class Worker:
 
     def on_step(self, step: StepRecord) -> None:
         assert self._metering is not None
-        self._last_step_s = self._clock()
+        self._watch.on_step(self._clock())
         self._metering.windows.add_step(step)
         if self._state is WorkerState.SICK:
             self._set_state(WorkerState.READY, "")
@@ -281,10 +341,9 @@ class Worker:
             self._metering.windows.add_dropped(num_records)
 
     def on_engine_dead(self, cause: str) -> None:
-        self._set_state(WorkerState.STOPPED, cause)
-        for attempt in list(self._attempts.values()):
+        for attempt in self._attempts.values():
             attempt.failure = attempt.failure or "engine_dead"
-            self._disconnect(attempt)
+        self._begin_stop(cause)
 
     # -- one attempt
 
@@ -293,7 +352,10 @@ class Worker:
             logger.warning("attempt %s is running already: the second call is ignored", call.attempt_id)
             return
         attempt = Attempt(call=call, started_s=self._clock())
+        if not self._attempts:
+            self._watch.on_step(attempt.started_s)  # the stall clock starts with the work
         self._attempts[call.attempt_id] = attempt
+        self._is_empty.clear()
         if self._metering is not None:
             self._metering.windows.open_attempt(call.attempt_id)
         attempt.failure = self._refusal()
@@ -302,8 +364,6 @@ class Worker:
             self._buffer.end(attempt)
             self._finish(attempt)
             return
-        if self._num_running() == 0:
-            self._last_step_s = attempt.started_s  # the stall clock starts with the work
         attempt.task = asyncio.create_task(self._run(attempt), name=call.attempt_id)
 
     def _refusal(self) -> str:
@@ -332,12 +392,24 @@ class Worker:
         if not attempt.is_asgi_done or attempt.sequences is None or attempt_id not in self._attempts:
             return
         del self._attempts[attempt_id]
+        if not self._attempts:
+            self._is_empty.set()
         windows = self._metering.windows if self._metering is not None else None
         provisional = windows.provisional(attempt_id) if windows is not None else (0, 0)
         self._outbox.put(usage_of(attempt, provisional=provisional))
         if windows is not None:
             windows.close_attempt(attempt_id)
         self._dirty.set()
+
+    def _close_by_force(self, attempt: Attempt) -> None:
+        """The engine does not end it: what is known of it is charged."""
+        if attempt.task is not None:
+            attempt.task.cancel()
+        attempt.failure = attempt.failure or "not_closed"
+        attempt.ended_s = attempt.ended_s or self._clock()
+        attempt.is_asgi_done, attempt.sequences = True, attempt.sequences or ()
+        self._buffer.end(attempt)
+        self._finish(attempt)
 
     def _abort(self, attempt: Attempt, reason: str) -> None:
         attempt.abort_reason = attempt.abort_reason or reason
@@ -351,9 +423,10 @@ class Worker:
             asyncio.get_running_loop().call_later(ABORT_GRACE_S, attempt.task.cancel)
 
     def _enter_epoch(self, epoch: int) -> None:
-        if epoch <= self._epoch:
-            raise StaleEpoch(given=epoch, current=self._epoch)
-        self._epoch = epoch
+        if epoch <= self.epoch:
+            raise StaleEpoch(given=epoch, current=self.epoch)
+        self.epoch = epoch
+        self._watch.on_contact(self._clock())
         self._dirty.set()
         for attempt in list(self._attempts.values()):
             self._abort(attempt, "orphaned")
@@ -363,22 +436,25 @@ class Worker:
 
     # -- the watch
 
-    async def _watch(self) -> None:
-        """Stall watchdog and orphan rule, once a second."""
+    async def _keep_watch(self) -> None:
+        """Stall watchdog and orphan rule, once a second, from the first moment of the start on."""
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(self._watch_period_s)
             now_s = self._clock()
-            stalled_s = now_s - self._last_step_s
-            if self._state is WorkerState.READY and self._attempts and stalled_s > self.spec.stall_timeout_s:
-                self._set_state(WorkerState.SICK, f"no step for {stalled_s:.0f} s with {len(self._attempts)} running")
-                for attempt in list(self._attempts.values()):
-                    attempt.failure = attempt.failure or "stalled"
-                    self._disconnect(attempt)
-            timeout_s = self.spec.orphan_timeout_s
-            if timeout_s > 0 and now_s - self._last_contact_s > timeout_s and self._state is WorkerState.READY:
-                # Its own task, and kept: it outlives this loop, which it cancels.
-                self._orphan_task = asyncio.create_task(self.stop(cause=f"no control plane for {timeout_s:g} s"))
-                return
+            running = [attempt for attempt in self._attempts.values() if not attempt.is_asgi_done]
+            # Where nobody reads, it is not the engine that holds its requests up.
+            verdict = self._watch.look(now_s, state=self._state, has_work=bool(running) and self._buffer.has_room)
+            match verdict:
+                case Verdict.STALLED:
+                    stalled_s = self._watch.stalled_s(now_s)
+                    self._set_state(WorkerState.SICK, f"no step for {stalled_s:.0f} s with {len(running)} running")
+                    for attempt in running:
+                        attempt.failure = attempt.failure or "stalled"
+                        self._disconnect(attempt)
+                case Verdict.HUNG:
+                    self._begin_stop(f"hung: no step for {self._watch.stalled_s(now_s):.0f} s")
+                case Verdict.ORPHANED:
+                    self._begin_stop(f"no control plane for {self._watch.silent_s(now_s):.0f} s")
 
     def _num_running(self) -> int:
         load = self._engine.load()

@@ -1,0 +1,212 @@
+"""The whole control plane over simulated engines in this process: started, served, balanced and stopped in order."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler import service as service_module
+from scheduler.commands.http_client import fetch
+from scheduler.config import load_config
+from scheduler.config_errors import ConfigError
+from scheduler.listeners import PortTaken, bind
+from scheduler.service import Service, state_words
+from tests.local_link import LocalLink
+from workers.build import build_worker
+from workers.errors import WorkerError
+from workers.types import WorkerSpec
+
+CONFIG = """
+server: {{port: {port}}}
+admin: {{port: 0}}
+state_dir: state
+limits: {{drain_s: 1, start_timeout_s: {start_timeout_s}}}
+models: {{m: {{default_output_tokens: 8, normalizer: none}}}}
+workers:
+  - name: sim
+    engine: simulated
+    model: m
+    count: 2
+    calibration_s: 0
+    window_s: 0.1
+    meter: {{kind: simulated}}
+    engine_args: {engine_args}
+tenants: [{{name: alpha}}, {{name: beta}}]
+generate_keys: true
+"""
+FAST = {"fixed_step_s": 0.0005, "refresh_s": 0.005}
+
+
+class Link(LocalLink):
+    incarnation = "one"
+
+
+class LocalCluster:
+    """``RayCluster`` without Ray: workers on this event loop."""
+
+    is_standing = False
+
+    def __init__(self, **_: object) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.links: list[Link] = []
+        self.starting: list[Any] = []
+        self.events: list[str] = []
+
+    def connect(self) -> None:
+        self.events.append("connect")
+
+    def start(self, specs: list[WorkerSpec]) -> list[Link]:
+        assert self.loop is not None
+
+        async def begin() -> list[Link]:
+            links = [Link(build_worker(spec)) for spec in specs]
+            self.starting += [asyncio.create_task(link.worker.start()) for link in links]
+            return links
+
+        links = asyncio.run_coroutine_threadsafe(begin(), self.loop).result(10)
+        self.links += links
+        return links
+
+    def find(self) -> list[Link]:
+        raise AssertionError("a cluster of our own has nothing to find")
+
+    def shutdown(self) -> None:
+        self.events.append("shutdown")
+
+
+def config_of(folder: Path, *, port: int = 0, start_timeout_s: float = 10, **engine_args: object) -> Any:
+    path = folder / "c.yaml"
+    arguments = json.dumps({**FAST, **engine_args})
+    path.write_text(CONFIG.format(port=port, start_timeout_s=start_timeout_s, engine_args=arguments))
+    return load_config(path)
+
+
+@asynccontextmanager
+async def running(folder: Path, **settings: Any) -> AsyncIterator[Service]:
+    service = Service(config_of(folder, **settings))
+    assert isinstance(service.cluster, LocalCluster)
+    service.cluster.loop = asyncio.get_running_loop()
+    try:
+        await service.start()
+        yield service
+    finally:
+        for starting in service.cluster.starting:
+            starting.cancel()
+        await service.stop()
+        await asyncio.gather(*service.cluster.starting, return_exceptions=True)
+
+
+@pytest.fixture(autouse=True)
+def local_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "RayCluster", LocalCluster)
+    monkeypatch.setattr(service_module, "RESTART_DELAYS_S", (0.01,))
+
+
+async def complete(service: Service, key: str, **fields: object) -> Any:
+    body = {"model": "m", "prompt": "to be or not", "max_tokens": 8, "ignore_eos": True, **fields}
+    return await fetch(
+        f"{service.url}/v1/completions", method="POST", payload=body, headers={"Authorization": f"Bearer {key}"}
+    )
+
+
+async def test_requests_are_served_and_the_accounts_close(tmp_path: Path) -> None:
+    """Through real sockets to the engine and back; after the stop every joule has its place."""
+    async with running(tmp_path) as service:
+        said: list[str] = []
+        await service.wait_ready(progress=said.append)
+        assert {"worker sim-0: ready", "worker sim-1: ready"} <= set(said)
+        keys = list(service.generated_keys.values())
+        replies = await asyncio.gather(*(complete(service, keys[index % 2]) for index in range(12)))
+        assert {200} == {reply.status for reply in replies}
+        assert {8} == {reply.json()["usage"]["completion_tokens"] for reply in replies}
+        balance = await fetch(
+            f"{service.admin_url}/v1/jouleway/balance", headers={"Authorization": f"Bearer {service.admin_key}"}
+        )
+        assert 200 == balance.status
+    snapshot = service.snapshot()
+    assert (12, 0, 0) == (snapshot.finished["completed"], snapshot.open_attempts, snapshot.num_running)
+    assert (0, 0) == (snapshot.balance.difference_mj, snapshot.balance.in_flight_mj)
+    assert 96 == sum(row.output_tokens for row in snapshot.tenants)
+    assert snapshot.balance.requests_mj > 0
+    assert ["connect", "shutdown"] == service.cluster.events  # type: ignore[attr-defined]
+
+
+async def test_nobody_enters_by_the_wrong_door(tmp_path: Path) -> None:
+    """A tenant's key opens no admin route, the admin's key no model; admin routes are not on the public listener."""
+    async with running(tmp_path) as service:
+        await service.wait_ready()
+        tenant_key = service.generated_keys["alpha"]
+        asked = f"{service.admin_url}/v1/jouleway/balance"
+        assert (await fetch(asked, headers={"Authorization": f"Bearer {tenant_key}"})).status in (401, 403)
+        assert 401 == (await complete(service, service.admin_key)).status
+        wrong_door = f"{service.url}/metrics"
+        assert (await fetch(wrong_door, headers={"Authorization": f"Bearer {service.admin_key}"})).status in (401, 404)
+
+
+async def test_a_worker_that_dies_is_replaced_and_serves_again(tmp_path: Path) -> None:
+    """The fleet is told by the dispatcher; the successor answers under the same name."""
+    async with running(tmp_path) as service:
+        await service.wait_ready()
+        cluster = service.cluster
+        assert isinstance(cluster, LocalCluster)
+        await cluster.links[0].worker.stop(cause="died by the test")
+        async with asyncio.timeout(10):
+            while len(cluster.links) < 3 or not all(worker.is_ready for worker in service.snapshot().workers):
+                await asyncio.sleep(0.02)
+        assert 1 == service.fleet.num_restarts
+        assert 200 == (await complete(service, service.generated_keys["alpha"])).status
+
+
+async def test_a_worker_that_does_not_start_ends_the_wait_with_its_cause(tmp_path: Path) -> None:
+    """The engine's own words, not a time-out."""
+    async with running(tmp_path, start_fails=True) as service:
+        with pytest.raises(WorkerError, match="start_fails"):
+            await service.wait_ready()
+
+
+async def test_the_wait_for_workers_has_an_end(tmp_path: Path) -> None:
+    """limits.start_timeout_s is named, and who is late."""
+    async with running(tmp_path, start_timeout_s=0.2, start_s=30) as service:
+        with pytest.raises(WorkerError, match=r"start_timeout_s = 0\.2 s: sim-0, sim-1"):
+            await service.wait_ready()
+
+
+def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path) -> None:
+    """And the other port is free again."""
+    with bind("server", "127.0.0.1", 0) as taken, pytest.raises(PortTaken, match=r"server\.port"):
+        Service(config_of(tmp_path, port=taken.getsockname()[1]))
+
+
+def test_a_bad_admin_key_is_said_before_anything_starts(tmp_path: Path) -> None:
+    """It is readable by others: no port is bound."""
+    (tmp_path / "state").mkdir()
+    path = tmp_path / "state" / "admin.key"
+    path.write_text("a-key-that-everybody-reads\n")
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        Service(config_of(tmp_path))
+
+
+async def test_no_key_appears_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """From start to stop, at the finest level."""
+    caplog.set_level(logging.DEBUG)
+    async with running(tmp_path) as service:
+        await service.wait_ready()
+        await complete(service, service.generated_keys["alpha"], prompt="CANARY-PROMPT")
+        secrets = [service.admin_key, *service.generated_keys.values(), "CANARY-PROMPT"]
+    assert [] == [secret for secret in secrets if secret in caplog.text]
+
+
+def test_states_are_said_in_words() -> None:
+    """With the cause, where there is one."""
+    from types import SimpleNamespace
+
+    status = SimpleNamespace(state=SimpleNamespace(value="starting"), cause="calibrating (at most 20 s)")
+    assert "starting (calibrating (at most 20 s))" == state_words(SimpleNamespace(status=status))  # type: ignore[arg-type]
+    lost = SimpleNamespace(status=None, phase="lost", cause="worker_lost")
+    assert "lost (worker_lost)" == state_words(lost)  # type: ignore[arg-type]
