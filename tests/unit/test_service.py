@@ -43,7 +43,11 @@ FAST = {"fixed_step_s": 0.0005, "refresh_s": 0.005}
 
 
 class Link(LocalLink):
-    incarnation = "one"
+    """With a name for its process; a successor counts its records from one again."""
+
+    @property
+    def incarnation(self) -> str:
+        return f"process-{id(self.worker)}"
 
 
 class LocalCluster:
