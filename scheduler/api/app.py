@@ -6,6 +6,7 @@ client reaches the log.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -97,7 +98,8 @@ class RelayApp:
             self._metrics.count_error(status=error.status, code=error.code or "")
             level = logging.WARNING if error.status >= 500 else logging.INFO
             logger.log(level, "request %s: status %d, %s", exchange.request_id, error.status, error.code)
-            await exchange.fail(error)
+            with contextlib.suppress(OSError):  # nobody is left to read it
+                await exchange.fail(error)
         except ClientGone:
             logger.info("request %s: the client left while its body was read", exchange.request_id)
         except Exception as error:

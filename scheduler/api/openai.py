@@ -59,6 +59,7 @@ class _Call:
     created_unix_s: int
     dispatched_s: float | None = None
     first_byte_s: float | None = None
+    end: End | None = None
 
 
 class Relay:
@@ -96,26 +97,20 @@ class Relay:
 
         stream = self._dispatcher.submit(Submission(request=call.request, path=exchange.path, render=render))
         watch = asyncio.create_task(_watch(exchange.receive, stream), name=f"watch-{exchange.request_id}")
-        plain_send, end, reason = exchange.send, None, ""
+        plain_send = exchange.send
         try:
             async with PatientSend(plain_send, longest_s=self._limits.slow_reader_s) as exchange.send:
-                if call.ask.is_stream:
-                    end = await self._stream(call, stream, exchange)
-                else:
-                    end = await self._whole(call, stream, exchange)
+                await (self._stream if call.ask.is_stream else self._whole)(call, stream, exchange)
         except SlowReader:
-            reason = SLOW_READER
             _abort_connection(plain_send)
-        except OSError:
-            reason = CLIENT_GONE  # servers of ASGI 2.4 say so out of send
-        except ApiError as error:
-            reason = error.code or "failed"
-            raise
+            await self._give_up(call, stream, SLOW_READER)
+        except OSError:  # how servers of ASGI 2.4 say that the client left
+            await self._give_up(call, stream, CLIENT_GONE)
         finally:
             exchange.send = plain_send
-            stream.close(reason or CLIENT_GONE)
+            stream.close(CLIENT_GONE)
             watch.cancel()
-            self._observe(call, end, reason)
+            self._observe(call)
 
     # -- in
 
@@ -153,7 +148,7 @@ class Relay:
 
     # -- out
 
-    async def _stream(self, call: _Call, stream: Stream, exchange: Exchange) -> End:
+    async def _stream(self, call: _Call, stream: Stream, exchange: Exchange) -> None:
         events = EventStream(
             stream,
             exchange,
@@ -163,11 +158,11 @@ class Relay:
             last_event=(lambda charge: _metering_event(call, charge)) if call.is_metered else None,
         )
         try:
-            return await events.run()
+            await events.run()
         finally:
-            call.first_byte_s = events.first_byte_s
+            call.first_byte_s, call.end = events.first_byte_s, events.end
 
-    async def _whole(self, call: _Call, stream: Stream, exchange: Exchange) -> End:
+    async def _whole(self, call: _Call, stream: Stream, exchange: Exchange) -> None:
         """Head and body are held until the End: then the charge is durable and the status is sure."""
         head: Head | None = None
         parts: list[bytes] = []
@@ -177,13 +172,13 @@ class Relay:
                 parts.append(item.data)
                 num_bytes += len(item.data)
                 if num_bytes > self._limits.max_answer_bytes:
-                    raise ApiError(
-                        500, "The answer is too large to be sent whole: ask for a stream.", code="answer_too_large"
-                    )
+                    await self._give_up(call, stream, "answer_too_large")
+                    raise ApiError(500, "The answer is too large: ask for a stream.", code="answer_too_large")
             elif isinstance(item, Head):
                 head = item
+        call.end = item
         if stream.is_closed:
-            return item
+            return
         if head is None or item.outcome not in (Outcome.COMPLETED, Outcome.REFUSED):
             raise failure_of(item)
         body = b"".join(parts)
@@ -193,15 +188,21 @@ class Relay:
             body = _with_metering(body, item.charge)
         content_type = next(((b"content-type", value) for name, value in head.headers if name == b"content-type"), JSON)
         await exchange.respond(head.status, body, [content_type])
-        return item
+
+    async def _give_up(self, call: _Call, stream: Stream, reason: str) -> None:
+        """Cancels the request and waits for its settlement, which the core bounds."""
+        stream.close(reason)
+        while not isinstance(item := await stream.next(), End):
+            pass
+        call.end = item
 
     # -- after
 
-    def _observe(self, call: _Call, end: End | None, reason: str) -> None:
+    def _observe(self, call: _Call) -> None:
         """One look at the whole exchange when it is over: nothing is measured per token."""
-        request, arrival_s = call.request, call.request.arrival_s
+        request, end, arrival_s = call.request, call.end, call.request.arrival_s
         ended_s = self._clock()
-        outcome = _outcome_of(end, reason)
+        outcome = _outcome_of(end)
         ttft_s = tpot_s = None
         if call.first_byte_s is not None:
             ttft_s = call.first_byte_s - arrival_s
@@ -221,14 +222,14 @@ class Relay:
             e2e_s=ended_s - arrival_s,
         )
         if outcome not in ("completed", "refused", "rejected"):
-            cause = reason or (end.cause if end is not None else "") or outcome
+            cause = end.cause if end is not None else "broken_off"
             logger.info("request %s of %s ended: %s, %s", request.request_id, request.tenant, outcome, cause)
 
 
-def _outcome_of(end: End | None, reason: str) -> str:
+def _outcome_of(end: End | None) -> str:
     """completed, refused (by the engine), rejected (by us), aborted or failed."""
     if end is None:
-        return "aborted" if reason in (CLIENT_GONE, SLOW_READER, "") else "rejected"
+        return "aborted"
     if end.rejection is not None:
         return "rejected"
     return end.outcome.value if end.outcome is not None else "failed"

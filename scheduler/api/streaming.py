@@ -129,18 +129,20 @@ class EventStream:
         self._failure = failure
         self._last_event = last_event
         self.first_byte_s: float | None = None
+        self.end: End | None = None
 
-    async def run(self) -> End:
-        """Everything up to the End, which is returned. Raises: ApiError while there is still a status to set."""
+    async def run(self) -> None:
+        """Everything up to the End. Raises: ApiError while there is still a status to set; what ``send`` raises."""
         item = await self._first()
         if isinstance(item, End):
-            return await self._fail(item)
-        if item.status >= 400:
-            return await self._refuse(item)
-        self.first_byte_s = self._clock()
-        if not self._exchange.is_begun:
-            await self._begin(_content_type(item))
-        return await self._pass_on()
+            await self._fail(item)
+        elif item.status >= 400:
+            await self._refuse(item)
+        else:
+            self.first_byte_s = self._clock()
+            if not self._exchange.is_begun:
+                await self._begin(_content_type(item))
+            await self._pass_on()
 
     async def _first(self) -> Head | End:
         """The engine's head or the end; comments while neither comes."""
@@ -153,47 +155,48 @@ class EventStream:
                     await self._begin(EVENT_STREAM)
                 await self._exchange.write(KEEP_ALIVE, more=True)
 
-    async def _pass_on(self) -> End:
+    async def _pass_on(self) -> None:
         """The hot path: one write for all that came since the last one."""
-        stream, hold, write = self._stream, EventHold(), self._exchange.write
+        stream, hold, send = self._stream, EventHold(), self._exchange.send
         while True:
             item = await stream.next()
             if type(item) is Body:
                 data = hold.take(item.data)
                 if data and not stream.is_closed:
-                    await write(data, more=True)
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
             elif isinstance(item, End):
                 break
         if item.outcome is not Outcome.COMPLETED:
-            return await self._fail(item)
+            await self._fail(item)
+            return
+        self.end = item
         last = self._last_event(item.charge) if self._last_event is not None and item.charge is not None else b""
-        await write(last + hold.held, more=False)
-        return item
+        await self._exchange.write(last + hold.held, more=False)
 
-    async def _refuse(self, head: Head) -> End:
+    async def _refuse(self, head: Head) -> None:
         """The engine answered with an error of its own: a whole body, never a stream."""
         parts: list[bytes] = []
         while not isinstance(item := await self._stream.next(), End):
             if isinstance(item, Body):
                 parts.append(item.data)
+        self.end = item
         if self._stream.is_closed:
-            return item
+            return
         body = engine_error_body(head.status, b"".join(parts))
         if self._exchange.is_begun:
             await self._exchange.write(b"data: %b\n\n" % body, more=False)
         else:
             await self._exchange.respond(head.status, body, [JSON])
-        return item
 
-    async def _fail(self, end: End) -> End:
+    async def _fail(self, end: End) -> None:
         """An error chunk and no ``[DONE]``; before the first byte an error with a status."""
+        self.end = end
         if self._stream.is_closed:
-            return end
+            return
         error = self._failure(end)
         if not self._exchange.is_begun:
             raise error
         await self._exchange.write(error_event(error.status, error.message, code=error.code), more=False)
-        return end
 
     async def _begin(self, content_type: bytes) -> None:
         await self._exchange.start(200, [(b"content-type", content_type), *STREAM_HEADERS])
