@@ -46,7 +46,7 @@ def run(*, json_path: Path | None, num_requests: int, seed: int, config_path: Pa
     path = config_path or configuration.demo_path()
     config = configuration.load(path)
     _check(config)
-    set_up_logging()
+    set_up_logging("WARNING")  # the progress lines say the rest
     progress(f"demo: {num_requests} requests, seed {seed}, {path.name}")
     figures = uvloop.run(_demo(config, progress, num_requests=num_requests, seed=seed))
     broken = faults(figures)

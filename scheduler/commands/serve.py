@@ -34,11 +34,11 @@ def run(config_path: Path, *, as_json: bool) -> ExitCode:
     return uvloop.run(_serve(config, as_json=as_json))
 
 
-def set_up_logging() -> None:
-    """Our own lines on standard error; the level by JOULEWAY_LOG_LEVEL (INFO)."""
-    level = os.environ.get("JOULEWAY_LOG_LEVEL", "INFO").upper()
+def set_up_logging(default: str = "INFO") -> None:
+    """Our own lines on standard error; the level by JOULEWAY_LOG_LEVEL."""
+    level = os.environ.get("JOULEWAY_LOG_LEVEL", "").upper()
     logging.basicConfig(stream=sys.stderr, format=LOG_FORMAT, level=logging.WARNING)
-    logging.getLogger("jouleway").setLevel(level if level in logging.getLevelNamesMapping() else logging.INFO)
+    logging.getLogger("jouleway").setLevel(level if level in logging.getLevelNamesMapping() else default)
 
 
 def make_service(config: Config) -> Service:
