@@ -1,4 +1,4 @@
-"""The attempts that run on one worker: their bytes on the way out, and their two endings.
+"""The attempts that run on one worker: their bytes on the way out, their two endings, and their end by force.
 
 Called by ``workers.worker``. It must never know Ray, a meter or a price; bytes pass through unread.
 
@@ -8,6 +8,7 @@ An attempt is final when both its ASGI end and its closing step record arrived, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,12 @@ from workers.engine import Engine, Message
 from workers.types import Call, Chunk, Ended, Outcome, Output, SequenceUsage, Started, UsageRecord
 
 logger = logging.getLogger("jouleway.worker")
+
+MAX_BUFFER_BYTES = 8 * 1024 * 1024
+"""Bytes that may wait for the reader; beside them four items of at most this size are on their way."""
+
+ABORT_GRACE_S = 5.0
+"""How long an engine may take to obey a disconnect before its task is cancelled."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,7 +83,7 @@ class OutputBuffer:
     Bounded: ``wait_for_room`` holds an engine's ``send`` back while more than ``max_bytes`` wait for a reader.
     """
 
-    def __init__(self, *, max_bytes: int = 32 * 1024 * 1024) -> None:
+    def __init__(self, *, max_bytes: int = MAX_BUFFER_BYTES) -> None:
         self._started: dict[str, Started] = {}
         self._bodies: dict[str, list[bytes]] = {}
         self._ended: dict[str, Ended] = {}
@@ -172,3 +179,122 @@ async def drive(
         # The text of an engine's exception may hold a prompt: only its type leaves.
         logger.warning("attempt %s failed in the engine: %s", attempt.call.attempt_id, type(error).__name__)
         attempt.failure = attempt.failure or f"engine_error:{type(error).__name__}"
+
+
+class Attempts:
+    """Everything that runs on one worker. ``on_final`` is called once for each, when both its endings are here."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        buffer: OutputBuffer,
+        clock: Callable[[], float],
+        on_output: Callable[[], None],
+        on_final: Callable[[Attempt], None],
+    ) -> None:
+        self._engine = engine
+        self._buffer = buffer
+        self._clock = clock
+        self._on_output = on_output
+        self._on_final = on_final
+        self._by_id: dict[str, Attempt] = {}
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __contains__(self, attempt_id: str) -> bool:
+        return attempt_id in self._by_id
+
+    @property
+    def num_running(self) -> int:
+        """Those of which the engine's answer has not ended."""
+        return sum(not attempt.is_asgi_done for attempt in self._by_id.values())
+
+    async def wait_empty(self, timeout_s: float) -> None:
+        """Until none is left, at most ``timeout_s``."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_empty.wait(), timeout_s)
+
+    def begin(self, call: Call, *, refusal: str = "") -> None:
+        """Starts it, or ends it at once for the reason given."""
+        attempt = Attempt(call=call, started_s=self._clock(), failure=refusal)
+        self._by_id[call.attempt_id] = attempt
+        self._is_empty.clear()
+        if refusal:
+            self._close(attempt)
+            return
+        attempt.task = asyncio.create_task(self._run(attempt), name=call.attempt_id)
+
+    def close(self, attempt_id: str, sequences: tuple[SequenceUsage, ...]) -> None:
+        """Its closing step record arrived; a second one changes nothing."""
+        attempt = self._by_id.get(attempt_id)
+        if attempt is not None and attempt.sequences is None:
+            attempt.sequences = sequences
+            self._finish(attempt)
+
+    def abort(self, attempt_id: str, reason: str) -> None:
+        """Somebody does not want it any more; an attempt that is unknown or over is left alone."""
+        if (attempt := self._by_id.get(attempt_id)) is not None:
+            attempt.abort_reason = attempt.abort_reason or reason
+            self._disconnect(attempt)
+
+    def abort_all(self, reason: str) -> None:
+        """Aborts everything; what has failed already only hears that nobody listens."""
+        for attempt_id, attempt in list(self._by_id.items()):
+            if attempt.failure:
+                self._disconnect(attempt)
+            else:
+                self.abort(attempt_id, reason)
+
+    def fail_all(self, cause: str) -> None:
+        """The engine is to blame: what runs has failed, and hears it."""
+        for attempt in list(self._by_id.values()):
+            if not attempt.is_asgi_done:
+                attempt.failure = attempt.failure or cause
+                self._disconnect(attempt)
+
+    def close_by_force(self) -> None:
+        """The engine does not end them: what is known of them is charged."""
+        for attempt in list(self._by_id.values()):
+            if attempt.task is not None:
+                attempt.task.cancel()
+            attempt.failure = attempt.failure or "not_closed"
+            self._close(attempt)
+
+    async def _run(self, attempt: Attempt) -> None:
+        """Drives the engine for one attempt, and ends it on every path."""
+        try:
+            await drive(attempt, engine=self._engine, buffer=self._buffer, clock=self._clock, on_output=self._on_output)
+        finally:
+            attempt.is_asgi_done = True
+            attempt.ended_s = attempt.ended_s or self._clock()
+            self._buffer.end(attempt)
+            self._engine.asgi_ended(attempt.call.attempt_id)
+            self._finish(attempt)
+            self._on_output()
+
+    def _close(self, attempt: Attempt) -> None:
+        """Both endings at once, by our own word."""
+        attempt.ended_s = attempt.ended_s or self._clock()
+        attempt.is_asgi_done, attempt.sequences = True, attempt.sequences or ()
+        self._buffer.end(attempt)
+        self._finish(attempt)
+
+    def _finish(self, attempt: Attempt) -> None:
+        attempt_id = attempt.call.attempt_id
+        if not attempt.is_asgi_done or attempt.sequences is None or self._by_id.get(attempt_id) is not attempt:
+            return
+        del self._by_id[attempt_id]
+        if not self._by_id:
+            self._is_empty.set()
+        self._on_final(attempt)
+
+    def _disconnect(self, attempt: Attempt) -> None:
+        if attempt.disconnect.is_set():
+            return
+        attempt.disconnect.set()
+        if attempt.task is not None and not attempt.task.done():
+            asyncio.get_running_loop().call_later(ABORT_GRACE_S, attempt.task.cancel)

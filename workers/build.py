@@ -1,16 +1,48 @@
 """From a WorkerSpec to a Worker: picks engine and meter, and imports them when they are needed.
 
-Called by ``workers.ray_worker`` and by tests that want a worker without Ray. It must never know Ray or a configuration.
+Called by ``workers.host`` and by tests that want a worker without Ray. It must never know Ray or a configuration.
 """
 
 from __future__ import annotations
 
-from workers.engine import Engine
+import os
+
+import msgspec
+
+from workers.engine import Engine, EngineLoad, EngineSink, Receive, Scope, Send
 from workers.engine_model import EngineModel
-from workers.errors import EngineStartError
+from workers.errors import EngineStartError, WorkerError
 from workers.power.choose import open_meter
-from workers.types import EngineInfo, WorkerSpec
+from workers.types import Call, EngineInfo, Progress, WorkerSpec
 from workers.worker import OpenedMeter, Worker
+
+
+class UnbuiltEngine:
+    """Stands in for an engine that could not be made: its start says why, as any start that fails."""
+
+    def __init__(self, cause: str) -> None:
+        self._cause = cause
+
+    async def start(self, sink: EngineSink) -> EngineInfo:
+        raise EngineStartError(self._cause)
+
+    def request(self, call: Call) -> tuple[Scope, bytes]:
+        raise EngineStartError(self._cause)
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise EngineStartError(self._cause)
+
+    def asgi_ended(self, attempt_id: str) -> None: ...
+
+    def progress(self) -> list[Progress]:
+        return []
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(num_running=0, num_waiting=0, kv_used_tokens=0)
+
+    async def calibrate(self, max_s: float) -> None: ...
+
+    async def stop(self) -> None: ...
 
 
 def build_engine(spec: WorkerSpec) -> Engine:
@@ -30,8 +62,15 @@ def build_engine(spec: WorkerSpec) -> Engine:
 
 
 def build_worker(spec: WorkerSpec) -> Worker:
-    """A worker, not started: engine, meter, curves."""
-    engine = build_engine(spec)
+    """A worker, not started: engine, meter, curves. Never raises: what is wrong shows when it starts, as its cause."""
+    engine: Engine
+    try:
+        spec = with_gpu_uuids(spec)
+        engine = build_engine(spec)
+    except WorkerError as error:
+        engine = UnbuiltEngine(str(error))
+    except Exception as error:
+        engine = UnbuiltEngine(f"engine {spec.engine!r} cannot be made: {type(error).__name__}: {error}")
 
     def open_for(info: EngineInfo) -> OpenedMeter:
         meter, notes = open_meter(
@@ -40,3 +79,17 @@ def build_worker(spec: WorkerSpec) -> Worker:
         return OpenedMeter(meter=meter, notes=notes)
 
     return Worker(spec, engine, open_meter=open_for, model=EngineModel())
+
+
+def with_gpu_uuids(spec: WorkerSpec) -> WorkerSpec:
+    """Ray assigns GPUs by index; from here on they are named by UUID, which no restart or container reorders.
+
+    Raises: WorkerError where no GPU is visible, or one cannot be meant.
+    """
+    if spec.num_gpus == 0 or spec.gpu_uuids or spec.engine == "simulated":
+        return spec
+    from workers.power.nvml import uuids_of_visible_devices
+
+    uuids = uuids_of_visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
+    return msgspec.structs.replace(spec, gpu_uuids=uuids)

@@ -35,6 +35,11 @@ class Outbox:
         return len(self._records)
 
     @property
+    def has_unsent(self) -> bool:
+        """Whether this connection has not been sent everything."""
+        return self._sent_number < self._next_number - 1
+
+    @property
     def has_window_room(self) -> bool:
         """Whether one more window may be stored; otherwise its energy is carried on and lands in unattributed."""
         return len(self._records) < self._max_records * WINDOW_SHARE_RATIO
@@ -60,7 +65,7 @@ class Outbox:
 
     def take_unsent(self, *, max_records: int = 1_000) -> list[Numbered]:
         """The next records that this connection has not been sent, oldest first; they stay until acknowledged."""
-        if self._sent_number >= self._next_number - 1:
+        if not self.has_unsent:
             return []
         first = self._records[0].number
         start = max(self._sent_number + 1 - first, 0)

@@ -1,11 +1,13 @@
-"""Ray: the actor that hosts workers, and the control plane's link to it. The only file that imports ``ray``.
+"""Ray: actors around processes of workers, and the control plane's links to them. The only file that imports ``ray``.
 
 Called by ``scheduler.service``. It must never know a request, a tenant or a price: it moves encoded values.
 
 One streaming generator a worker carries everything upward, one item an engine step. Ray bounds it: with
 ``_generator_backpressure_num_objects`` the actor waits while four items are unread. Downward, commands travel in
-batches and nobody waits for their return: a dead worker shows in its stream. Ray does not promise exactly-once calls,
-so every record is numbered and every attempt has its own id.
+numbered batches and nobody waits for their return: a dead worker shows in its stream. Ray does not promise
+exactly-once calls, so every record is numbered and every attempt has its own id.
+
+An actor's name ends with a number of its own: a name is free again only some time after its actor died.
 """
 
 from __future__ import annotations
@@ -13,15 +15,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import msgspec
 
-from workers.build import build_worker
 from workers.errors import StaleEpoch, WireMismatch, WorkerDead, WorkerError
+from workers.guardian import MARKER
+from workers.host import WorkerHost
 from workers.types import WIRE_VERSION, Command, Report, WorkerSpec
-from workers.worker import Worker
 
 logger = logging.getLogger("jouleway.ray")
 
@@ -29,7 +33,14 @@ TESTED_RAY = "2.60"
 NAMESPACE = "jouleway"
 ACTOR_PREFIX = "jouleway-host-"
 MAX_UNREAD_ITEMS = 4
-RAYLET_GONE_S = 15.0
+HEARTBEAT_S = 2.0
+"""How often a worker hears that its control plane lives, whatever else is said."""
+STOP_GRACE_S = 30.0
+"""What a worker gets beyond its drain time; then its process is killed."""
+DESCRIBE_TIMEOUT_S = 60.0
+"""How long a standing worker may take to say who it is: loading an engine blocks it for half a minute."""
+REPLACE_DRAIN_S = 30.0
+"""What runs on a worker of another wire version gets before it is stopped."""
 
 TELEMETRY_OFF = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -42,100 +53,9 @@ TELEMETRY_OFF = {
 }
 """Set before any of the libraries is imported, here and in the actors."""
 
-_encode_report = msgspec.msgpack.Encoder().encode
-_decode_report = msgspec.msgpack.Decoder(Report).decode
+_encode_specs = msgspec.msgpack.Encoder().encode
 _encode_commands = msgspec.msgpack.Encoder().encode
-_decode_commands = msgspec.msgpack.Decoder(list[Command]).decode
-_decode_specs = msgspec.msgpack.Decoder(list[WorkerSpec]).decode
-
-
-class WorkerHost:
-    """The actor's body: one or more workers in one process (many only when they are simulated)."""
-
-    def __init__(self, encoded_specs: bytes) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-        specs = _decode_specs(encoded_specs)
-        self._specs = [_with_gpu_uuids(spec) for spec in specs]
-        self._workers: dict[str, Worker] = {}
-        self._starting: dict[str, asyncio.Task[None]] = {}
-        self._raylet_pid = os.getppid()
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def start(self) -> list[str]:
-        """Begins to start every worker and returns at once: the reports say how it goes."""
-        if not self._workers:
-            for spec in self._specs:
-                worker = build_worker(spec)
-                self._workers[spec.worker_id] = worker
-                self._starting[spec.worker_id] = asyncio.create_task(self._start_one(worker))
-            self._tasks.append(asyncio.create_task(self._leave_when_done()))
-        return [spec.worker_id for spec in self._specs]
-
-    async def _start_one(self, worker: Worker) -> None:
-        try:
-            await worker.start()
-        except WorkerError as error:
-            logger.error("worker %s did not start: %s", worker.spec.worker_id, error)
-        except Exception as error:
-            logger.error("worker %s did not start: %s: %s", worker.spec.worker_id, type(error).__name__, error)
-
-    async def describe(self) -> dict[str, Any]:
-        """Wire version and worker ids: what a control plane asks before it connects."""
-        return {
-            "wire_version": WIRE_VERSION,
-            "worker_ids": [spec.worker_id for spec in self._specs],
-            "pid": os.getpid(),
-        }
-
-    async def reports(self, worker_id: str, epoch: int, wire_version: int) -> AsyncIterator[bytes]:
-        """Encoded reports of one worker. Being fenced off or unequal in version is said in the item's epoch:
-
-        −1 = wire mismatch, any other foreign epoch = the newer connection's.
-        """
-        try:
-            async for report in self._workers[worker_id].reports(epoch, wire_version):
-                yield _encode_report(report)
-        except StaleEpoch as error:
-            yield _encode_report(Report(epoch=error.current))
-        except WireMismatch:
-            yield _encode_report(Report(epoch=-1))
-
-    async def command(self, worker_id: str, epoch: int, encoded: bytes) -> None:
-        try:
-            self._workers[worker_id].command(epoch, _decode_commands(encoded))
-        except StaleEpoch as error:
-            logger.warning("commands for %s were refused: %s", worker_id, error)
-
-    async def stop(self, worker_id: str, drain_s: float) -> None:
-        if (worker := self._workers.get(worker_id)) is not None:
-            starting = self._starting.get(worker_id)
-            if starting is not None and not starting.done():
-                starting.cancel()
-            await worker.stop(drain_s=drain_s)
-
-    async def _leave_when_done(self) -> None:
-        """Ends the process when its last worker stopped by itself, or when its raylet is gone for 15 s."""
-        gone_s = 0.0
-        while True:
-            await asyncio.sleep(1.0)
-            gone_s = gone_s + 1.0 if os.getppid() != self._raylet_pid else 0.0
-            if gone_s >= RAYLET_GONE_S:
-                logger.error("the raylet is gone for %.0f s: stopping the engines", gone_s)
-                await asyncio.gather(*(worker.stop(cause="raylet gone") for worker in self._workers.values()))
-            if self._workers and all(worker.stopped.is_set() for worker in self._workers.values()):
-                await asyncio.sleep(2.0)  # the last report leaves first
-                os._exit(0)
-
-
-def _with_gpu_uuids(spec: WorkerSpec) -> WorkerSpec:
-    """Ray assigns GPUs by index; from here on they are named by UUID, which no restart or container reorders."""
-    if spec.num_gpus == 0 or spec.gpu_uuids:
-        return spec
-    from workers.power.nvml import uuids_of_visible_devices
-
-    uuids = uuids_of_visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
-    return msgspec.structs.replace(spec, gpu_uuids=uuids)
+_decode_report = msgspec.msgpack.Decoder(Report).decode
 
 
 class RayLink:
@@ -143,47 +63,53 @@ class RayLink:
 
     def __init__(self, worker_id: str, actor: Any) -> None:
         self.worker_id = worker_id
+        self.incarnation: str = actor._actor_id.hex()
+        """Names the process: a successor under the same worker id has another."""
         self._actor = actor
         self._epoch = 0
+        self._num_batches = 0
         self._command = actor.command.options(num_returns=0)
 
     async def reports(self, epoch: int) -> AsyncIterator[Report]:
         """Connects with an epoch. Raises: WorkerDead, StaleEpoch, WireMismatch."""
         import ray
 
-        self._epoch = epoch
+        self._epoch, self._num_batches = epoch, 0
         stream = self._actor.reports.options(
             num_returns="streaming", _generator_backpressure_num_objects=MAX_UNREAD_ITEMS
         ).remote(self.worker_id, epoch, WIRE_VERSION)
+        next_beat_s = time.monotonic() + HEARTBEAT_S
         try:
             async for reference in stream:
-                report = _decode_report(await reference)
-                if report.epoch == -1:
-                    raise WireMismatch(given=WIRE_VERSION, spoken=-1)
-                if report.epoch != epoch:
-                    raise StaleEpoch(given=epoch, current=report.epoch)
-                yield report
+                yield self._checked(_decode_report(await reference), epoch)
+                if time.monotonic() >= next_beat_s:  # a report a second at least drives it
+                    next_beat_s = time.monotonic() + HEARTBEAT_S
+                    self._command.remote(self.worker_id, epoch, 0, _encode_commands([]))
         except ray.exceptions.RayError as error:
-            raise WorkerDead(self.worker_id, _first_line(error)) from error
+            raise WorkerDead(self.worker_id, in_a_line(error)) from error
         raise WorkerDead(self.worker_id, "its report stream ended")
+
+    def _checked(self, report: Report, epoch: int) -> Report:
+        if report.epoch < 0:
+            # Too old or too new to talk to: it ends as soon as what runs there has ended.
+            self._actor.stop.remote(self.worker_id, REPLACE_DRAIN_S)
+            raise WireMismatch(given=WIRE_VERSION, spoken=-report.epoch)
+        if report.epoch != epoch:
+            raise StaleEpoch(given=epoch, current=report.epoch)
+        return report
 
     async def send(self, commands: list[Command]) -> None:
         """Sends a batch and does not wait: a dead worker shows in ``reports``."""
-        self._command.remote(self.worker_id, self._epoch, _encode_commands(commands))
+        self._num_batches += 1
+        self._command.remote(self.worker_id, self._epoch, self._num_batches, _encode_commands(commands))
 
     async def stop(self, *, drain_s: float = 0.0) -> None:
-        """Stops engine and actor; returns when the worker said so or 30 s after its drain time."""
-        import ray
-
-        try:
-            await asyncio.wait_for(_as_future(self._actor.stop.remote(self.worker_id, drain_s)), drain_s + 30.0)
-        except (ray.exceptions.RayError, TimeoutError) as error:
-            logger.warning("worker %s did not stop in order: %s", self.worker_id, _first_line(error))
-            ray.kill(self._actor, no_restart=True)
+        """Stops engine and worker; returns when the worker said so, or killed its process 30 s after its drain time."""
+        await _stop(self._actor, [self.worker_id], drain_s=drain_s)
 
 
 class RayCluster:
-    """Starts, joins and leaves Ray; starts and finds workers.
+    """Starts, joins and leaves Ray; starts, finds and ends workers.
 
     ``address`` None = a cluster of our own that dies with this process; otherwise a standing one, on which workers are
     detached: they outlive the control plane and are found again.
@@ -194,6 +120,8 @@ class RayCluster:
         self._namespace = namespace
         self._num_cpus = num_cpus
         self._is_connected = False
+        self._asked: dict[str, tuple[float, int]] = {}
+        """CPUs and GPUs of each process asked for, by its first worker."""
 
     @property
     def is_standing(self) -> bool:
@@ -207,95 +135,165 @@ class RayCluster:
         except ImportError as error:
             raise WorkerError("Ray is not installed; remedy: install the extra 'ray' (make setup does)") from error
         check_ray_version(ray.__version__)
+        options: dict[str, Any] = {"address": self._address}
+        if self._address is None:
+            # "local": without it Ray would join whatever cluster was last started on this machine.
+            options = {
+                "address": "local",
+                "include_dashboard": False,
+                "num_cpus": self._num_cpus,
+                "_node_ip_address": "127.0.0.1",
+            }
         try:
-            if self._address is None:
-                ray.init(
-                    namespace=self._namespace,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.WARNING,
-                    num_cpus=self._num_cpus,
-                    _node_ip_address="127.0.0.1",
-                    runtime_env={"env_vars": TELEMETRY_OFF},
-                )
-            else:
-                ray.init(
-                    address=self._address,
-                    namespace=self._namespace,
-                    log_to_driver=False,
-                    logging_level=logging.WARNING,
-                    runtime_env={"env_vars": TELEMETRY_OFF},
-                )
+            ray.init(
+                namespace=self._namespace,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                runtime_env={"env_vars": TELEMETRY_OFF},
+                **options,
+            )
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             where = self._address or "a cluster of our own"
             raise WorkerError(
-                f"Ray at ray.address={where} cannot be reached: {_first_line(error)}; "
+                f"Ray at ray.address={where} cannot be reached: {in_a_line(error)}; "
                 "remedy: `ray status`, and RAY_AUTH_MODE=token with the cluster's token on both sides"
             ) from error
         self._is_connected = True
 
     def start(self, specs: list[WorkerSpec]) -> list[RayLink]:
-        """Starts one actor for the specs given (several only for simulated engines); returns a link for each."""
+        """Starts one actor for the specs given (several only for simulated engines); returns a link for each.
+
+        Raises: WorkerError where it could never be placed, or Ray refuses it.
+        """
         import ray
 
         first = specs[0]
+        name = f"{ACTOR_PREFIX}{first.worker_id}.{secrets.token_hex(4)}"
+        num_cpus = sum(spec.num_cpus for spec in specs)
+        environment = {**TELEMETRY_OFF, **first.environment, "PYTHONPATH": python_path(), MARKER: name}
         options: dict[str, Any] = {
-            "name": f"{ACTOR_PREFIX}{first.worker_id}",
+            "name": name,
             "namespace": self._namespace,
-            "num_cpus": sum(spec.num_cpus for spec in specs),
+            "num_cpus": num_cpus,
+            "num_gpus": first.num_gpus if first.engine != "simulated" else 0,
             "max_concurrency": 1000,
             "max_restarts": 0,
-            "runtime_env": {"env_vars": {**TELEMETRY_OFF, **first.environment, "PYTHONPATH": _python_path()}},
+            "runtime_env": {"env_vars": environment},
         }
         if self.is_standing:
             options["lifetime"] = "detached"
-        if first.num_gpus:
-            options["num_gpus"] = first.num_gpus
-        if first.num_gpus > 1:
-            options["scheduling_strategy"] = self._tensor_parallel_group(first)
-        actor = ray.remote(WorkerHost).options(**options).remote(msgspec.msgpack.encode(specs))
+        self._asked[first.worker_id] = (num_cpus, options["num_gpus"])
+        try:
+            if not self.is_standing:
+                check_room(self._asked, ray.cluster_resources())
+            if options["num_gpus"] > 1:
+                options["scheduling_strategy"] = self._tensor_parallel_group(first, name)
+            actor = ray.remote(WorkerHost).options(**options).remote(_encode_specs(specs))
+        except (ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            raise WorkerError(f"worker {first.worker_id} cannot be started: {in_a_line(error)}") from error
         actor.start.remote()
         return [RayLink(spec.worker_id, actor) for spec in specs]
 
-    def _tensor_parallel_group(self, spec: WorkerSpec) -> Any:
+    def _tensor_parallel_group(self, spec: WorkerSpec, name: str) -> Any:
         """All GPUs of one engine on one node, or none: a STRICT_PACK group with a single bundle."""
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+        self._remove_groups(self._actor_names())  # an earlier life's group would keep its GPUs for ever
         lifetime = "detached" if self.is_standing else None
         group = placement_group(
-            [{"CPU": spec.num_cpus, "GPU": spec.num_gpus}],
-            strategy="STRICT_PACK",
-            name=f"{ACTOR_PREFIX}{spec.worker_id}",
-            lifetime=lifetime,
+            [{"CPU": spec.num_cpus, "GPU": spec.num_gpus}], strategy="STRICT_PACK", name=name, lifetime=lifetime
         )
         return PlacementGroupSchedulingStrategy(placement_group=group)
 
-    def find(self, *, timeout_s: float = 15.0) -> list[RayLink]:
-        """Links to the workers that stand on the cluster from an earlier control plane.
+    def _remove_groups(self, names_in_use: Iterable[str]) -> None:
+        """Placement groups of ours whose actor is gone."""
+        from ray.util import get_placement_group, placement_group_table, remove_placement_group
 
-        An actor that speaks another wire version is told to stop and is not returned: it will be replaced.
-        """
-        import ray
-        from ray.util import list_named_actors
-
-        links: list[RayLink] = []
-        for entry in list_named_actors(all_namespaces=True):
-            if entry["namespace"] != self._namespace or not entry["name"].startswith(ACTOR_PREFIX):
+        in_use = set(names_in_use)
+        for entry in placement_group_table().values():
+            name = entry["name"]
+            if entry["state"] == "REMOVED" or not name.startswith(ACTOR_PREFIX) or name in in_use:
                 continue
             try:
-                actor = ray.get_actor(entry["name"], namespace=self._namespace)
-                description = ray.get(actor.describe.remote(), timeout=timeout_s)
-            except (ValueError, ray.exceptions.RayError, TimeoutError) as error:
-                logger.warning("%s does not answer and is left out: %s", entry["name"], _first_line(error))
+                remove_placement_group(get_placement_group(name))
+            except ValueError:
+                continue  # of another namespace, or gone meanwhile
+
+    def _actor_names(self) -> list[str]:
+        from ray.util import list_named_actors
+
+        return [
+            entry["name"]
+            for entry in list_named_actors(all_namespaces=True)
+            if entry["namespace"] == self._namespace and entry["name"].startswith(ACTOR_PREFIX)
+        ]
+
+    def _describe_all(self, timeout_s: float) -> tuple[list[tuple[Any, dict[str, Any]]], list[tuple[str, Any]]]:
+        """(actors with what they say of themselves, names and actors that do not answer), asked side by side."""
+        import ray
+
+        asked = []
+        for name in self._actor_names():
+            try:
+                actor = ray.get_actor(name, namespace=self._namespace)
+            except ValueError:
+                continue  # it ended meanwhile
+            asked.append((name, actor, actor.describe.remote()))
+        if asked:
+            ray.wait([reference for _, _, reference in asked], num_returns=len(asked), timeout=timeout_s)
+        described, silent = [], []
+        for name, actor, reference in asked:
+            try:
+                described.append((actor, ray.get(reference, timeout=0)))
+            except ray.exceptions.ActorDiedError:
                 continue
-            if description["wire_version"] != WIRE_VERSION:
-                logger.warning("%s speaks wire version %s: replacing it", entry["name"], description["wire_version"])
-                for worker_id in description["worker_ids"]:
-                    actor.stop.remote(worker_id, 30.0)
+            except (ray.exceptions.RayError, TimeoutError) as error:
+                logger.warning("%s does not answer: %s", name, in_a_line(error))
+                silent.append((name, actor))
+        return described, silent
+
+    def find(self, *, timeout_s: float = DESCRIBE_TIMEOUT_S) -> list[RayLink]:
+        """Links to the workers that stand on the cluster from an earlier control plane. Blocks.
+
+        What cannot be adopted is ended, so that its successor finds room: actors that do not answer are killed; those
+        that speak another wire version, or were replaced already, are told to stop.
+        """
+        import ray
+
+        described, silent = self._describe_all(timeout_s)
+        for _, actor in silent:
+            ray.kill(actor, no_restart=True)
+        links: dict[str, RayLink] = {}
+        for actor, said in sorted(described, key=lambda pair: -float(pair[1]["started_unix_s"])):
+            is_other = said["wire_version"] != WIRE_VERSION
+            if is_other or any(worker_id in links for worker_id in said["worker_ids"]):
+                why = f"speaks wire version {said['wire_version']}" if is_other else "has a successor"
+                logger.warning("the process of %s %s: it is stopped", ", ".join(said["worker_ids"]), why)
+                for worker_id in said["worker_ids"]:
+                    actor.stop.remote(worker_id, REPLACE_DRAIN_S if is_other else 0.0)
                 continue
-            links += [RayLink(worker_id, actor) for worker_id in description["worker_ids"]]
-        return links
+            links.update({worker_id: RayLink(worker_id, actor) for worker_id in said["worker_ids"]})
+        return list(links.values())
+
+    async def remove_all(
+        self, *, drain_s: float = 0.0, timeout_s: float = DESCRIBE_TIMEOUT_S, progress: Callable[[str], None] = print
+    ) -> list[str]:
+        """Ends every worker in the namespace, whatever it speaks and whether it answers; returns their ids."""
+        import ray
+
+        described, silent = await asyncio.to_thread(self._describe_all, timeout_s)
+        worker_ids = sorted({worker_id for _, said in described for worker_id in said["worker_ids"]})
+        for worker_id in worker_ids:
+            progress(f"stopping {worker_id}")
+        await asyncio.gather(*(_stop(actor, said["worker_ids"], drain_s=drain_s) for actor, said in described))
+        for name, actor in [*((None, actor) for actor, _ in described), *silent]:
+            if name is not None:
+                progress(f"killing {name}, which does not answer")
+                worker_ids.append(name.removeprefix(ACTOR_PREFIX).rpartition(".")[0])
+            ray.kill(actor, no_restart=True)
+        await asyncio.to_thread(self._remove_groups, ())
+        return worker_ids
 
     def shutdown(self) -> None:
         """Leaves Ray; a cluster of our own ends with it, with every worker on it."""
@@ -307,6 +305,20 @@ class RayCluster:
         self._is_connected = False
 
 
+async def _stop(actor: Any, worker_ids: list[str], *, drain_s: float) -> None:
+    """Stops workers of one process in order; kills the process where that does not end in time."""
+    import ray
+
+    try:
+        stops = [_as_future(actor.stop.remote(worker_id, drain_s)) for worker_id in worker_ids]
+        await asyncio.wait_for(asyncio.gather(*stops), drain_s + STOP_GRACE_S)
+    except ray.exceptions.ActorDiedError:
+        return
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        logger.warning("%s did not stop in order: %s; its process is killed", ", ".join(worker_ids), in_a_line(error))
+        ray.kill(actor, no_restart=True)
+
+
 def check_ray_version(version: str) -> None:
     """Raises WorkerError outside the tested range: streaming generators and options here are not all public."""
     if version.rsplit(".", 1)[0] != TESTED_RAY:
@@ -315,14 +327,26 @@ def check_ray_version(version: str) -> None:
         )
 
 
-def _python_path() -> str:
+def check_room(asked: dict[str, tuple[float, int]], resources: dict[str, float]) -> None:
+    """Raises WorkerError where a cluster of our own can never hold all that was asked for: Ray would wait for ever."""
+    for place, (what, key) in enumerate((("CPU", "workers[].cpus"), ("GPU", "workers[].gpus"))):
+        wanted, total = sum(demand[place] for demand in asked.values()), resources.get(what, 0.0)
+        if wanted > total:
+            raise WorkerError(
+                f"the workers ask for {wanted:g} {what}s and this machine gives Ray {total:g}; remedy: lower {key}, "
+                f"{'ray.num_cpus' if what == 'CPU' else 'or nvidia-smi must show the missing ones'}"
+            )
+
+
+def python_path() -> str:
     """Actors import ``workers`` from where this process does, installed or not."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     return os.pathsep.join(dict.fromkeys([root, *inherited]))
 
 
-def _first_line(error: BaseException) -> str:
+def in_a_line(error: BaseException) -> str:
+    """The last line of a message, which in Ray's long ones names the cause."""
     text = str(error).strip()
     return text.splitlines()[-1][:300] if text else type(error).__name__
 

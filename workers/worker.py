@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from workers.attempts import Attempt, OutputBuffer, drive, usage_of
+from workers.attempts import Attempt, Attempts, OutputBuffer, usage_of
 from workers.attribution import Attribution
-from workers.engine import Engine, EngineLoad, EngineSink, Message, Receive, Scope, Send
+from workers.engine import Engine, EngineLoad
 from workers.engine_model import EngineModel
 from workers.errors import EngineStartError, StaleEpoch, WireMismatch
 from workers.metering import Metering
@@ -38,15 +38,11 @@ from workers.types import (
 from workers.watch import Verdict, Watch
 from workers.windows import PowerMeter, Windows
 
-__all__ = ["Engine", "EngineLoad", "EngineSink", "Message", "OpenedMeter", "Receive", "Scope", "Send", "Worker"]
-
 logger = logging.getLogger("jouleway.worker")
 
 STATUS_PERIOD_S = 1.0
 PROGRESS_PERIOD_S = 0.25
 WATCH_PERIOD_S = 1.0
-ABORT_GRACE_S = 5.0
-"""How long an engine may take to obey a disconnect before its task is cancelled."""
 END_GRACE_S = 7.0
 """How long a stop waits for aborted attempts to end and close; what is left then is closed without a word."""
 ENGINE_STOP_S = 30.0
@@ -88,16 +84,16 @@ class Worker:
         self._watch = Watch(stall_timeout_s=spec.stall_timeout_s, orphan_timeout_s=spec.orphan_timeout_s, now_s=clock())
         self._outbox = Outbox()
         self._buffer = OutputBuffer()
-        self._attempts: dict[str, Attempt] = {}
-        self._is_empty = asyncio.Event()
-        self._is_empty.set()
+        self._dirty = asyncio.Event()
+        self._attempts = Attempts(
+            engine=engine, buffer=self._buffer, clock=clock, on_output=self._dirty.set, on_final=self._on_final
+        )
         self._metering: Metering | None = None
         self._info: EngineInfo | None = None
         self._state = WorkerState.STARTING
         self._cause = "waiting to start"
         self.epoch = 0
         """Of the connection that is served; 0 before the first."""
-        self._dirty = asyncio.Event()
         self._status_due = True
         self._num_dropped = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -122,7 +118,8 @@ class Worker:
             raise EngineStartError(f"stopped before it was up: {self._cause}") from None
         except Exception as error:
             is_said = isinstance(error, EngineStartError)
-            await self._shut_down(str(error) if is_said else f"start failed: {type(error).__name__}: {error}")
+            self._begin_stop(str(error) if is_said else f"start failed: {type(error).__name__}: {error}")
+            await self.stopped.wait()
             raise
 
     async def _start(self) -> None:
@@ -185,36 +182,23 @@ class Worker:
             self._starting.cancel()
             await asyncio.wait({self._starting})
         self._set_state(WorkerState.DRAINING, cause)
-        await self._wait_empty(drain_s)
-        for attempt in list(self._attempts.values()):
-            if attempt.failure:
-                self._disconnect(attempt)
-            else:
-                self._abort(attempt, "worker_stopped")
-        await self._wait_empty(END_GRACE_S)
-        for attempt in list(self._attempts.values()):
-            self._close_by_force(attempt)
+        await self._attempts.wait_empty(drain_s)
+        self._attempts.abort_all("worker_stopped")
+        await self._attempts.wait_empty(END_GRACE_S)
+        self._attempts.close_by_force()
         await self._shut_down(cause)
-
-    async def _wait_empty(self, timeout_s: float) -> None:
-        """Until no attempt is left, at most ``timeout_s``."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._is_empty.wait(), timeout_s)
 
     async def _shut_down(self, cause: str) -> None:
         """The last edge, the engine's end, STOPPED: whatever of it fails is only logged, for nobody could do more."""
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        closes = [self._engine.stop()] if self._metering is None else [self._metering.close(), self._engine.stop()]
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        closes = [self._engine.stop] if self._metering is None else [self._metering.close, self._engine.stop]
         for close in closes:
             try:
-                await asyncio.wait_for(close, ENGINE_STOP_S)
+                await asyncio.wait_for(close(), ENGINE_STOP_S)
             except Exception as error:
-                logger.error(
-                    "worker %s left something behind: %s: %s", self.spec.worker_id, type(error).__name__, error
-                )
+                logger.error("worker %s did not close all: %s: %s", self.spec.worker_id, type(error).__name__, error)
         self._set_state(WorkerState.STOPPED, cause)
         self.stopped.set()
 
@@ -279,8 +263,7 @@ class Worker:
                 case Call():
                     self._begin(command)
                 case Abort(attempt_id=attempt_id, reason=reason):
-                    if (attempt := self._attempts.get(attempt_id)) is not None:
-                        self._abort(attempt, reason)
+                    self._attempts.abort(attempt_id, reason)
                 case Ack(number=number):
                     self._outbox.ack(number)
                     if self._state is WorkerState.STOPPED:
@@ -330,10 +313,7 @@ class Worker:
             self._set_state(WorkerState.READY, "")
 
     def on_closed(self, attempt_id: str, sequences: tuple[SequenceUsage, ...]) -> None:
-        attempt = self._attempts.get(attempt_id)
-        if attempt is not None and attempt.sequences is None:
-            attempt.sequences = sequences
-            self._finish(attempt)
+        self._attempts.close(attempt_id, sequences)
 
     def on_dropped(self, num_records: int) -> None:
         self._num_dropped += num_records
@@ -341,59 +321,33 @@ class Worker:
             self._metering.windows.add_dropped(num_records)
 
     def on_engine_dead(self, cause: str) -> None:
-        for attempt in self._attempts.values():
-            attempt.failure = attempt.failure or "engine_dead"
+        self._attempts.fail_all("engine_dead")
         self._begin_stop(cause)
 
-    # -- one attempt
+    # -- attempts
 
     def _begin(self, call: Call) -> None:
         if call.attempt_id in self._attempts:
             logger.warning("attempt %s is running already: the second call is ignored", call.attempt_id)
             return
-        attempt = Attempt(call=call, started_s=self._clock())
-        if not self._attempts:
-            self._watch.on_step(attempt.started_s)  # the stall clock starts with the work
-        self._attempts[call.attempt_id] = attempt
-        self._is_empty.clear()
+        refusal = self._refusal()
+        if not len(self._attempts):
+            self._watch.on_step(self._clock())  # the stall clock starts with the work
         if self._metering is not None:
             self._metering.windows.open_attempt(call.attempt_id)
-        attempt.failure = self._refusal()
-        if attempt.failure:
-            attempt.ended_s, attempt.is_asgi_done, attempt.sequences = attempt.started_s, True, ()
-            self._buffer.end(attempt)
-            self._finish(attempt)
-            return
-        attempt.task = asyncio.create_task(self._run(attempt), name=call.attempt_id)
+        self._attempts.begin(call, refusal=refusal)
 
     def _refusal(self) -> str:
         """Why no call can be taken now; the worker has the last word, since the caller's picture of it is old."""
         if self._state is not WorkerState.READY:
             return f"worker_{self._state.value}"
-        if len(self._attempts) > self.spec.max_running or not self._outbox.has_request_room:
+        if len(self._attempts) >= self.spec.max_running or not self._outbox.has_request_room:
             return "worker_busy"
         return ""
 
-    async def _run(self, attempt: Attempt) -> None:
-        """Drives the engine for one attempt, and ends it on every path."""
-        try:
-            await drive(attempt, engine=self._engine, buffer=self._buffer, clock=self._clock, on_output=self._dirty.set)
-        finally:
-            attempt.is_asgi_done = True
-            attempt.ended_s = self._clock()
-            self._buffer.end(attempt)
-            self._engine.asgi_ended(attempt.call.attempt_id)
-            self._finish(attempt)
-            self._dirty.set()
-
-    def _finish(self, attempt: Attempt) -> None:
-        """Charges the attempt once both its endings are here."""
+    def _on_final(self, attempt: Attempt) -> None:
+        """Both endings of an attempt are here: it is charged, and its energy follows with its last window."""
         attempt_id = attempt.call.attempt_id
-        if not attempt.is_asgi_done or attempt.sequences is None or attempt_id not in self._attempts:
-            return
-        del self._attempts[attempt_id]
-        if not self._attempts:
-            self._is_empty.set()
         windows = self._metering.windows if self._metering is not None else None
         provisional = windows.provisional(attempt_id) if windows is not None else (0, 0)
         self._outbox.put(usage_of(attempt, provisional=provisional))
@@ -401,35 +355,13 @@ class Worker:
             windows.close_attempt(attempt_id)
         self._dirty.set()
 
-    def _close_by_force(self, attempt: Attempt) -> None:
-        """The engine does not end it: what is known of it is charged."""
-        if attempt.task is not None:
-            attempt.task.cancel()
-        attempt.failure = attempt.failure or "not_closed"
-        attempt.ended_s = attempt.ended_s or self._clock()
-        attempt.is_asgi_done, attempt.sequences = True, attempt.sequences or ()
-        self._buffer.end(attempt)
-        self._finish(attempt)
-
-    def _abort(self, attempt: Attempt, reason: str) -> None:
-        attempt.abort_reason = attempt.abort_reason or reason
-        self._disconnect(attempt)
-
-    def _disconnect(self, attempt: Attempt) -> None:
-        if attempt.disconnect.is_set():
-            return
-        attempt.disconnect.set()
-        if attempt.task is not None and not attempt.task.done():
-            asyncio.get_running_loop().call_later(ABORT_GRACE_S, attempt.task.cancel)
-
     def _enter_epoch(self, epoch: int) -> None:
         if epoch <= self.epoch:
             raise StaleEpoch(given=epoch, current=self.epoch)
         self.epoch = epoch
         self._watch.on_contact(self._clock())
         self._dirty.set()
-        for attempt in list(self._attempts.values()):
-            self._abort(attempt, "orphaned")
+        self._attempts.abort_all("orphaned")
         self._buffer.clear()
         self._outbox.rewind()
         self._status_due = True
@@ -441,16 +373,14 @@ class Worker:
         while True:
             await asyncio.sleep(self._watch_period_s)
             now_s = self._clock()
-            running = [attempt for attempt in self._attempts.values() if not attempt.is_asgi_done]
+            num_running = self._attempts.num_running
             # Where nobody reads, it is not the engine that holds its requests up.
-            verdict = self._watch.look(now_s, state=self._state, has_work=bool(running) and self._buffer.has_room)
-            match verdict:
+            has_work = bool(num_running) and self._buffer.has_room
+            match self._watch.look(now_s, state=self._state, has_work=has_work):
                 case Verdict.STALLED:
                     stalled_s = self._watch.stalled_s(now_s)
-                    self._set_state(WorkerState.SICK, f"no step for {stalled_s:.0f} s with {len(running)} running")
-                    for attempt in running:
-                        attempt.failure = attempt.failure or "stalled"
-                        self._disconnect(attempt)
+                    self._set_state(WorkerState.SICK, f"no step for {stalled_s:.0f} s with {num_running} running")
+                    self._attempts.fail_all("stalled")
                 case Verdict.HUNG:
                     self._begin_stop(f"hung: no step for {self._watch.stalled_s(now_s):.0f} s")
                 case Verdict.ORPHANED:

@@ -12,7 +12,7 @@ from scheduler.commands import configuration
 from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.commands.output import Progress, print_json
 from workers.errors import WorkerError
-from workers.ray_worker import RayCluster, RayLink
+from workers.ray_worker import RayCluster
 
 
 def run(config_path: Path, *, drain_s: float, as_json: bool) -> ExitCode:
@@ -32,7 +32,7 @@ def run(config_path: Path, *, drain_s: float, as_json: bool) -> ExitCode:
     except WorkerError as error:
         raise CommandError(str(error), code=ExitCode.UNAVAILABLE) from None
     try:
-        stopped = asyncio.run(_stop(cluster.find(), drain_s=drain_s, progress=progress))
+        stopped = asyncio.run(cluster.remove_all(drain_s=drain_s, progress=progress))
     finally:
         cluster.shutdown()
     if as_json:
@@ -40,12 +40,3 @@ def run(config_path: Path, *, drain_s: float, as_json: bool) -> ExitCode:
     else:
         progress(f"{len(stopped)} workers stopped in namespace {namespace}")
     return ExitCode.OK
-
-
-async def _stop(links: list[RayLink], *, drain_s: float, progress: Progress) -> list[str]:
-    async def stop(link: RayLink) -> str:
-        progress(f"stopping {link.worker_id}")
-        await link.stop(drain_s=drain_s)
-        return link.worker_id
-
-    return sorted(await asyncio.gather(*(stop(link) for link in links)))
