@@ -105,7 +105,6 @@ def caller_keys() -> Keys:
     )
 
 
-
 @contextlib.asynccontextmanager
 async def control_plane(
     specs: list[WorkerSpec] | None = None,

@@ -1,0 +1,93 @@
+"""A dispatcher that runs nothing: it hands out streams, and the test fills them.
+
+Used by tests of ``scheduler.api`` (``from tests.fake_dispatcher import FakeDispatcher``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from scheduler.accounting.settlement import Charge
+from scheduler.core.actions import Rejection
+from scheduler.streams import Body, End, Head, Stream, Submission
+from workers.types import Grade, Outcome
+
+EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+JSON = (b"content-type", b"application/json")
+
+
+@dataclass(slots=True, kw_only=True)
+class Ready:
+    """As much of a snapshot as ``/ready`` reads."""
+
+    ready_models: tuple[str, ...] = ("m",)
+    is_draining: bool = False
+
+
+class FakeDispatcher:
+    """``submissions`` and ``streams`` in order; ``closed`` holds (request id, reason)."""
+
+    def __init__(self, *, rejection: Rejection | None = None, ends_on_close: bool = True) -> None:
+        self.submissions: list[Submission] = []
+        self.streams: list[Stream] = []
+        self.closed: list[tuple[str, str]] = []
+        self.ready = Ready()
+        self.num_snapshots = 0
+        self._rejection = rejection
+        self._ends_on_close = ends_on_close
+        self._submitted = asyncio.Event()
+
+    def submit(self, submission: Submission) -> Stream:
+        stream = Stream(submission.request.request_id, on_close=self._on_close)
+        self.submissions.append(submission)
+        self.streams.append(stream)
+        self._submitted.set()
+        if self._rejection is not None:
+            stream.put_end(End(rejection=self._rejection, cause=self._rejection.reason))
+        return stream
+
+    def _on_close(self, request_id: str, reason: str) -> None:
+        self.closed.append((request_id, reason))
+        if self._ends_on_close:
+            self.streams[-1].put_end(End(outcome=Outcome.ABORTED, cause=reason))
+
+    def snapshot(self) -> Ready:
+        self.num_snapshots += 1
+        return self.ready
+
+    async def stream(self) -> Stream:
+        """The latest stream, once there is one."""
+        await asyncio.wait_for(self._submitted.wait(), 5)
+        return self.streams[-1]
+
+
+def charge(**values: object) -> Charge:
+    """A charge of 7 + 3 tokens, 1.5 J and 0.25 GPU-seconds so far."""
+    fields: dict[str, object] = {
+        "request_id": "req-x",
+        "attempt_id": "req-x-1",
+        "tenant": "alpha",
+        "model": "m",
+        "worker_id": "w",
+        "outcome": Outcome.COMPLETED,
+        "input_tokens": 7,
+        "cached_tokens": 4,
+        "output_tokens": 3,
+        "provisional_mj": 1500,
+        "provisional_gpu_us": 250_000,
+        "grade": Grade.A,
+        **values,
+    }
+    return Charge(**fields)  # type: ignore[arg-type]
+
+
+def head(status: int = 200, *headers: tuple[bytes, bytes]) -> Head:
+    return Head(status, list(headers) or [EVENT_STREAM if status == 200 else JSON])
+
+
+def completed(**values: object) -> End:
+    return End(outcome=Outcome.COMPLETED, charge=charge(**values))
+
+
+__all__ = ["EVENT_STREAM", "JSON", "Body", "FakeDispatcher", "Ready", "charge", "completed", "head"]
