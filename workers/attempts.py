@@ -25,6 +25,13 @@ ABORT_GRACE_S = 5.0
 """How long an engine may take to obey a disconnect before its task is cancelled."""
 
 
+async def wait_at_most(timeout_s: float, event: asyncio.Event) -> None:
+    """Until the event, or that long. Python 3.11's wait_for forgets a cancellation that comes together with it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+
+
 @dataclass(slots=True, kw_only=True)
 class Attempt:
     """The one mutable record of an attempt."""
@@ -215,8 +222,7 @@ class Attempts:
 
     async def wait_empty(self, timeout_s: float) -> None:
         """Until none is left, at most ``timeout_s``."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._is_empty.wait(), timeout_s)
+        await wait_at_most(timeout_s, self._is_empty)
 
     def begin(self, call: Call, *, refusal: str = "") -> None:
         """Starts it, or ends it at once for the reason given."""

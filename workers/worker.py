@@ -6,7 +6,6 @@ Called by ``workers.host`` and by tests. It must never know Ray, tenants, prices
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from workers.attempts import Attempt, Attempts, OutputBuffer, usage_of
+from workers.attempts import Attempt, Attempts, OutputBuffer, usage_of, wait_at_most
 from workers.attribution import Attribution
 from workers.engine import Engine, EngineLoad
 from workers.engine_model import EngineModel
@@ -115,6 +114,7 @@ class Worker:
         except asyncio.CancelledError:
             if self._stopping is None:
                 raise
+            await self.stopped.wait()
             raise EngineStartError(f"stopped before it was up: {self._cause}") from None
         except Exception as error:
             is_said = isinstance(error, EngineStartError)
@@ -178,29 +178,32 @@ class Worker:
             self._stopping = asyncio.create_task(self._stop(cause, drain_s=drain_s), name="stop")
 
     async def _stop(self, cause: str, *, drain_s: float) -> None:
-        if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.wait({self._starting})
-        self._set_state(WorkerState.DRAINING, cause)
-        await self._attempts.wait_empty(drain_s)
-        self._attempts.abort_all("worker_stopped")
-        await self._attempts.wait_empty(END_GRACE_S)
-        self._attempts.close_by_force()
-        await self._shut_down(cause)
+        try:
+            if self._starting is not None:
+                self._starting.cancel()
+                await asyncio.wait({self._starting})
+            self._set_state(WorkerState.DRAINING, cause)
+            await self._attempts.wait_empty(drain_s)
+            self._attempts.abort_all("worker_stopped")
+            await self._attempts.wait_empty(END_GRACE_S)
+            self._attempts.close_by_force()
+            await self._shut_down()
+        finally:
+            self._set_state(WorkerState.STOPPED, cause)
+            self.stopped.set()
 
-    async def _shut_down(self, cause: str) -> None:
-        """The last edge, the engine's end, STOPPED: whatever of it fails is only logged, for nobody could do more."""
+    async def _shut_down(self) -> None:
+        """The last edge and the engine's end: what of it fails is only logged, for nobody could do more."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         closes = [self._engine.stop] if self._metering is None else [self._metering.close, self._engine.stop]
         for close in closes:
             try:
-                await asyncio.wait_for(close(), ENGINE_STOP_S)
+                async with asyncio.timeout(ENGINE_STOP_S):
+                    await close()
             except Exception as error:
                 logger.error("worker %s did not close all: %s: %s", self.spec.worker_id, type(error).__name__, error)
-        self._set_state(WorkerState.STOPPED, cause)
-        self.stopped.set()
 
     def _on_metering_done(self, task: asyncio.Task[None]) -> None:
         """A worker that cannot meter must not serve."""
@@ -243,8 +246,7 @@ class Worker:
                 yield report
             if self._buffer.is_empty and not self._status_due and not self._outbox.has_unsent:
                 timeout_s = max(next_status_s - self._clock(), 0.0)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._dirty.wait(), timeout_s)
+                await wait_at_most(timeout_s, self._dirty)
             # Let every request of this engine step write before the item leaves: one item a step, not one a request.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
