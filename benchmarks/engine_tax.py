@@ -22,10 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jouleway_server import OPERATOR_KEY, serving, simulated_configuration, vllm_configuration
-from record import ROOT, record
-from servers import Server, command_name, free_port, running, tree, wait_quiet
-
+from benchmarks.jouleway_server import OPERATOR_KEY, serving, simulated_configuration, vllm_configuration
+from benchmarks.record import ROOT, record
+from benchmarks.servers import Server, command_name, free_port, running, tree, wait_quiet
 from scheduler.bench.client import Target
 from scheduler.bench.report import Report
 from scheduler.bench.session import Load, measure

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from servers import ROOT, Server, ServerError, stop, tail
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-sys.path.insert(0, str(ROOT))
-
+from benchmarks.servers import ROOT, Server, ServerError, stop, tail
 from scheduler.config import BUILTIN_WEIGHTS, weights_folder
 
 OPERATOR_KEY = "jw-benchmark-key-of-loopback-only"
@@ -38,7 +37,7 @@ def configuration(worker: Mapping[str, object], models: Mapping[str, object]) ->
 
 
 def simulated_configuration(fixed_step_s: float) -> Configuration:
-    """One simulated engine whose steps take exactly so long."""
+    """One simulated engine whose steps take exactly so long, and whose answers end at ``max_tokens`` only."""
     worker = {
         "name": "simulated",
         "engine": "simulated",
@@ -46,7 +45,7 @@ def simulated_configuration(fixed_step_s: float) -> Configuration:
         "meter": {"kind": "simulated"},
         "calibration_s": 1,
         "max_running": 512,
-        "engine_args": {"fixed_step_s": fixed_step_s},
+        "engine_args": {"fixed_step_s": fixed_step_s, "output_tokens_mean": 1e9},
     }
     return configuration(worker, {"simulated": {"default_output_tokens": 256, "normalizer": "none"}})
 
@@ -120,6 +119,8 @@ def serving(
         yield Server(name="jouleway", url=ready["url"], process=process, command=tuple(command), log=log)
     finally:
         stop(process, patience_s=60.0)
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def _workers(configuration: Configuration) -> list[Mapping[str, object]]:

@@ -19,12 +19,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import wrk
-from canned import NUM_TOKENS
-from jouleway_server import OPERATOR_KEY, relay_configuration, serving
-from record import ROOT, record
-from sampling import SamplerMissing, sample
-from servers import Server, command_name, free_port, own_cpu_s, running, tree, wait_quiet
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import wrk
+from benchmarks.canned import NUM_TOKENS
+from benchmarks.jouleway_server import OPERATOR_KEY, relay_configuration, serving
+from benchmarks.record import ROOT, record
+from benchmarks.sampling import SamplerMissing, sample
+from benchmarks.servers import Server, command_name, free_port, own_cpu_s, running, tree, wait_quiet
 
 LITELLM = "litellm[proxy]==1.106.*"
 MASTER_KEY = "sk-throwaway-benchmark-key"
