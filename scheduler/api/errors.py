@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 MAX_MESSAGE_CHARS = 1000
-"""Four bytes a character at most: with the other keys a body stays below 4 KiB."""
+MAX_BODY_BYTES = 4096
 MAX_WORD_CHARS = 80
 
 KIND_BY_STATUS = {
@@ -78,7 +78,12 @@ def error_object(status: int, message: str, *, code: str | None, param: str | No
 
 def error_body(status: int, message: str, *, code: str | None, param: str | None = None) -> bytes:
     """The JSON of an error."""
-    return msgspec.json.encode(error_object(status, message, code=code, param=param))
+    body = msgspec.json.encode(error_object(status, message, code=code, param=param))
+    if len(body) > MAX_BODY_BYTES:  # escapes take up to six bytes a character
+        body = msgspec.json.encode(
+            error_object(status, f"{message[: MAX_MESSAGE_CHARS // 3]}…", code=code, param=param)
+        )
+    return body
 
 
 def error_event(status: int, message: str, *, code: str | None) -> bytes:

@@ -1,0 +1,109 @@
+"""OpenAI's error bodies: four keys, a word as code, bounded, nothing of an engine's insides."""
+
+import json
+from typing import Any
+
+import pytest
+
+from scheduler.api.errors import ApiError, engine_error_body, error_body, error_event, error_object, kind_of
+
+
+def error_of(body: bytes) -> dict[str, Any]:
+    error: dict[str, Any] = json.loads(body)["error"]
+    assert ["message", "type", "param", "code"] == list(error)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"), (401, "authentication_error"), (403, "permission_error"),
+        (404, "not_found_error"), (405, "invalid_request_error"), (408, "invalid_request_error"),
+        (413, "invalid_request_error"), (429, "rate_limit_error"), (500, "server_error"), (503, "server_error"),
+        (504, "server_error"),
+    ],
+)  # fmt: skip
+def test_each_status_has_openais_type(status: int, kind: str) -> None:
+    """Clients choose their exception by status and type."""
+    assert kind == kind_of(status)
+
+
+def test_a_body_has_all_four_keys() -> None:
+    """Null where there is nothing to say, never absent."""
+    assert {"message": "No.", "type": "invalid_request_error", "param": None, "code": None} == error_of(
+        error_body(400, "No.", code=None)
+    )
+
+
+@pytest.mark.parametrize("character", ["x", "é", "😀", '"', "\\", "\x00", "\n"])
+def test_no_body_is_larger_than_4_kib(character: str) -> None:
+    """Whatever a client made us repeat, and however JSON has to write it."""
+    body = error_body(400, character * 5000, code=character * 200, param=character * 200)
+    assert 400 < len(body) <= 4096
+    assert error_of(body)["message"].startswith(character * 300)
+
+
+def test_a_long_message_is_cut_visibly() -> None:
+    """At a thousand characters."""
+    message = error_object(400, "x" * 2000, code=None)["error"]["message"]  # type: ignore[index]
+    assert (1000, "…") == (len(message), message[-1])
+
+
+def test_headers_say_when_to_come_back() -> None:
+    """At least a second, whole seconds; retries only where they help."""
+    error = ApiError(503, "Full.", code="queue_full", retry_after_s=0, should_retry=False)
+    assert [(b"retry-after", b"1"), (b"x-should-retry", b"false")] == error.header_list()
+    assert [] == ApiError(400, "No.", code=None).header_list()
+
+
+def test_an_error_event_is_one_event() -> None:
+    """openai-python raises APIError on it."""
+    event = error_event(503, "Lost.", code="worker_lost")
+    assert event.startswith(b"data: {")
+    assert 1 == event.count(b"\n\n")
+    assert "worker_lost" == error_of(event.removeprefix(b"data: ").strip())["code"]
+
+
+# -- what an engine says
+
+
+def engine_body(message: str, **fields: object) -> bytes:
+    return json.dumps(
+        {"error": {"message": message, "type": "BadRequestError", "param": None, "code": 400, **fields}}
+    ).encode()
+
+
+def test_a_number_as_code_becomes_null() -> None:
+    """vLLM's code is the status; OpenAI's is a word or null."""
+    error = error_of(engine_error_body(400, engine_body("temperature must be positive", param="temperature")))
+    expected = {"message": "temperature must be positive", "type": "invalid_request_error", "param": "temperature"}
+    assert {**expected, "code": None} == error
+
+
+@pytest.mark.parametrize(
+    "message", ["This model's maximum context length is 2048 tokens.", "Input exceeds max_model_len (2048)"]
+)
+def test_a_context_that_is_too_long_has_openais_word(message: str) -> None:
+    """Agents shorten their history on it."""
+    assert "context_length_exceeded" == error_of(engine_error_body(400, engine_body(message)))["code"]
+
+
+def test_a_missing_model_has_openais_word() -> None:
+    """Also where only the engine knew."""
+    assert "model_not_found" == error_of(engine_error_body(404, engine_body("no such LoRA")))["code"]
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_nothing_of_an_engines_failure_is_shown(status: int) -> None:
+    """Its text may hold paths, tensors, prompts."""
+    body = engine_error_body(status, engine_body("SECRET /models/x.py line 3"))
+    assert b"SECRET" not in body
+    assert "engine_error" == error_of(body)["code"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[]", b"{}", b'{"error":"text"}', b'{"error":{"message":5}}', b"\xff", b"[" * 100_000]
+)
+def test_an_error_without_an_error_object_still_has_a_body(body: bytes) -> None:
+    """In our words."""
+    assert "The engine refused this request." == error_of(engine_error_body(400, body))["message"]
