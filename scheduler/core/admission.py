@@ -28,7 +28,7 @@ class Limits:
 
     queue: QueueLimits = field(default_factory=QueueLimits)
     max_wait_s: float = 600.0
-    """Longest time in the queue, deadline or not."""
+    """Longest time in the queue, deadline or not; it begins anew after a worker that ran the request was lost."""
     no_worker_timeout_s: float = 60.0
     """Longest time in the queue while no worker of the model is ready."""
     silent_s: float = 10.0
@@ -39,6 +39,8 @@ class Limits:
     """From an attempt's end or abort to its usage record; after that its last progress is settled."""
     call_lost_s: float = 60.0
     """An attempt without a sign while its worker reports that it is idle."""
+    sign_timeout_s: float = 600.0
+    """An attempt without a sign for so long is given up, whatever its worker says."""
     max_retries: int = 1
     """Further attempts after a worker was lost or failed before the first byte."""
     max_bounces: int = 3
@@ -64,6 +66,15 @@ class Admission:
         if estimates is None:
             estimates = self._estimates[model] = ModelEstimates()
         return estimates
+
+    def observe_prompt(self, request: Request, prompt_tokens: int) -> None:
+        """An engine counted the request's prompt. Several sequences may share or repeat it: they teach nothing."""
+        if request.num_sequences == 1:
+            self.estimates_of(request.model).observe_prompt(request, prompt_tokens)
+
+    def observe_output(self, request: Request, output_tokens: int) -> None:
+        """A request ended by itself with so many tokens, all its sequences together."""
+        self.estimates_of(request.model).output.add(-(-output_tokens // request.num_sequences))
 
     def left_queue(self, band: int, now_s: float) -> None:
         """A request of the band was started."""
@@ -105,26 +116,30 @@ class Admission:
     def shutting_down(self) -> Rejection:
         return refusals.shutting_down()
 
-    def overdue(self, now_s: float) -> Iterator[tuple[Request, Rejection]]:
-        """Who has waited too long, or too long for a worker that does not come.
+    def timed_out(self, request: Request, now_s: float) -> Rejection:
+        return refusals.queue_timeout(self._limits.max_wait_s, self.retry_after_s(request.band, now_s))
+
+    def is_served(self, models: Iterable[str]) -> None:
+        """A worker of these models is ready: whoever waits for one begins to wait anew when it goes."""
+        for model in models:
+            self._unready_since_s.pop(model, None)
+
+    def unserved(self, now_s: float) -> Iterator[tuple[Request, Rejection]]:
+        """Who has waited too long for a worker that does not come.
 
         The caller removes each from the queue before it asks for the next. Only heads of lines are looked at: behind
         them everybody came later.
         """
-        for head in list(self._queue.heads()):
-            longest_s, since_s = self._patience(head.model, now_s)
-            for request in self._queue.line(head.model, head.band):
-                if max(request.arrival_s, since_s or request.arrival_s) > now_s - longest_s:
-                    break
-                if since_s is not None:
-                    yield request, refusals.no_worker(head.model, longest_s)
-                else:
-                    yield request, refusals.queue_timeout(longest_s, self.retry_after_s(request.band, now_s))
-
-    def _patience(self, model: str, now_s: float) -> tuple[float, float | None]:
-        """Longest wait for this model now, and since when none of its workers is ready (None: one is)."""
-        if self._cluster.has_ready(model):
-            self._unready_since_s.pop(model, None)
-            return self._limits.max_wait_s, None
-        since_s = self._unready_since_s.setdefault(model, now_s)
-        return min(self._limits.no_worker_timeout_s, self._limits.max_wait_s), since_s
+        longest_s = self._limits.no_worker_timeout_s
+        for model in self._queue.models:
+            if self._cluster.has_ready(model):
+                self._unready_since_s.pop(model, None)
+                continue
+            since_s = self._unready_since_s.setdefault(model, now_s)
+            if since_s > now_s - longest_s:
+                continue
+            for band in BANDS:
+                for request in self._queue.line(model, band):
+                    if request.arrival_s > now_s - longest_s:
+                        break
+                    yield request, refusals.no_worker(model, longest_s)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from scheduler.core.actions import Payer, Tokens
+from scheduler.core.actions import Dispatch, Payer, Settle, Tokens
 from scheduler.core.cluster import Claim, Worker
-from scheduler.core.placement import Work
+from scheduler.core.placement import Placement, Work
 from scheduler.core.request import Request
-from workers.types import Outcome, Progress
+from workers.types import Outcome, Progress, UsageRecord
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -21,6 +21,8 @@ class Entry:
 
     request: Request
     place: int
+    waits_since_s: float
+    """When it began to wait: at its arrival, then whenever a worker that ran it was lost or failed."""
     attempt: Attempt | None = None
     """The attempt that may answer it; None while it waits."""
     num_attempts: int = 0
@@ -51,10 +53,20 @@ class Attempt:
     output_tokens: int = 0
     has_progress: bool = False
     has_first_byte: bool = False
-    abort_reason: str = ""
     outcome: Outcome | None = None
     """Set when its ASGI side ended."""
     cause: str = ""
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether what it says goes to its client."""
+        return self.entry.attempt is self
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether its request may be tried again if it fails: somebody still waits for it and saw no byte of it."""
+        is_answered = self.outcome in (Outcome.COMPLETED, Outcome.REFUSED) or self.has_first_byte
+        return self.is_answering and not is_answered and not self.entry.cancel_reason
 
     @property
     def max_tokens(self) -> int:
@@ -75,8 +87,8 @@ class Attempt:
 
     def advance(self, progress: Progress) -> None:
         """The worker counted; numbers are cumulative, so a late or repeated message cannot take anything back."""
+        self.prompt_tokens = max(progress.prompt_tokens, self.prompt_tokens if self.has_progress else 1)
         self.has_progress = True
-        self.prompt_tokens = max(progress.prompt_tokens, 1)
         self.cached_tokens = max(self.cached_tokens, progress.cached_tokens)
         self.computed_prompt_tokens = max(self.computed_prompt_tokens, progress.computed_prompt_tokens)
         self.output_tokens = max(self.output_tokens, progress.output_tokens)
@@ -95,8 +107,53 @@ class Attempt:
         """The request pays what it was given, and what its own client broke off; work in vain is the operator's."""
         if outcome in (Outcome.COMPLETED, Outcome.REFUSED) or self.has_first_byte:
             return Payer.REQUEST
-        is_own = self.entry.attempt is self and self.entry.is_cancelled_by_client
+        is_own = self.is_answering and self.entry.is_cancelled_by_client
         return Payer.REQUEST if is_own else Payer.OPERATOR
+
+
+def tokens_of(usage: UsageRecord) -> Tokens:
+    """What the worker counted."""
+    return Tokens(input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens)
+
+
+def settle_of(attempt: Attempt, outcome: Outcome, tokens: Tokens, *, is_exact: bool) -> Settle:
+    """The one settlement of an attempt that is over."""
+    return Settle(
+        request_id=attempt.entry.request.request_id,
+        attempt_id=attempt.attempt_id,
+        worker_id=attempt.worker.worker_id,
+        payer=attempt.payer(outcome),
+        outcome=outcome,
+        cause=attempt.cause,
+        tokens=tokens,
+        is_exact=is_exact,
+    )
+
+
+def ending_of(attempt: Attempt, outcome: Outcome) -> tuple[Outcome, str]:
+    """How the request of an attempt that answered it ends, and why."""
+    if attempt.entry.cancel_reason:
+        return Outcome.ABORTED, attempt.entry.cancel_reason
+    if outcome in (Outcome.COMPLETED, Outcome.REFUSED):
+        return outcome, ""
+    # An abort nobody here ordered is the worker's failure, not the client's wish.
+    return Outcome.FAILED, attempt.cause or "engine_error"
+
+
+def dispatch_of(attempt: Attempt, placement: Placement) -> Dispatch:
+    """The order to send it, with what its worker was chosen from."""
+    request = attempt.entry.request
+    return Dispatch(
+        request_id=request.request_id,
+        attempt_id=attempt.attempt_id,
+        worker_id=attempt.worker.worker_id,
+        max_output_tokens=request.max_output_tokens,
+        priority=request.band,
+        reason=(
+            f"least predicted wait: {placement.wait_s:.3f} s, "
+            f"{placement.num_feasible} of {placement.num_serving} workers could take it"
+        ),
+    )
 
 
 def work_of(request: Request, *, prompt_tokens: int, output_tokens: int) -> Work:
@@ -115,7 +172,7 @@ class Fate(StrEnum):
 
 BUSY_CAUSE = "worker_busy"
 
-WORKER_CAUSES = frozenset({"stalled", "engine_dead", "orphaned", "call_lost", "silent"})
+WORKER_CAUSES = frozenset({"stalled", "engine_dead", "orphaned", "call_lost", "no_sign", "silent"})
 """With everything that begins with ``worker_``: the worker is to blame, not the request."""
 
 
@@ -130,8 +187,7 @@ def fate_of(attempt: Attempt, *, has_other: bool, max_retries: int, max_bounces:
     only where another worker is there to make it (``has_other``).
     """
     entry = attempt.entry
-    is_answered = attempt.outcome in (Outcome.COMPLETED, Outcome.REFUSED) or attempt.has_first_byte
-    if is_answered or entry.attempt is not attempt or entry.cancel_reason:
+    if not attempt.is_repeatable:
         return Fate.END
     if attempt.cause == BUSY_CAUSE:
         return Fate.BOUNCE if entry.num_bounces < max_bounces else Fate.END

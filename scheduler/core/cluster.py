@@ -12,6 +12,7 @@ The table has one column a worker and one row a quantity: a decision over all wo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -24,6 +25,11 @@ PRIOR_CURVES = StepCurves(time_s=(0.02, 1e-4, 1e-3, 0.0), energy_joules=(0.0, 0.
 """Until a worker has fitted its own."""
 
 DEFAULT_MAX_RUNNING = 256
+
+
+def is_sound(curves: StepCurves) -> bool:
+    """Whether placement can compute with them: one NaN would win every comparison."""
+    return all(0.0 <= coefficient < math.inf for coefficient in curves.time_s)
 
 
 class Row(IntEnum):
@@ -138,7 +144,7 @@ class Cluster:
             self._columns.clear()
         worker.view = view
         table, column = self.table, worker.column
-        curves = view.curves or PRIOR_CURVES
+        curves = view.curves if view.curves is not None and is_sound(view.curves) else PRIOR_CURVES
         table[Row.READY, column] = view.state is WorkerState.READY
         table[Row.HEARD_S, column] = now_s
         table[Row.MAX_ATTEMPTS, column] = view.max_running

@@ -73,15 +73,6 @@ class Queue:
                 return self._waiting[line.heap[0][1]]
         return None
 
-    def heads(self) -> Iterator[Request]:
-        """The earliest of every model and band."""
-        for lines in self._lines.values():
-            for line in lines:
-                if line.num_waiting:
-                    while line.heap[0][1] not in self._waiting:
-                        heapq.heappop(line.heap)
-                    yield self._waiting[line.heap[0][1]]
-
     def line(self, model: str, band: int) -> Iterator[Request]:
         """Everybody of one band of one model, first come first; what is yielded may be removed meanwhile."""
         lines = self._lines.get(model)

@@ -56,3 +56,8 @@ class Request:
         assert self.max_output_tokens >= 1, self.max_output_tokens
         assert self.num_sequences >= 1, self.num_sequences
         assert self.body_bytes >= 0, self.body_bytes
+
+
+def is_late(request: Request, now_s: float) -> bool:
+    """Whether its deadline has passed."""
+    return request.deadline_s is not None and request.deadline_s <= now_s

@@ -5,20 +5,35 @@ clock or draw a random number: the same calls in the same order yield the same a
 
 A request is queued, or tried on one worker at a time, or ending. Everything that ends it goes through ``_finish`` or
 ``_reject``; everything that ends an attempt goes through ``_close``, which releases its credit and settles it, once.
+Whatever a call frees is given away at its end, when all that the call sends back to the queue is there: best band
+first, then who came first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scheduler.core.actions import Abort, Action, Dispatch, Finish, Reject, Rejection, Settle, Tokens
+from scheduler.core.actions import Abort, Action, Dispatch, Finish, Reject, Rejection, Tokens
 from scheduler.core.admission import Admission, Limits
-from scheduler.core.attempts import BUSY_CAUSE, Attempt, Entry, Fate, Stats, fate_of, work_of
+from scheduler.core.attempts import (
+    BUSY_CAUSE,
+    Attempt,
+    Entry,
+    Fate,
+    Stats,
+    dispatch_of,
+    ending_of,
+    fate_of,
+    settle_of,
+    tokens_of,
+    work_of,
+)
 from scheduler.core.cluster import Cluster, Worker, WorkerView
 from scheduler.core.deadlines import Deadlines
 from scheduler.core.placement import place
 from scheduler.core.queue import Queue
-from scheduler.core.request import Request
+from scheduler.core.request import Request, is_late
+from scheduler.core.waiting import Waiting
 from workers.types import Outcome, Progress, UsageRecord
 
 
@@ -36,8 +51,9 @@ class Scheduler:
         self._ending: dict[str, float] = {}
         """Attempts that ended or were aborted and owe their usage, by when they began to; in that order."""
         self._deadlines = Deadlines()
-        self._saturated: set[str] = set()
-        """Models whose head could not be placed and for which nothing was freed since."""
+        self._waiting = Waiting(self.queue, max_wait_s=self.limits.max_wait_s)
+        self._signs = Deadlines()
+        """When a running attempt may have been silent for too long."""
         self._num_places = 0
         self._now_s = 0.0
 
@@ -51,7 +67,7 @@ class Scheduler:
         if (rejection := self._admission.refusal(request, now_s)) is not None:
             return [self._reject(request.request_id, rejection)]
         self._num_places += 1
-        entry = Entry(request=request, place=self._num_places)
+        entry = Entry(request=request, place=self._num_places, waits_since_s=min(request.arrival_s, now_s))
         self._entries[request.request_id] = entry
         is_first = self.queue.head(request.model) is None
         dispatch = self._start(entry, now_s) if is_first else None
@@ -61,26 +77,16 @@ class Scheduler:
             self._deadlines.push(request.deadline_s, request.request_id, is_open=self._entries.keys())
         if dispatch is not None:
             return [dispatch]
-        self.queue.push(request, entry.place)
+        self._waiting.push(entry)
         if is_first:
-            self._saturated.add(request.model)
-            return []
-        if request.model in self._saturated and self.queue.head(request.model) is not request:
-            return []
-        return self._place_waiting(request.model, now_s)
+            self._waiting.did_not_fit(request)
+        return self._place_waiting(now_s)
 
     def cancel(self, request_id: str, reason: str, now_s: float, *, by_client: bool = True) -> list[Action]:
         """Nobody wants the answer any more; a request that is over or ending is left alone."""
         now_s = self._advance(now_s)
-        entry = self._entries.get(request_id)
-        if entry is None or entry.cancel_reason or (entry.attempt is not None and entry.attempt.outcome is not None):
-            return []
-        entry.cancel_reason, entry.is_cancelled_by_client = reason, by_client
-        if entry.attempt is None:
-            self.queue.remove(request_id)
-            finish = self._finish(entry, None, Outcome.ABORTED, reason)
-            return [finish, *self._place_freed((entry.request.model,), now_s)]
-        return self._abort(entry.attempt, reason, now_s)
+        actions = self._cancel(request_id, reason, now_s, by_client=by_client)
+        return actions + self._place_waiting(now_s)
 
     def drain(self, now_s: float) -> list[Action]:
         """From now on nothing new: who waits is refused, who runs may end."""
@@ -90,9 +96,9 @@ class Scheduler:
         return [self._reject(request_id, rejection) for request_id in self.queue.request_ids()]
 
     def abort_all(self, reason: str, now_s: float) -> list[Action]:
-        """Aborts whatever still runs."""
-        open_ids = list(self._entries)
-        return [action for each in open_ids for action in self.cancel(each, reason, now_s, by_client=False)]
+        """Ends whatever is still open."""
+        now_s, open_ids = self._advance(now_s), list(self._entries)
+        return [action for each in open_ids for action in self._cancel(each, reason, now_s, by_client=False)]
 
     # -- workers
 
@@ -103,26 +109,18 @@ class Scheduler:
         was_ready = known is not None and self.cluster.is_ready(known)
         worker = self.cluster.update(view, now_s)
         self._admission.models.update(view.models)
+        self._waiting.freed(view.models)
+        if self.cluster.is_ready(worker):
+            self._admission.is_served(view.models)
         actions = self._lose_calls(worker, now_s)
-        if was_ready:
-            self._saturated.difference_update(view.models)  # there may be more room: the next tick looks
-            return actions
-        return actions + self._place_freed(view.models, now_s)
+        if was_ready and not actions:
+            return []  # there may be more room than before: the next tick looks
+        return actions + self._place_waiting(now_s)
 
     def on_worker_lost(self, worker_id: str, cause: str, now_s: float) -> list[Action]:
         """The worker is gone, and with it everything that ran there."""
         now_s = self._advance(now_s)
-        worker = self.cluster.workers.get(worker_id)
-        if worker is None:
-            return []
-        self.stats.lost_workers += 1
-        lost = [self._attempts[attempt_id] for attempt_id in worker.claims]
-        self.cluster.hold(worker)
-        actions: list[Action] = []
-        for attempt in lost:
-            actions += self._lose(attempt, cause, now_s)
-        self.cluster.remove(worker_id)
-        return actions
+        return self._lose_worker(worker_id, cause, now_s) + self._place_waiting(now_s)
 
     # -- attempts
 
@@ -133,13 +131,12 @@ class Scheduler:
             attempt = self._attempts.get(progress.attempt_id)
             if attempt is None:
                 continue
-            request = attempt.entry.request
-            if not attempt.has_progress and request.num_sequences == 1:
-                self._admission.estimates_of(request.model).observe_prompt(request, progress.prompt_tokens)
+            if not attempt.has_progress:
+                self._admission.observe_prompt(attempt.entry.request, progress.prompt_tokens)
             attempt.last_sign_s = now_s
             attempt.advance(progress)
             self.cluster.change(attempt.worker, attempt.attempt_id, attempt.claim())
-            self._saturated.discard(request.model)
+            self._waiting.freed(attempt.worker.view.models)
 
     def on_first_byte(self, attempt_id: str, now_s: float) -> None:
         """The client was given a byte: from here on this attempt answers or nobody does."""
@@ -154,13 +151,11 @@ class Scheduler:
         attempt = self._attempts.get(attempt_id)
         if attempt is None or attempt.outcome is not None:
             return []
-        attempt.outcome, attempt.cause = outcome, cause
+        self._note_end(attempt, outcome, cause)
         self._ending.setdefault(attempt_id, now_s)
-        if cause == BUSY_CAUSE:
-            self.cluster.hold(attempt.worker)
         if self._fate(attempt) is Fate.END:
             return []
-        return self._requeue(attempt, now_s)
+        return self._requeue(attempt, now_s) + self._place_waiting(now_s)
 
     def on_finished(self, usage: UsageRecord, now_s: float) -> list[Action]:
         """Both endings are here: the attempt is settled with what the worker counted."""
@@ -168,41 +163,35 @@ class Scheduler:
         attempt = self._attempts.get(usage.attempt_id)
         if attempt is None:
             return []
-        if attempt.outcome is None:
-            attempt.outcome, attempt.cause = usage.outcome, usage.cause
-        request = attempt.entry.request
+        self._note_end(attempt, usage.outcome, usage.cause)
         if usage.outcome is Outcome.COMPLETED and usage.output_tokens:
-            self._admission.estimates_of(request.model).output.add(-(-usage.output_tokens // request.num_sequences))
-        tokens = Tokens(
-            input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens
-        )
-        return self._close(attempt, tokens, is_exact=True, now_s=now_s)
+            self._admission.observe_output(attempt.entry.request, usage.output_tokens)
+        return self._close(attempt, tokens_of(usage), is_exact=True, now_s=now_s) + self._place_waiting(now_s)
 
     # -- time
 
     def tick(self, now_s: float) -> list[Action]:
         """What is due by the clock alone: deadlines, waits without end, silence, endings that never came."""
         now_s = self._advance(now_s)
-        limits = self.limits
         actions: list[Action] = []
+        limits = self.limits
         self.cluster.hold_silent(now_s, limits.silent_s)
         for worker_id in self.cluster.unheard(now_s, limits.lost_s):
-            actions += self.on_worker_lost(worker_id, "silent", now_s)
+            actions += self._lose_worker(worker_id, "silent", now_s)
         for request_id in self._deadlines.due(now_s):
             actions += self._expire(request_id, now_s)
-        for request, rejection in self._admission.overdue(now_s):
+        for entry in self._waiting.overdue(now_s):
+            actions.append(self._reject(entry.request.request_id, self._admission.timed_out(entry.request, now_s)))
+        for request, rejection in self._admission.unserved(now_s):
             actions.append(self._reject(request.request_id, rejection))
-        for attempt_id, since_s in list(self._ending.items()):
+        for attempt_id in self._signs.due(now_s):
+            actions += self._miss(attempt_id, now_s)
+        while self._ending:
+            attempt_id, since_s = next(iter(self._ending.items()))
             if since_s > now_s - limits.final_timeout_s:
-                break
-            attempt = self._attempts[attempt_id]
-            attempt.outcome = attempt.outcome or Outcome.FAILED
-            attempt.cause = attempt.cause or "usage_missing"
-            actions += self._close(attempt, attempt.executed(), is_exact=False, now_s=now_s)
-        for model in self.queue.models:
-            if model not in self._saturated:
-                actions += self._place_waiting(model, now_s)
-        return actions
+                break  # those behind it began later
+            actions += self._lose(self._attempts[attempt_id], "usage_missing", now_s)
+        return actions + self._place_waiting(now_s)
 
     # -- what drivers ask
 
@@ -217,7 +206,7 @@ class Scheduler:
     def answers(self, attempt_id: str) -> bool:
         """Whether what this attempt says goes to its client."""
         attempt = self._attempts.get(attempt_id)
-        return attempt is not None and attempt.entry.attempt is attempt
+        return attempt is not None and attempt.is_answering
 
     @property
     def models(self) -> frozenset[str]:
@@ -234,7 +223,17 @@ class Scheduler:
         """Requests that have no answer yet."""
         return len(self._entries)
 
-    # -- inside: refusing
+    # -- inside: ending a request
+
+    def _cancel(self, request_id: str, reason: str, now_s: float, *, by_client: bool) -> list[Action]:
+        entry = self._entries.get(request_id)
+        if entry is None or entry.cancel_reason or (entry.attempt is not None and entry.attempt.outcome is not None):
+            return []
+        entry.cancel_reason, entry.is_cancelled_by_client = reason, by_client
+        if entry.attempt is not None:
+            return self._abort(entry.attempt, reason, now_s)
+        self._waiting.remove(request_id)
+        return [self._finish(entry, None, Outcome.ABORTED, reason)]
 
     def _expire(self, request_id: str, now_s: float) -> list[Action]:
         """A deadline passed: who waits is refused, who runs is aborted."""
@@ -242,35 +241,32 @@ class Scheduler:
         if entry is None:
             return []
         if entry.attempt is not None:
-            return self.cancel(request_id, "deadline_exceeded", now_s, by_client=False)
+            return self._cancel(request_id, "deadline_exceeded", now_s, by_client=False)
         return [self._reject(request_id, self._admission.expired(entry.request, now_s))]
 
     def _reject(self, request_id: str, rejection: Rejection) -> Reject:
-        self.queue.remove(request_id)
+        self._waiting.remove(request_id)
         self._entries.pop(request_id, None)
         self.stats.rejected[rejection.reason] = self.stats.rejected.get(rejection.reason, 0) + 1
         return Reject(request_id=request_id, rejection=rejection)
 
+    def _finish(self, entry: Entry, attempt_id: str | None, outcome: Outcome, cause: str) -> Finish:
+        request_id = entry.request.request_id
+        del self._entries[request_id]
+        self.stats.finished[outcome.value] = self.stats.finished.get(outcome.value, 0) + 1
+        return Finish(request_id=request_id, attempt_id=attempt_id, outcome=outcome, cause=cause)
+
     # -- inside: starting
 
-    def _place_freed(self, models: Iterable[str], now_s: float) -> list[Action]:
-        """Something changed for the better for these models."""
+    def _place_waiting(self, now_s: float) -> list[Action]:
+        """Starts whoever may start now and fits; whose deadline has passed since the last tick is refused instead."""
         actions: list[Action] = []
-        for model in models:
-            self._saturated.discard(model)
-            actions += self._place_waiting(model, now_s)
-        return actions
-
-    def _place_waiting(self, model: str, now_s: float) -> list[Action]:
-        """Starts from the head on, until somebody does not fit: nobody overtakes."""
-        actions: list[Action] = []
-        while (request := self.queue.head(model)) is not None:
-            dispatch = self._start(self._entries[request.request_id], now_s)
-            if dispatch is None:
-                self._saturated.add(model)
-                break
-            self.queue.remove(request.request_id)
-            actions.append(dispatch)
+        for entry in self._waiting.candidates():
+            if is_late(entry.request, now_s):
+                actions.append(self._reject(entry.request.request_id, self._admission.expired(entry.request, now_s)))
+            elif (dispatch := self._start(entry, now_s)) is not None:
+                self._waiting.remove(entry.request.request_id)
+                actions.append(dispatch)
         return actions
 
     def _start(self, entry: Entry, now_s: float) -> Dispatch | None:
@@ -295,24 +291,21 @@ class Scheduler:
         entry.attempt = attempt
         self._attempts[attempt.attempt_id] = attempt
         self.cluster.claim(placement.worker, attempt.attempt_id, attempt.claim())
+        self._signs.push(now_s + self.limits.sign_timeout_s, attempt.attempt_id, is_open=self._attempts.keys())
         self._admission.left_queue(request.band, now_s)
         self.stats.dispatched += 1
-        return Dispatch(
-            request_id=request.request_id,
-            attempt_id=attempt.attempt_id,
-            worker_id=placement.worker.worker_id,
-            max_output_tokens=request.max_output_tokens,
-            priority=request.band,
-            reason=(
-                f"least predicted wait: {placement.wait_s:.3f} s, "
-                f"{placement.num_feasible} of {placement.num_serving} workers could take it"
-            ),
-        )
+        return dispatch_of(attempt, placement)
 
-    # -- inside: ending
+    # -- inside: ending an attempt
+
+    def _note_end(self, attempt: Attempt, outcome: Outcome, cause: str) -> None:
+        """How its bytes ended; the first word counts."""
+        if attempt.outcome is None:
+            attempt.outcome, attempt.cause = outcome, cause
+            if cause == BUSY_CAUSE:
+                self.cluster.hold(attempt.worker)
 
     def _abort(self, attempt: Attempt, reason: str, now_s: float) -> list[Action]:
-        attempt.abort_reason = reason
         self._ending.setdefault(attempt.attempt_id, now_s)
         return [Abort(attempt_id=attempt.attempt_id, worker_id=attempt.worker.worker_id, reason=reason)]
 
@@ -324,74 +317,81 @@ class Scheduler:
         actions: list[Action] = []
         for attempt_id in list(worker.claims):
             attempt = self._attempts[attempt_id]
-            if attempt.last_sign_s <= before_s and attempt.outcome is None:
-                actions += self._abort(attempt, "call_lost", now_s)
-                actions += self._lose(attempt, "call_lost", now_s)
+            if attempt.last_sign_s <= before_s and attempt_id not in self._ending:
+                actions += self._give_up(attempt, "call_lost", now_s)
         return actions
 
+    def _miss(self, attempt_id: str, now_s: float) -> list[Action]:
+        """Gives up an attempt that was silent for too long; looks again later if it was not."""
+        attempt = self._attempts.get(attempt_id)
+        if attempt is None or attempt_id in self._ending:
+            return []
+        due_s = attempt.last_sign_s + self.limits.sign_timeout_s
+        if due_s <= now_s:
+            return self._give_up(attempt, "no_sign", now_s)
+        self._signs.push(due_s, attempt_id, is_open=self._attempts.keys())
+        return []
+
+    def _give_up(self, attempt: Attempt, cause: str, now_s: float) -> list[Action]:
+        """Its worker lives but says nothing of it."""
+        return self._abort(attempt, cause, now_s) + self._lose(attempt, cause, now_s)
+
     def _lose(self, attempt: Attempt, cause: str, now_s: float) -> list[Action]:
-        """No word of this attempt will come: settled by its last progress."""
+        """No usage record of this attempt will come: settled by its last progress."""
         if attempt.outcome is None:
-            attempt.outcome, attempt.cause = Outcome.FAILED, cause
+            attempt.outcome = Outcome.FAILED
+        attempt.cause = attempt.cause or cause
         return self._close(attempt, attempt.executed(), is_exact=False, now_s=now_s)
 
+    def _lose_worker(self, worker_id: str, cause: str, now_s: float) -> list[Action]:
+        worker = self.cluster.workers.get(worker_id)
+        if worker is None:
+            return []
+        self.stats.lost_workers += 1
+        self.cluster.hold(worker)
+        lost = [self._attempts[attempt_id] for attempt_id in worker.claims]
+        actions = [action for attempt in lost for action in self._lose(attempt, cause, now_s)]
+        self.cluster.remove(worker_id)
+        return actions
+
     def _fate(self, attempt: Attempt) -> Fate:
-        if self._admission.is_draining:
+        if self._admission.is_draining or not attempt.is_repeatable:
             return Fate.END
         has_other = self.cluster.has_ready(attempt.entry.request.model, other_than=attempt.worker)
         limits = self.limits
         return fate_of(attempt, has_other=has_other, max_retries=limits.max_retries, max_bounces=limits.max_bounces)
 
     def _requeue(self, attempt: Attempt, now_s: float) -> list[Action]:
-        """Back to its old place; the attempt stays, owing its usage."""
-        entry = attempt.entry
+        """Back to its old place, unless it is too late; the attempt stays, owing its usage."""
+        entry, request = attempt.entry, attempt.entry.request
+        entry.attempt = None
+        if is_late(request, now_s):
+            return [self._reject(request.request_id, self._admission.expired(request, now_s))]
         if attempt.cause == BUSY_CAUSE:
             entry.num_bounces += 1
             self.stats.bounced += 1
         else:
             entry.num_losses += 1
             entry.avoid |= {attempt.worker.life}
+            entry.waits_since_s = now_s
             self.stats.retried += 1
-        entry.attempt = None
-        self.queue.push(entry.request, entry.place)
-        return self._place_freed((entry.request.model,), now_s)
+        self._waiting.push(entry)
+        return []
 
     def _close(self, attempt: Attempt, tokens: Tokens, *, is_exact: bool, now_s: float) -> list[Action]:
         """The only end of an attempt: credit released, settled, and its request finished or sent on its way again."""
-        entry, outcome = attempt.entry, attempt.outcome
+        outcome = attempt.outcome
         assert outcome is not None
         del self._attempts[attempt.attempt_id]
         self._ending.pop(attempt.attempt_id, None)
         self.cluster.release(attempt.worker, attempt.attempt_id)
-        actions: list[Action] = [
-            Settle(
-                request_id=entry.request.request_id,
-                attempt_id=attempt.attempt_id,
-                worker_id=attempt.worker.worker_id,
-                payer=attempt.payer(outcome),
-                outcome=outcome,
-                cause=attempt.cause,
-                tokens=tokens,
-                is_exact=is_exact,
-            )
-        ]
+        self._waiting.freed(attempt.worker.view.models)
+        actions: list[Action] = [settle_of(attempt, outcome, tokens, is_exact=is_exact)]
         if self._fate(attempt) is not Fate.END:
             return actions + self._requeue(attempt, now_s)
-        if entry.attempt is attempt:
-            if entry.cancel_reason:
-                outcome, cause = Outcome.ABORTED, entry.cancel_reason
-            else:
-                # An abort nobody here ordered is the worker's failure, not the client's wish.
-                outcome = Outcome.FAILED if outcome is Outcome.ABORTED else outcome
-                cause = attempt.cause or ("engine_error" if outcome is Outcome.FAILED else "")
-            actions.append(self._finish(entry, attempt.attempt_id, outcome, cause))
-        return actions + self._place_freed(attempt.worker.view.models, now_s)
-
-    def _finish(self, entry: Entry, attempt_id: str | None, outcome: Outcome, cause: str) -> Finish:
-        request_id = entry.request.request_id
-        del self._entries[request_id]
-        self.stats.finished[outcome.value] = self.stats.finished.get(outcome.value, 0) + 1
-        return Finish(request_id=request_id, attempt_id=attempt_id, outcome=outcome, cause=cause)
+        if attempt.is_answering:
+            actions.append(self._finish(attempt.entry, attempt.attempt_id, *ending_of(attempt, outcome)))
+        return actions
 
     def _advance(self, now_s: float) -> float:
         """Time never goes back, whatever the driver's clock does."""
