@@ -5,6 +5,7 @@ Used by tests of the dispatcher, the relay and the admin routes (``from tests.lo
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -126,6 +127,9 @@ async def control_plane(
             await link.worker.start()
             links.append(link)
             dispatcher.add_link(link, max_running=spec.max_running)
+        async with asyncio.timeout(5):
+            while not all(worker.is_ready for worker in dispatcher.snapshot().workers):
+                await asyncio.sleep(0.001)
         yield ControlPlane(
             relay=RelayApp(
                 dispatcher=dispatcher,
