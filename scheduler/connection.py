@@ -156,7 +156,7 @@ class Connection:
             logger.error("link of worker %s failed: %s: %s", self.worker_id, type(error).__name__, error)
         elif not self._is_stopping:
             logger.warning("worker %s is lost: %s", self.worker_id, error)
-        return "worker_lost", True
+        return "worker_lost", not (isinstance(error, WorkerDead) and error.is_final)
 
     async def _read(self, epoch: int) -> None:
         async for report in self.link.reports(epoch):

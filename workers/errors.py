@@ -20,12 +20,13 @@ class WorkerBusy(WorkerError):
 
 
 class WorkerDead(WorkerError):
-    """The worker is gone; forget it and end or retry what ran there."""
+    """The worker is gone; end or retry what ran there. ``is_final``: its process has ended, no connection will help."""
 
-    def __init__(self, worker_id: str, cause: str) -> None:
+    def __init__(self, worker_id: str, cause: str, *, is_final: bool = False) -> None:
         super().__init__(f"worker {worker_id} is gone: {cause}")
         self.worker_id = worker_id
         self.cause = cause
+        self.is_final = is_final
 
 
 class StaleEpoch(WorkerError):

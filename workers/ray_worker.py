@@ -86,7 +86,8 @@ class RayLink:
                     next_beat_s = time.monotonic() + HEARTBEAT_S
                     self._command.remote(self.worker_id, epoch, 0, _encode_commands([]))
         except ray.exceptions.RayError as error:
-            raise WorkerDead(self.worker_id, in_a_line(error)) from error
+            is_final = isinstance(error, ray.exceptions.ActorDiedError)
+            raise WorkerDead(self.worker_id, in_a_line(error), is_final=is_final) from error
         raise WorkerDead(self.worker_id, "its report stream ended")
 
     def _checked(self, report: Report, epoch: int) -> Report:
