@@ -61,6 +61,22 @@ class WindowSplit:
     causes: tuple[tuple[str, int], ...] = ()
     """Named parts of unattributed (late_steps, rows_overflow, clamped, idle_excess), and curves_unlearned with 0."""
 
+    @staticmethod
+    def of_nothing() -> WindowSplit:
+        """Of a window that nobody watched: no step, no energy."""
+        return WindowSplit(
+            idle_mj=0,
+            overhead_mj=0,
+            unattributed_mj=0,
+            shares={},
+            busy_gpu_us=0,
+            overhead_gpu_us=0,
+            predicted_mj=0,
+            scale_ratio=1.0,
+            num_steps=0,
+            tokens={},
+        )
+
 
 class Attribution:
     """Pending steps of one engine, and the split of its windows. Not thread-safe; called on one thread."""

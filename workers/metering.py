@@ -18,6 +18,9 @@ logger = logging.getLogger("jouleway.worker")
 POLL_S = 0.25
 """How often settled windows are looked for between two readings."""
 
+LAST_EDGE_S = 1.0
+"""How long the end waits for the counter to move past the last step."""
+
 READ_TIMEOUT_S = 5.0
 """A driver may block for ever when its device is dying; a meter that does not answer in this time is lost."""
 
@@ -80,6 +83,11 @@ class Metering:
         except MeterUnavailable as error:
             reading = None
             self._fault = f"meter_lost: {error}"
+        except Exception as error:
+            # A driver can fail in ways that its file does not know: no reading, and windows go on closing.
+            logger.warning("the meter failed: %s: %s", type(error).__name__, error)
+            reading = None
+            self._fault = f"meter_lost: {type(error).__name__}"
         if reading is not None:
             if before is not None and reading.at_s > before.at_s and reading.counter_mj >= before.counter_mj:
                 self.power_watts = (reading.counter_mj - before.counter_mj) / 1000 / (reading.at_s - before.at_s)
@@ -102,22 +110,22 @@ class Metering:
         next_s = self._clock() + self._window_s
         while True:
             await asyncio.sleep(min(POLL_S, max(next_s - self._clock(), 0.01)))
-            try:
-                if self._clock() >= next_s:
-                    next_s = self._clock() + self._window_s
-                    await self.read()
-                if self.windows.settle(now_s=self._clock(), num_running=self._num_running()):
-                    self._on_settled()
-            except Exception as error:
-                # Windows must go on closing: attempts wait for their postings.
-                logger.exception("metering failed; the next window goes on")
-                self._fault = f"metering_failed: {type(error).__name__}"
+            if self._clock() >= next_s:
+                next_s = self._clock() + self._window_s
+                await self.read()
+            if self.windows.settle(now_s=self._clock(), num_running=self._num_running()):
+                self._on_settled()
 
     async def close(self) -> None:
         """The last edge; everything that is pending is settled with what is there. Never raises: the engine follows."""
         try:
+            # A counter shows its last tick: wait until that lies behind the last step.
+            deadline_s = self._clock() + LAST_EDGE_S
             await self.read()
-            self.windows.settle(now_s=float("inf"), num_running=0)
+            while not self.windows.is_past_last_step and self._clock() < deadline_s:
+                await asyncio.sleep(POLL_S / 5)
+                await self.read()
+            self.windows.close()
             if self._asked is not None and self._asked.done():
                 await asyncio.to_thread(self._meter.close)
         except Exception:

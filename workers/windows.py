@@ -131,6 +131,7 @@ class Windows:
         self._in_flight: dict[str, _InFlight] = {}
         self._num_windows = 0
         self._read_mj: int | None = None
+        self._is_closed = False
         self.num_steps = 0
 
     @property
@@ -207,6 +208,19 @@ class Windows:
             num_settled += 1
         return num_settled
 
+    @property
+    def is_past_last_step(self) -> bool:
+        """Whether an edge lies behind every step that is known: no step is cut by the end."""
+        newest_s = self._attribution.latest_step_ended_s()
+        edge_s = self._boundaries[-1].at_s if self._boundaries else self._opened_s
+        return newest_s is None or (edge_s is not None and newest_s <= edge_s)
+
+    def close(self) -> None:
+        """No window follows: all are settled with what is there, closed attempts posted, those that are cut incomplete."""
+        self._is_closed = True
+        self.settle(now_s=float("inf"), num_running=0)
+        self._post_closed()
+
     def _open_first(self, at_s: float, reading: MeterReading | None) -> None:
         """The first reading opens the first window; what the counter did before is unattributed."""
         self._opened_s = at_s
@@ -217,12 +231,18 @@ class Windows:
         self._has_gap = False
         if before_mj is None or before_mj == reading.counter_mj:
             return
-        if reading.counter_mj < before_mj:
-            # As in a running worker: what a counter shows that began anew was used since.
-            self._put_unattributed(reading.counter_mj, cause="counter_reset", at_s=at_s, grade=Grade.D)
-        else:
-            lost_mj = reading.counter_mj - before_mj
-            self._put_unattributed(lost_mj, cause="worker_lost", at_s=at_s, grade=reading.grade)
+        # As in a running worker: what a counter shows that began anew was used since.
+        is_reset = reading.counter_mj < before_mj
+        lost_mj = reading.counter_mj if is_reset else reading.counter_mj - before_mj
+        grade = Grade.D if is_reset else reading.grade
+        self._book(
+            WindowSplit.of_nothing(),
+            measured=_Measured(meter_mj=lost_mj, split_mj=0, grade=grade),
+            grade=grade,
+            boundary=_Boundary(at_s=at_s, reading=reading, outage="", calibrating=False),
+            started_s=at_s,
+            causes=[("counter_reset" if is_reset else "worker_lost", lost_mj)],
+        )
 
     def _settle_one(self, boundary: _Boundary, *, late: bool) -> None:
         assert self._opened_s is not None
@@ -242,8 +262,7 @@ class Windows:
             started_s=started_s, ended_s=boundary.at_s, meter_mj=measured.split_mj, learn=learn
         )
         self._book(split, measured=measured, grade=grade, boundary=boundary, started_s=started_s, causes=causes)
-        for attempt_id, account in sorted(self._in_flight.items()):
-            self._post(attempt_id, account)
+        self._post_closed()
 
     def _measured(self, boundary: _Boundary, started_s: float, causes: list[tuple[str, int]]) -> _Measured:
         """Energy of the window; resets and outages are named in ``causes``, with what they leave unattributed."""
@@ -350,37 +369,14 @@ class Windows:
                 shares.append((attempt_id, energy_mj, gpu_us))
         return tuple(shares)
 
-    def _put_unattributed(self, energy_mj: int, *, cause: str, at_s: float, grade: Grade) -> None:
-        """A window without duration, for what was counted while nobody watched."""
-        self._num_windows += 1
-        self._outbox.put(
-            WindowRecord(
-                window=self._num_windows,
-                started_s=at_s,
-                ended_s=at_s,
-                ended_unix_s=self._unix_clock(),
-                counter_mj=self._counter_mj or 0,
-                meter_mj=energy_mj,
-                idle_mj=0,
-                overhead_mj=0,
-                unattributed_mj=energy_mj,
-                in_flight_mj=0,
-                shares=(),
-                busy_gpu_us=0,
-                overhead_gpu_us=0,
-                predicted_mj=0,
-                scale_ratio=1.0,
-                grade=grade,
-                meter=self._meter_name(),
-                num_steps=0,
-                calibrating=False,
-                causes=((cause, energy_mj),),
-            )
-        )
+    def _post_closed(self) -> None:
+        for attempt_id, account in sorted(self._in_flight.items()):
+            self._post(attempt_id, account)
 
     def _post(self, attempt_id: str, account: _InFlight) -> None:
         """In flight -> the posting, once the attempt is closed and none of its steps waits for a window any more."""
-        if not account.is_final or self._attribution.has_pending(attempt_id):
+        is_cut = self._attribution.has_pending(attempt_id)
+        if not account.is_final or (is_cut and not self._is_closed):
             return
         if self._outbox.is_full and (account.energy_mj or account.gpu_us):
             return  # it stays in flight until there is room: what the windows gave it must come out again
@@ -392,7 +388,7 @@ class Windows:
                 gpu_us=account.gpu_us,
                 grade=self._hook_grade if account.grade is None else account.grade,
                 policy=self._policy,
-                complete=account.is_complete,
+                complete=account.is_complete and not is_cut,
                 computed_tokens=account.tokens if self._hook_grade is Grade.A else None,
             )
         )
