@@ -3,8 +3,8 @@
 Called by ``workers.engines.vllm_step_hook`` between the lines of vLLM's scheduler. It must never import vLLM, block the
 engine or raise into it: what cannot be sent is counted and the next message tells the members anew.
 
-Median cost matters here (``benchmarks/step_hook.py``): while the batch stays the same, a step costs one comparison of
-two dictionaries, one encoding and one ``send``.
+Median cost matters here (``benchmarks/step_hook.py``): while requests only come and go, a step costs one comparison of
+two dictionaries, one encoding and one ``send``; nothing is done for each sequence.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ class StepTap:
         self._in_flight: deque[tuple[Scheduled, float]] = deque()
         self._done_s = 0.0
         self._before: dict[str, int] = {}
-        """Tokens by request of the step told last."""
+        """Tokens by request of the step told last, without those that ended since."""
+        self._uneven: list[str] = []
+        """Of these, who computed other than 1 token."""
         self._slots: dict[str, int] = {}
         self._next_slot = 0
         self._stopped: dict[str, EndedRow] = {}
@@ -149,54 +151,69 @@ class StepTap:
         overrun = [name for name in self._ended if name in rows] if self._ended else []
         if finished:
             self._end(finished)
+        ended = self._tell_ended(message) if self._ended else []
         if rows:
             message.scheduled_s, message.done_s = scheduled_s, self._done_s
-            self._tell_rows(message, output, rows)
+            self._tell_rows(message, output, rows, ended)
             if overrun:
                 message.overrun = [Tokens(self._slots[name], rows[name]) for name in overrun]
             if output.scheduled_spec_decode_tokens:
                 self._tell_drafts(message, output.scheduled_spec_decode_tokens, set(overrun), sampled, emitted)
-        if self._ended:
-            self._tell_ended(message)
-        if rows or message.ended:
-            self._leave(message, rows)
+        if rows or ended:
+            self._leave(message, rows, ended)
 
     # -- what changed
 
-    def _tell_rows(self, message: StepMessage, output: Scheduled, rows: dict[str, int]) -> None:
-        resumed = output.scheduled_cached_reqs.resumed_req_ids
-        before = self._before
-        if self._must_be_whole:
-            message.is_whole = True
-            before = {}
-        elif rows == before and not resumed and not output.scheduled_new_reqs:
-            if output.total_num_scheduled_tokens != len(rows):
-                message.tokens = self._uneven(rows)
+    def _tell_rows(self, message: StepMessage, output: Scheduled, rows: dict[str, int], ended: list[str]) -> None:
+        """Who joined, left, or computed other than 1 token. The whole batch is looked at by comparing dictionaries."""
+        new, cached = output.scheduled_new_reqs, output.scheduled_cached_reqs
+        starts = {request.req_id: request.num_computed_tokens for request in new}
+        for request in new:
+            if request.req_id not in self._slots or self._must_be_whole:
+                message.newcomers.append(
+                    Newcomer(self._slot(request.req_id), request.req_id, request.prompt_len)
+                )  # fmt: skip
+        if self._must_be_whole or cached.resumed_req_ids or rows != self._expected(starts, rows, ended):
+            self._tell_all_rows(message, cached, rows, starts)
             return
         slots = self._slots
-        starts: dict[str, int] = {}
-        for request in output.scheduled_new_reqs:
-            name = request.req_id
-            starts[name] = request.num_computed_tokens
-            if name not in slots or message.is_whole:
-                message.newcomers.append(Newcomer(self._slot(name), name, request.prompt_len))
-        joined = [name for name in rows if name not in before or name in starts or name in resumed]
-        if joined:
-            cached = output.scheduled_cached_reqs
-            if len(joined) > len(starts):
-                starts.update(zip(cached.req_ids, cached.num_computed_tokens, strict=False))
-            for name in joined:
-                if name not in slots:
-                    message.newcomers.append(Newcomer(self._slot(name), name, 0))
-            message.joined = [Joined(slots[name], starts[name]) for name in joined]
-        if before and len(before) + len(joined) != len(rows):
-            message.left = [slots[name] for name in before if name not in rows and name in slots]
+        if starts:
+            message.joined = [Joined(slots[name], start) for name, start in starts.items()]
         if output.total_num_scheduled_tokens != len(rows):
-            message.tokens = self._uneven(rows)
+            candidates = dict.fromkeys((*self._uneven, *starts))
+            self._uneven = [name for name in candidates if rows.get(name, 1) != 1]
+            message.tokens = [Tokens(slots[name], rows[name]) for name in self._uneven]
+        else:
+            self._uneven = []
 
-    def _uneven(self, rows: dict[str, int]) -> list[Tokens]:
-        slots = self._slots
-        return [Tokens(slots[name], tokens) for name, tokens in rows.items() if tokens != 1]
+    def _expected(self, starts: dict[str, int], rows: dict[str, int], ended: list[str]) -> dict[str, int]:
+        """The step before: with newcomers, without those that ended, other rows than plain decodes as they are now."""
+        expected = self._before
+        if starts or self._uneven or ended:
+            expected = expected.copy()
+            for name in (*self._uneven, *starts):
+                expected[name] = rows.get(name, 0)
+            for name in ended:
+                if name not in rows:
+                    expected.pop(name, None)
+        return expected
+
+    def _tell_all_rows(
+        self, message: StepMessage, cached: CachedRequests, rows: dict[str, int], starts: dict[str, int]
+    ) -> None:
+        """The same by looking at each row: after a drop, a preemption, a pause."""
+        message.is_whole = self._must_be_whole
+        slots, resumed = self._slots, cached.resumed_req_ids
+        before = {} if message.is_whole else self._before
+        joined = [name for name in rows if name not in before or name in starts or name in resumed]
+        all_starts = {**dict(zip(cached.req_ids, cached.num_computed_tokens, strict=False)), **starts}
+        for name in joined:
+            if name not in slots:
+                message.newcomers.append(Newcomer(self._slot(name), name, 0))
+        message.joined = [Joined(slots[name], all_starts[name]) for name in joined]
+        message.left = [slots[name] for name in before if name not in rows]
+        self._uneven = [name for name, tokens in rows.items() if tokens != 1]
+        message.tokens = [Tokens(slots[name], rows[name]) for name in self._uneven]
 
     def _tell_drafts(
         self,
@@ -218,23 +235,25 @@ class StepTap:
             if num_beyond:
                 message.overrun.append(Tokens(self._slots[name], num_beyond))
 
-    def _tell_ended(self, message: StepMessage) -> None:
-        """Those that no step in flight holds any more."""
-        for name in list(self._ended):
-            if any(name in output.num_scheduled_tokens for output, _ in self._in_flight):
-                continue
-            del self._ended[name]
-            self._told.add(name)
-            stopped = self._stopped.pop(name, None)
+    def _tell_ended(self, message: StepMessage) -> list[str]:
+        """Those that no step in flight holds any more; returns their names."""
+        names = [
+            name
+            for name in self._ended
+            if not any(name in output.num_scheduled_tokens for output, _ in self._in_flight)
+        ]
+        for name in names:
             if name not in self._slots:
-                # It never ran: the other side must still learn that nothing will come.
+                # It never ran, or was told before a drop: the other side must still learn that nothing will come.
                 message.newcomers.append(Newcomer(self._slot(name), name, 0))
+            stopped = self._stopped.get(name)
             slot = self._slots[name]
             message.ended.append(
                 EndedRow(slot)
                 if stopped is None
                 else EndedRow(slot, is_stopped=True, output_tokens=stopped.output_tokens, computed=stopped.computed)
             )
+        return names
 
     def _end(self, names: Iterable[str]) -> None:
         for name in names:
@@ -256,25 +275,23 @@ class StepTap:
                 return scheduled_s
         return self._done_s
 
-    def _leave(self, message: StepMessage, rows: dict[str, int]) -> None:
+    def _leave(self, message: StepMessage, rows: dict[str, int], ended: list[str]) -> None:
         """Sends; on failure the endings wait for the next message, which tells the members anew."""
         self._number += 1
-        if self._send(encode(message)):
-            if rows:
-                self._before = rows
-                self._must_be_whole = False
-            if message.ended:
-                gone = {row.slot for row in message.ended}
-                self._slots = {name: slot for name, slot in self._slots.items() if slot not in gone}
+        if not self._send(encode(message)):
+            self._must_be_whole = True
+            self._slots = {}
             return
-        self._must_be_whole = True
-        by_slot = {slot: name for name, slot in self._slots.items()}
-        for row in message.ended:
-            name = by_slot[row.slot]
-            if row.is_stopped:
-                self._stopped[name] = row
-            self._ended[name] = None
-        self._slots = {}
+        if rows:
+            self._before = rows
+            self._must_be_whole = False
+        if ended:
+            self._before = self._before.copy()
+            for name in ended:
+                self._before.pop(name, None)
+                del self._slots[name], self._ended[name]
+                self._stopped.pop(name, None)
+                self._told.add(name)
 
 
 class StepSocket:
