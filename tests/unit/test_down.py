@@ -1,7 +1,7 @@
 """`jouleway down` stops what stands in its namespace, all at once, and says what it stopped."""
 
-import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,32 +19,23 @@ generate_keys: true
 """
 
 
-class Link:
-    def __init__(self, worker_id: str, stopped: list[tuple[str, float]]) -> None:
-        self.worker_id = worker_id
-        self._stopped = stopped
-
-    async def stop(self, *, drain_s: float) -> None:
-        await asyncio.sleep(0)
-        self._stopped.append((self.worker_id, drain_s))
-
-
 class StandingCluster:
-    """Two workers stand; ``events`` says what was asked of it."""
+    """Two workers stand; EVENTS and STOPPED say what was asked of it."""
 
     is_reachable = True
 
     def __init__(self, *, address: str, namespace: str) -> None:
-        self.stopped: list[tuple[str, float]] = []
-        self.events = EVENTS
         EVENTS.append(f"{address} {namespace}")
 
     def connect(self) -> None:
         if not self.is_reachable:
             raise WorkerError("Ray at ray.address=auto cannot be reached; remedy: ray status")
 
-    def find(self) -> list[Link]:
-        return [Link("b-0", STOPPED), Link("a-0", STOPPED)]
+    async def remove_all(self, *, drain_s: float, progress: Callable[[str], None]) -> list[str]:
+        for worker_id in ("a-0", "b-0"):
+            progress(f"stopping {worker_id}")
+            STOPPED.append((worker_id, drain_s))
+        return ["a-0", "b-0"]
 
     def shutdown(self) -> None:
         EVENTS.append("shutdown")
