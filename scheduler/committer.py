@@ -6,21 +6,33 @@ Called by ``scheduler.dispatcher``. It must never know a request's way or what w
 from __future__ import annotations
 
 import asyncio
+import logging
+from dataclasses import replace
 
 from scheduler.accounting.settlement import Settlement
 from scheduler.connection import Connection
 from scheduler.streams import End, Stream
-from workers.types import Ack
+from workers.types import Outcome
+
+logger = logging.getLogger("jouleway.dispatcher")
+
+RETRY_S = 1.0
+"""Wait after a commit that failed: answers and acknowledgements stay where they are until one succeeds."""
+
+NOT_COMMITTED = "not_committed"
+"""Cause of an answer of which the charge could not be made durable."""
 
 
 class Committer:
     """Collects what waits for the next commit; while one is under way the next one gathers (group commit)."""
 
-    def __init__(self, settlement: Settlement) -> None:
+    def __init__(self, settlement: Settlement, *, retry_s: float = RETRY_S) -> None:
         self._settlement = settlement
+        self._retry_s = retry_s
         self._ends: list[tuple[Stream, End]] = []
         self._connections: set[Connection] = set()
         self._has_pending = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
 
     def add_end(self, stream: Stream, end: End) -> None:
         """The answer ends after the commit that holds its charge."""
@@ -36,18 +48,40 @@ class Committer:
         """Commits for ever; cancelled by its owner."""
         while True:
             await self._has_pending.wait()
+            try:
+                await self.commit()
+            except Exception:
+                logger.exception("a commit failed; the next try follows in %g s", self._retry_s)
+                await asyncio.sleep(self._retry_s)
+
+    async def commit_last(self) -> None:
+        """No further try follows: where the ledger refuses, answers end all the same, as failed."""
+        try:
             await self.commit()
+        except Exception:
+            logger.exception("the last commit failed: %d answers end as not committed", len(self._ends))
+            ends, self._ends = self._ends, []
+            for stream, end in ends:
+                stream.put_end(replace(end, outcome=Outcome.FAILED, cause=NOT_COMMITTED))
 
     async def commit(self) -> None:
-        """Everything booked until now becomes durable; then answers end and acknowledgements leave."""
-        self._has_pending.clear()
-        ends, self._ends = self._ends, []
-        connections, self._connections = self._connections, set()
-        numbers = {each: self._settlement.watermark(each.worker_id) or 0 for each in connections}
-        await self._settlement.commit()
-        for stream, end in ends:
-            stream.put_end(end)
-        for connection, number in numbers.items():
-            if number > connection.acked_number:
-                connection.acked_number = number
-                connection.send(Ack(number=number))
+        """Everything booked until now becomes durable; then answers end and acknowledgements leave.
+
+        A second caller waits for the first. Whatever keeps the ledger from committing is raised, and all waits on.
+        """
+        async with self._one_at_a_time:
+            self._has_pending.clear()
+            ends, self._ends = self._ends, []
+            connections, self._connections = self._connections, set()
+            numbers = {each: self._settlement.watermark(each.worker_id) or 0 for each in connections}
+            try:
+                await self._settlement.commit()
+            except BaseException:
+                self._ends[:0] = ends
+                self._connections |= connections
+                self._has_pending.set()
+                raise
+            for stream, end in ends:
+                stream.put_end(end)
+            for connection, number in numbers.items():
+                connection.acknowledge(number)

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from enum import StrEnum
 from typing import Protocol
 
-from workers.errors import StaleEpoch, WireMismatch, WorkerDead
-from workers.types import Command, Report, WorkerStatus
+from workers.errors import StaleEpoch, WireMismatch, WorkerDead, WorkerError
+from workers.types import Ack, Command, Report, WorkerStatus
 
 logger = logging.getLogger("jouleway.dispatcher")
 
@@ -95,6 +95,12 @@ class Connection:
             self._commands.append(command)
             self._has_commands.set()
 
+    def acknowledge(self, number: int) -> None:
+        """The worker may forget its records up to this number; said once a connection, and only where it is heard."""
+        if self.phase is Phase.CONNECTED and number > self.acked_number:
+            self.acked_number = number
+            self.send(Ack(number=number))
+
     def expect_end(self) -> None:
         """The worker is being stopped: its stream may end without being missed."""
         self._is_stopping = True
@@ -103,7 +109,7 @@ class Connection:
         """Hands what waits to the link, once."""
         if self._commands and self.phase is Phase.CONNECTED:
             batch, self._commands = self._commands, []
-            with contextlib.suppress(WorkerDead):
+            with contextlib.suppress(WorkerError):
                 await self.link.send(batch)
 
     async def close(self) -> None:

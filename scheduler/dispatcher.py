@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from scheduler.accounting.charging import charge_of, charge_of_stranger
@@ -27,6 +27,7 @@ from scheduler.core.cluster import DEFAULT_MAX_RUNNING, WorkerView
 from scheduler.core.request import Request
 from scheduler.core.scheduler import Scheduler
 from scheduler.snapshot import Snapshot, take_snapshot
+from scheduler.strangers import Strangers
 from scheduler.streams import Body, End, Head, Stream, Submission
 from workers.types import (
     Abort,
@@ -36,7 +37,6 @@ from workers.types import (
     EnergyPosting,
     Numbered,
     Outcome,
-    Output,
     Report,
     Started,
     UsageRecord,
@@ -65,11 +65,11 @@ TICK_S = 0.05
 ABORT_GRACE_S = 5.0
 """How long a stop waits for aborted attempts to end and for workers' last records."""
 
+STOP_TIMEOUT_S = 120.0
+"""A worker that has not stopped after so long is left to its own watch."""
+
 RENDER_FAILED = "render_failed"
 """Cause of an attempt that never left this process."""
-
-MAX_STRANGERS = 4_096
-"""Attempts of nobody that were told to abort and are remembered, so that each is told once."""
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +117,7 @@ class Dispatcher:
         self._running: dict[str, _Running] = {}
         self._connections: dict[str, Connection] = {}
         self._reported_down: set[Connection] = set()
-        self._strangers: OrderedDict[str, None] = OrderedDict()
+        self._strangers = Strangers()
         self._committer = Committer(settlement)
         self._tasks: list[asyncio.Task[None]] = []
         self._num_links = 0
@@ -162,6 +162,8 @@ class Dispatcher:
         if connection is None:
             return
         await connection.close()
+        if self._connections.get(worker_id) is not connection:
+            return  # somebody else removed or replaced it meanwhile
         self._apply(self._core.on_worker_lost(worker_id, "worker_removed", self._clock()))
         del self._connections[worker_id]
         self._reported_down.discard(connection)
@@ -179,15 +181,10 @@ class Dispatcher:
         await self._wait(lambda: not self._core.num_running, ABORT_GRACE_S)
         connections = list(self._connections.values())
         if stop_workers:
-            for connection in connections:
-                connection.expect_end()
-            stops: list[Awaitable[None]] = [connection.link.stop() for connection in connections]
-            for error in await asyncio.gather(*stops, return_exceptions=True):
-                if isinstance(error, BaseException):
-                    logger.warning("a worker did not stop in order: %s", error)
+            await asyncio.gather(*(_stop_worker(connection) for connection in connections))
             await self._wait(lambda: all(map(_has_said_all, connections)), ABORT_GRACE_S)
         await asyncio.sleep(0)
-        await self._committer.commit()
+        await self._committer.commit_last()
         for connection in connections:
             await connection.flush()
             if stop_workers:
@@ -195,7 +192,7 @@ class Dispatcher:
                 continue
             await connection.close()
             self._apply(self._core.on_worker_lost(connection.worker_id, "shutting_down", self._clock()))
-        await self._committer.commit()
+        await self._committer.commit_last()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -229,7 +226,8 @@ class Dispatcher:
         for output in report.outputs:
             running = self._running.get(output.attempt_id)
             if running is None:
-                self._turn_away(connection, output)
+                if self._strangers.must_abort(output):
+                    connection.send(Abort(attempt_id=output.attempt_id, reason="orphaned"))
                 continue
             match output:
                 case Chunk(body=body):
@@ -264,17 +262,6 @@ class Dispatcher:
         running.live.stream.put_head(Head(started.status, started.headers))
         return True
 
-    def _turn_away(self, connection: Connection, output: Output) -> None:
-        """Bytes of an attempt that nobody owns (of an earlier control plane, or given up here): abort it, once."""
-        attempt_id = output.attempt_id
-        if isinstance(output, Ended):
-            self._strangers.pop(attempt_id, None)
-        elif attempt_id not in self._strangers:
-            self._strangers[attempt_id] = None
-            if len(self._strangers) > MAX_STRANGERS:
-                self._strangers.popitem(last=False)
-            connection.send(Abort(attempt_id=attempt_id, reason="orphaned"))
-
     def _on_records(self, connection: Connection, records: list[Numbered], now_s: float) -> None:
         """Each record is booked once; what is booked is acknowledged after the next commit."""
         worker_id = connection.worker_id
@@ -289,6 +276,9 @@ class Dispatcher:
                         self.settlement.charge(charge_of_stranger(usage, worker_id=worker_id, status=connection.status))
                 case EnergyPosting() as posting:
                     self.settlement.post_energy(worker_id, posting)
+                    if not self._core.knows(posting.attempt_id):
+                        # Usage comes before its posting: an earlier control plane had it, and its charge with it.
+                        self.settlement.give_up(posting.attempt_id)
                 case WindowRecord() as window:
                     try:
                         self.settlement.window(worker_id, window)
@@ -386,6 +376,16 @@ class Dispatcher:
             bad_windows=self._bad_windows,
             is_draining=self._is_draining,
         )
+
+
+async def _stop_worker(connection: Connection) -> None:
+    connection.expect_end()
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await connection.link.stop()
+    except Exception as error:
+        # The others must stop all the same.
+        logger.warning("worker %s did not stop in order: %s: %s", connection.worker_id, type(error).__name__, error)
 
 
 def _has_said_all(connection: Connection) -> bool:

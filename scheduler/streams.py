@@ -95,6 +95,7 @@ class Stream:
         if self._is_closed:
             return
         self._is_closed = True
+        self._head = None
         self._parts.clear()
         self._unread_bytes = 0
         if self._end is None:

@@ -44,19 +44,29 @@ class Account:
 
 
 class Book:
-    """Balances of accounts in mJ and GPU-µs. Not thread-safe."""
+    """Balances of accounts in mJ and GPU-µs, and their sums. Not thread-safe.
+
+    A move changes two accounts and the sums above them, so that no question walks through workers × tenants.
+    """
 
     def __init__(self) -> None:
         self._balances: dict[Account, list[int]] = {}
+        self._sums: dict[tuple[Kind, str | None, str | None], list[int]] = {}
+        """By kind, and of it by worker or by tenant; None = all of them."""
 
     def move(self, source: Account, target: Account, *, energy_mj: int, gpu_us: int = 0) -> None:
         """Takes from one and gives to the other; amounts may be negative (unattributed can be)."""
-        for account, sign in ((source, -1), (target, 1)):
-            balance = self._balances.get(account)
-            if balance is None:
-                balance = self._balances[account] = [0, 0]
-            balance[0] += sign * energy_mj
-            balance[1] += sign * gpu_us
+        self._add(source, -energy_mj, -gpu_us)
+        self._add(target, energy_mj, gpu_us)
+
+    def _add(self, account: Account, energy_mj: int, gpu_us: int) -> None:
+        kind, worker_id, tenant = account.kind, account.worker_id, account.tenant
+        changed = [self._balances.setdefault(account, [0, 0])]
+        for key in ((kind, None, None), (kind, worker_id, None), (kind, None, tenant)):
+            changed.append(self._sums.setdefault(key, [0, 0]))
+        for balance in changed:
+            balance[0] += energy_mj
+            balance[1] += gpu_us
 
     def balance(self, account: Account) -> tuple[int, int]:
         """(mJ, GPU-µs) of one account."""
@@ -64,18 +74,14 @@ class Book:
         return energy_mj, gpu_us
 
     def total(self, kind: Kind, *, worker_id: str | None = None, tenant: str | None = None) -> tuple[int, int]:
-        """(mJ, GPU-µs) over all accounts of a kind, of one worker or of one tenant."""
-        energy_mj = gpu_us = 0
-        for account, balance in self._balances.items():
-            if account.kind is not kind or (worker_id is not None and account.worker_id != worker_id):
-                continue
-            if tenant is None or account.tenant == tenant:
-                energy_mj += balance[0]
-                gpu_us += balance[1]
+        """(mJ, GPU-µs) over all accounts of a kind, of one worker, of one tenant or of both."""
+        if worker_id is not None and tenant is not None:
+            return self.balance(Account(kind, worker_id, tenant))
+        energy_mj, gpu_us = self._sums.get((kind, worker_id, tenant), (0, 0))
         return energy_mj, gpu_us
 
     def difference(self) -> tuple[int, int]:
-        """(mJ, GPU-µs) by which the book does not add up: (0, 0), or there is a bug."""
+        """(mJ, GPU-µs) by which the accounts do not add up: (0, 0), or there is a bug. Walks through all of them."""
         balances = self._balances.values()
         return sum(balance[0] for balance in balances), sum(balance[1] for balance in balances)
 
@@ -83,10 +89,6 @@ class Book:
         """(account, mJ, GPU-µs) of each."""
         for account, (energy_mj, gpu_us) in self._balances.items():
             yield account, energy_mj, gpu_us
-
-    @property
-    def num_accounts(self) -> int:
-        return len(self._balances)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -260,6 +262,8 @@ class Accounts:
 
     def add_posting(self, worker_id: str, tenant: str, *, energy_mj: int, gpu_us: int) -> None:
         """In flight -> requests."""
+        self.tokens_of(tenant)  # every payer has a row
+        self.windows_of(worker_id)
         source = Account(Kind.IN_FLIGHT, worker_id)
         target = Account(Kind.REQUESTS, worker_id, tenant)
         self.serving.move(source, target, energy_mj=energy_mj, gpu_us=gpu_us)
@@ -307,15 +311,9 @@ class Accounts:
 
     def tenant_rows(self) -> tuple[TenantRow, ...]:
         """Every payer, by name; the operator's own row is among them."""
-        energy: dict[str, list[int]] = {}
-        for account, energy_mj, gpu_us in self.serving.accounts():
-            if account.kind is Kind.REQUESTS:
-                sums = energy.setdefault(account.tenant, [0, 0])
-                sums[0] += energy_mj
-                sums[1] += gpu_us
         rows = []
-        for tenant in sorted(energy.keys() | self.tokens.keys()):
-            tokens, (energy_mj, gpu_us) = self.tokens.get(tenant, TokenTotals()), energy.get(tenant, (0, 0))
+        for tenant, tokens in sorted(self.tokens.items()):
+            energy_mj, gpu_us = self.serving.total(Kind.REQUESTS, tenant=tenant)
             rows.append(
                 TenantRow(
                     tenant=tenant,
@@ -333,24 +331,21 @@ class Accounts:
         return tuple(rows)
 
     def worker_rows(self) -> tuple[WorkerEnergy, ...]:
-        """Every worker that ever closed a window, by id."""
-        sums: dict[str, dict[Kind, list[int]]] = {worker_id: {} for worker_id in self.windows}
-        for account, energy_mj, gpu_us in self.serving.accounts():
-            balance = sums.setdefault(account.worker_id, {}).setdefault(account.kind, [0, 0])
-            balance[0] += energy_mj
-            balance[1] += gpu_us
-        zero = [0, 0]
-        return tuple(
-            WorkerEnergy(
-                worker_id=worker_id,
-                meter_mj=-kinds.get(Kind.METER, zero)[0],
-                requests_mj=kinds.get(Kind.REQUESTS, zero)[0],
-                idle_mj=kinds.get(Kind.IDLE, zero)[0],
-                overhead_mj=kinds.get(Kind.OVERHEAD, zero)[0],
-                unattributed_mj=kinds.get(Kind.UNATTRIBUTED, zero)[0],
-                in_flight_mj=kinds.get(Kind.IN_FLIGHT, zero)[0],
-                requests_gpu_us=kinds.get(Kind.REQUESTS, zero)[1],
-                windows=replace(self.windows_of(worker_id)),
+        """Every worker that ever closed a window or had a posting, by id."""
+        rows = []
+        for worker_id, windows in sorted(self.windows.items()):
+            total = {kind: self.serving.total(kind, worker_id=worker_id) for kind in Kind}
+            rows.append(
+                WorkerEnergy(
+                    worker_id=worker_id,
+                    meter_mj=-total[Kind.METER][0],
+                    requests_mj=total[Kind.REQUESTS][0],
+                    idle_mj=total[Kind.IDLE][0],
+                    overhead_mj=total[Kind.OVERHEAD][0],
+                    unattributed_mj=total[Kind.UNATTRIBUTED][0],
+                    in_flight_mj=total[Kind.IN_FLIGHT][0],
+                    requests_gpu_us=total[Kind.REQUESTS][1],
+                    windows=replace(windows, meters=set(windows.meters), causes=dict(windows.causes)),
+                )
             )
-            for worker_id, kinds in sorted(sums.items())
-        )
+        return tuple(rows)

@@ -92,10 +92,8 @@ class _OpenAttempt:
     gpu_us: int = 0
     account: str | None = None
     """Who pays; None until it is charged."""
-    is_posted: bool = False
+    posting: EnergyPosting | None = None
     grade: Grade = Grade.A
-    computed_tokens: int | None = None
-    """Of its posting: the tokens that its energy was split by."""
     scheduled_tokens: int | None = None
     """Of its charge: the tokens that its engine scheduled."""
     overrun_tokens: int = 0
@@ -142,13 +140,12 @@ class Settlement:
             self.duplicates_total += 1
             return False
         source.ahead.add(number)
+        if len(source.ahead) > MAX_AHEAD:
+            # A hole that never fills would grow for ever: what is missing there is given up.
+            source.watermark = min(source.ahead) - 1
         while source.watermark + 1 in source.ahead:
             source.watermark += 1
             source.ahead.discard(source.watermark)
-        if len(source.ahead) > MAX_AHEAD:
-            # A hole that never fills would grow for ever: what is missing there is given up.
-            source.watermark = min(source.ahead)
-            source.ahead = {ahead for ahead in source.ahead if ahead > source.watermark}
         return True
 
     def watermark(self, worker_id: str) -> int | None:
@@ -182,7 +179,7 @@ class Settlement:
         self.accounts.token_difference += charge.token_difference
         self.accounts.inexact_sequences += charge.inexact_sequences
         self._details_of(charge).charges[attempt_id] = charge
-        if attempt.is_posted:
+        if attempt.posting is not None:
             self._settle(attempt_id, attempt)
         return True
 
@@ -194,17 +191,13 @@ class Settlement:
         """
         attempt_id = posting.attempt_id
         attempt = self._open.get(attempt_id)
-        if attempt_id in self._closed or (attempt is not None and attempt.is_posted):
+        if attempt_id in self._closed or (attempt is not None and attempt.posting is not None):
             self.duplicates_total += 1
             return False
         if attempt is None:
             attempt = self._open[attempt_id] = _OpenAttempt(worker_id)
-        attempt.is_posted = True
-        attempt.computed_tokens = posting.computed_tokens if posting.complete else None
+        attempt.posting = posting
         self.accounts.posting_difference_mj += abs(posting.energy_mj - attempt.energy_mj)
-        details = self._details.get(request_id_of(attempt_id))
-        if details is not None:
-            details.postings[attempt_id] = posting
         if attempt.account is not None:
             self._settle(attempt_id, attempt)
         return True
@@ -235,9 +228,8 @@ class Settlement:
         if attempt is None:
             return
         attempt.account = attempt.account or OPERATOR
-        details = self._details.get(request_id_of(attempt_id))
-        if details is not None and not attempt.is_posted:
-            details.postings[attempt_id] = EnergyPosting(
+        if attempt.posting is None:
+            attempt.posting = EnergyPosting(
                 attempt_id=attempt_id,
                 energy_mj=attempt.energy_mj,
                 gpu_us=attempt.gpu_us,
@@ -281,12 +273,16 @@ class Settlement:
 
     def _settle(self, attempt_id: str, attempt: _OpenAttempt) -> None:
         """Both sides are here: in flight -> requests, and the attempt is only remembered."""
+        posting = attempt.posting
         assert attempt.account is not None
+        assert posting is not None
         del self._open[attempt_id]
-        if attempt.computed_tokens is not None and attempt.scheduled_tokens is not None:
+        if (details := self._details.get(request_id_of(attempt_id))) is not None:
+            details.postings[attempt_id] = posting
+        if posting.complete and posting.computed_tokens is not None and attempt.scheduled_tokens is not None:
             # Steps that never reached the meter's side: the split over the others hides them, this sum does not.
             self.accounts.metered_token_difference += metered_token_difference(
-                computed=attempt.computed_tokens, scheduled=attempt.scheduled_tokens, overrun=attempt.overrun_tokens
+                computed=posting.computed_tokens, scheduled=attempt.scheduled_tokens, overrun=attempt.overrun_tokens
             )
         self.accounts.add_posting(
             attempt.worker_id, attempt.account, energy_mj=attempt.energy_mj, gpu_us=attempt.gpu_us

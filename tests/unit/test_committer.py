@@ -1,0 +1,190 @@
+"""Answers end and workers forget only after a commit; one commit at a time; what fails is tried again."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from scheduler.accounting.settlement import Settlement
+from scheduler.committer import NOT_COMMITTED, Committer
+from scheduler.connection import Connection
+from scheduler.streams import End, Stream
+from tests.scripted_link import ScriptedLink, settle_loop
+from workers.types import Outcome
+
+DONE = End(outcome=Outcome.COMPLETED)
+
+
+class GatedSettlement(Settlement):
+    """Its disk is as slow as the test wants, and fails when told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.lets_one_pass = False
+        self.num_failures = 0
+        self.num_begun = 0
+        self.num_under_way = 0
+
+    async def commit(self) -> None:
+        self.num_begun += 1
+        self.num_under_way += 1
+        assert 1 == self.num_under_way
+        try:
+            await self.gate.wait()
+            if self.lets_one_pass:
+                self.gate.clear()
+            if self.num_failures:
+                self.num_failures -= 1
+                raise OSError("disk full")
+        finally:
+            self.num_under_way -= 1
+
+    def book(self, worker_id: str, *numbers: int) -> None:
+        for number in numbers:
+            assert self.is_new(worker_id, number)
+
+
+class Case:
+    def __init__(self) -> None:
+        self.settlement = GatedSettlement()
+        self.committer = Committer(self.settlement, retry_s=0.0)
+        self.link = ScriptedLink()
+        self.settlement.open_worker("w-0", incarnation="life-1")
+        self.connection = Connection(
+            self.link,
+            max_running=1,
+            incarnation="life-1",
+            next_epoch=lambda: 1,
+            on_report=lambda connection, report: None,
+            on_lost=lambda connection, cause: None,
+        )
+        self.num_streams = 0
+
+    def end(self) -> Stream:
+        """A request that only waits for its commit."""
+        self.num_streams += 1
+        stream = Stream(f"req-{self.num_streams}", on_close=lambda *words: None)
+        self.committer.add_end(stream, DONE)
+        return stream
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[Case]:
+    case = Case()
+    case.connection.start()
+    case.link.ready()
+    task = asyncio.create_task(case.committer.run())
+    await settle_loop()
+    try:
+        yield case
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await case.connection.close()
+
+
+async def test_an_answer_ends_after_the_commit() -> None:
+    """Not at its beginning."""
+    async with running() as case:
+        stream = case.end()
+        await settle_loop()
+        assert (1, None) == (case.settlement.num_begun, await stream.next(0.0))
+        case.settlement.gate.set()
+        assert DONE == await stream.next(1.0)
+
+
+async def test_what_comes_during_a_commit_waits_for_the_next_one() -> None:
+    """It may have been booked after the ledger's page was written."""
+    async with running() as case:
+        first = case.end()
+        await settle_loop()
+        second, third = case.end(), case.end()
+        case.settlement.lets_one_pass = True
+        case.settlement.gate.set()
+        assert DONE == await first.next(1.0)
+        await settle_loop()
+        assert None is await second.next(0.0)
+        case.settlement.gate.set()
+        assert [DONE, DONE] == [await second.next(1.0), await third.next(1.0)]
+        assert 2 == case.settlement.num_begun, "both waited for one commit"
+
+
+async def test_a_worker_may_forget_what_was_booked_before_the_commit_began() -> None:
+    """A record that arrives during the commit is acknowledged by the next."""
+    async with running() as case:
+        case.settlement.book("w-0", 1, 2)
+        case.committer.add_records(case.connection)
+        await settle_loop()
+        case.settlement.book("w-0", 3)
+        assert [] == case.link.acks
+        case.settlement.gate.set()
+        await settle_loop()
+        assert [2] == case.link.acks
+        case.committer.add_records(case.connection)
+        await settle_loop()
+        assert [2, 3] == case.link.acks
+
+
+async def test_records_behind_a_gap_are_not_acknowledged() -> None:
+    """Only what is booked without a hole may be forgotten."""
+    async with running() as case:
+        case.settlement.gate.set()
+        case.settlement.book("w-0", 1, 3)
+        case.committer.add_records(case.connection)
+        await settle_loop()
+        assert [1] == case.link.acks
+
+
+async def test_a_commit_that_fails_keeps_everything_and_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    """No answer ends and no worker forgets on a ledger that did not take it; nothing is lost either."""
+    async with running() as case:
+        case.settlement.num_failures = 2
+        stream = case.end()
+        case.settlement.book("w-0", 1)
+        case.committer.add_records(case.connection)
+        case.settlement.gate.set()
+        assert DONE == await stream.next(1.0)
+        await settle_loop()
+        assert [1] == case.link.acks
+        assert 3 == case.settlement.num_begun
+        assert 2 == caplog.text.count("a commit failed")
+
+
+async def test_a_second_commit_waits_for_the_first() -> None:
+    """Whoever stops must not leave while an answer's commit is still under way."""
+    async with running() as case:
+        stream = case.end()
+        await settle_loop()
+        last = asyncio.create_task(case.committer.commit_last())
+        await settle_loop()
+        assert not last.done()
+        case.settlement.gate.set()
+        await last
+        assert DONE == await stream.next(0.0)
+
+
+async def test_a_last_commit_that_fails_ends_answers_as_not_committed() -> None:
+    """Whoever waits gets an answer, but never one that looks paid."""
+    case = Case()
+    stream = case.end()
+    case.settlement.num_failures = 1
+    case.settlement.gate.set()
+    await case.committer.commit_last()
+    assert End(outcome=Outcome.FAILED, cause=NOT_COMMITTED) == await stream.next(0.0)
+    await case.committer.commit_last()
+
+
+async def test_a_cancelled_commit_loses_nothing() -> None:
+    """The next one, whoever asks for it, ends what waited."""
+    case = Case()
+    stream = case.end()
+    commit = asyncio.create_task(case.committer.commit())
+    await settle_loop()
+    commit.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await commit
+    case.settlement.gate.set()
+    await case.committer.commit()
+    assert DONE == await stream.next(0.0)
