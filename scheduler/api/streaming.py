@@ -162,7 +162,7 @@ class EventStream:
             item = await stream.next()
             if type(item) is Body:
                 data = hold.take(item.data)
-                if data and not stream.is_closed:
+                if data:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             elif isinstance(item, End):
                 break
