@@ -92,6 +92,8 @@ class _OpenAttempt:
     gpu_us: int = 0
     account: str | None = None
     """Who pays; None until it is charged."""
+    is_stranger: bool = False
+    """Begun by an earlier control plane."""
     posting: EnergyPosting | None = None
     grade: Grade = Grade.A
     scheduled_tokens: int | None = None
@@ -164,7 +166,7 @@ class Settlement:
             return False
         if attempt is None:
             attempt = self._open[attempt_id] = _OpenAttempt(charge.worker_id)
-        attempt.account = charge.account
+        attempt.account, attempt.is_stranger = charge.account, charge.attempt_number == 0
         attempt.scheduled_tokens, attempt.overrun_tokens = charge.scheduled_tokens, charge.overrun_tokens
         totals = self.accounts.tokens_of(charge.account)
         totals.add(
@@ -187,7 +189,7 @@ class Settlement:
         """In flight -> whoever pays; False if this attempt was posted before.
 
         What moves is what the windows put in flight: a posting that says otherwise is counted, never believed, for the
-        accounts must add up to the meter.
+        accounts must add up to the meter. (A stranger's first windows may stand in an earlier control plane's book.)
         """
         attempt_id = posting.attempt_id
         attempt = self._open.get(attempt_id)
@@ -197,7 +199,8 @@ class Settlement:
         if attempt is None:
             attempt = self._open[attempt_id] = _OpenAttempt(worker_id)
         attempt.posting = posting
-        self.accounts.posting_difference_mj += abs(posting.energy_mj - attempt.energy_mj)
+        if attempt.account is not None and not attempt.is_stranger:
+            self.accounts.posting_difference_mj += abs(posting.energy_mj - attempt.energy_mj)
         if attempt.account is not None:
             self._settle(attempt_id, attempt)
         return True
