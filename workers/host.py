@@ -23,6 +23,7 @@ from workers.worker import Worker
 
 logger = logging.getLogger("jouleway.host")
 
+POLL_S = 1.0
 RAYLET_GONE_S = 15.0
 STOP_TIMEOUT_S = 60.0
 """How long workers may take to stop once their raylet is gone; then the process ends as it is."""
@@ -170,8 +171,8 @@ class WorkerHost:
         workers = list(self._workers.values())
         gone_s = 0.0
         while not all(worker.stopped.is_set() for worker in workers):
-            await asyncio.sleep(1.0)
-            gone_s = gone_s + 1.0 if os.getppid() != self._raylet_pid else 0.0
+            await asyncio.sleep(POLL_S)
+            gone_s = gone_s + POLL_S if os.getppid() != self._raylet_pid else 0.0
             if gone_s >= RAYLET_GONE_S:
                 logger.error("the raylet is gone for %.0f s: stopping the engines", gone_s)
                 stops = [asyncio.create_task(worker.stop(cause="raylet gone")) for worker in workers]
@@ -179,9 +180,9 @@ class WorkerHost:
                 break
         waited_s = 0.0
         while waited_s < LEAVE_GRACE_S and gone_s == 0.0 and not all(worker.has_said_all for worker in workers):
-            await asyncio.sleep(0.25)
-            waited_s += 0.25
-        await asyncio.sleep(1.0)  # the last item is on its way
+            await asyncio.sleep(POLL_S / 4)
+            waited_s += POLL_S / 4
+        await asyncio.sleep(POLL_S)  # the last item is on its way
         logger.info("every worker of this process stopped: leaving")
         os._exit(0)  # what engines left behind falls to the guardian
 
