@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,15 +95,18 @@ class WorkerView:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """Credit of one attempt, in tokens."""
+class Claim(NamedTuple):
+    """Credit of one attempt, in tokens. A tuple, because one is made per attempt and report."""
 
     sequences: int
     prefill_tokens: int
     decode_tokens: int
     context_tokens: int
     kv_tokens: int
+
+
+_CLAIM_ROWS = tuple(map(int, (Row.SEQUENCES, Row.PREFILL, Row.DECODE, Row.CONTEXT, Row.KV)))
+"""Where each field of a claim is summed."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -215,10 +219,13 @@ class Cluster:
         self._add(worker.column, claim, 1)
 
     def change(self, worker: Worker, attempt_id: str, claim: Claim) -> None:
-        """The attempt owns something else now."""
-        self._add(worker.column, worker.claims[attempt_id], -1)
+        """The attempt owns something else now. Called per attempt and report: only what differs is written."""
+        before = worker.claims[attempt_id]
         worker.claims[attempt_id] = claim
-        self._add(worker.column, claim, 1)
+        table, column = self.table, worker.column
+        for row, old_tokens, new_tokens in zip(_CLAIM_ROWS, before, claim, strict=True):
+            if new_tokens != old_tokens:
+                table[row, column] += new_tokens - old_tokens
 
     def release(self, worker: Worker, attempt_id: str) -> None:
         """The attempt owns nothing any more."""
@@ -226,12 +233,8 @@ class Cluster:
         self._add(worker.column, worker.claims.pop(attempt_id), -1)
 
     def _add(self, column: int, claim: Claim, sign: int) -> None:
-        table = self.table
-        table[Row.SEQUENCES, column] += sign * claim.sequences
-        table[Row.PREFILL, column] += sign * claim.prefill_tokens
-        table[Row.DECODE, column] += sign * claim.decode_tokens
-        table[Row.CONTEXT, column] += sign * claim.context_tokens
-        table[Row.KV, column] += sign * claim.kv_tokens
+        for row, tokens in zip(_CLAIM_ROWS, claim, strict=True):
+            self.table[row, column] += sign * tokens
 
     # -- what placement reads
 
