@@ -131,7 +131,7 @@ class StepFeed:
         members = self._members.values()
         if not self._payers:
             if any(s.position < max(s.high_water, s.prompt_tokens) for s in members):
-                return self._rows([(sequence, 1) for sequence in members], {})  # some row is no plain decode
+                return self._rows({}, {})  # some row is no plain decode
             self._payers = tuple(sequence.payer for sequence in members)
             self._context = np.fromiter((s.position for s in members), dtype=np.int64, count=len(members))
         context = self._context + self._run_steps
@@ -148,21 +148,21 @@ class StepFeed:
             self._members[joined.slot] = sequence
         tokens = {row.slot: row.tokens for row in message.tokens}
         overrun = {row.slot: row.tokens for row in message.overrun}
-        columns = self._rows([(s, tokens.get(slot, 1)) for slot, s in self._members.items()], overrun)
-        for row in message.overrun:
-            self._by_slot[row.slot].dropped_tokens += row.tokens
+        columns = self._rows(tokens, overrun)
         for row in message.rejected:
             self._by_slot[row.slot].rejected(row.tokens)
         return columns
 
-    def _rows(self, rows: list[tuple[Sequence, int]], overrun: dict[int, int]) -> Columns:
-        context = np.array([sequence.position for sequence, _ in rows], dtype=np.int64)
-        split = [sequence.computed(tokens) for sequence, tokens in rows]
-        prefill, decode_tokens, recomputed = np.array(split, dtype=np.int64).reshape(-1, 3).T
-        wholly_overrun = {
-            id(self._by_slot[slot])
-            for slot, tokens in overrun.items()
-            if any(sequence is self._by_slot[slot] and tokens >= n for sequence, n in rows)
-        }
-        payers = tuple(None if id(sequence) in wholly_overrun else sequence.payer for sequence, _ in rows)
-        return payers, prefill, decode_tokens, context, recomputed
+    def _rows(self, tokens: dict[int, int], overrun: dict[int, int]) -> Columns:
+        """One row a member, in order; ``tokens`` where they are not 1, ``overrun`` where the sequence had ended."""
+        context = np.array([sequence.position for sequence in self._members.values()], dtype=np.int64)
+        split, payers = [], []
+        for slot, sequence in self._members.items():
+            num_tokens = tokens.get(slot, 1)
+            prefill, decode_tokens, recomputed = sequence.computed(num_tokens)
+            split.append((prefill, decode_tokens, recomputed))
+            num_dropped = min(overrun.get(slot, 0), num_tokens - recomputed)  # repetitions are counted already
+            sequence.dropped(num_dropped)
+            payers.append(None if num_dropped == num_tokens else sequence.payer)
+        columns = np.array(split, dtype=np.int64).reshape(-1, 3).T
+        return tuple(payers), columns[0], columns[1], context, columns[2]

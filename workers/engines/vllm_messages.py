@@ -41,13 +41,14 @@ class EndedRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The scheduler let go of a request, and no step in flight holds it any more.
 
     ``is_stopped``: it did not end by itself (abort, stop string, error from outside); then ``output_tokens`` is how
-    many it had put out, and ``computed`` how many positions were computed, those in flight not counted.
+    many it had put out, and ``computed`` how many positions were computed, those in flight not counted; None where it
+    was preempted, for then the engine had begun to count anew.
     """
 
     slot: int
     is_stopped: bool = False
     output_tokens: int = 0
-    computed: int = 0
+    computed: int | None = None
 
 
 class StepMessage(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):

@@ -46,14 +46,13 @@ class Sequence:
     found_tokens: int = 0
     """Cached after a preemption: positions of the prompt that somebody else computed since."""
     has_run: bool = False
-    is_preempted: bool = False
     is_exact: bool = True
     is_ended_there: bool = False
     is_forgotten: bool = False
     """Nobody waits for its end: adopted, or declared lost."""
     stopped_output_tokens: int | None = None
     """Outputs that the engine had put out when it was stopped from outside; None = it ended by itself."""
-    stopped_computed: int = 0
+    stopped_computed: int | None = None
 
     @property
     def is_closed(self) -> bool:
@@ -73,7 +72,7 @@ class Sequence:
             return 0
         if not self.is_ended_there:
             return max(min(self.position, self.prompt_tokens) - self.cached_tokens, 0)
-        computed = max(self.stopped_computed, self.high_water if self.is_preempted else 0)
+        computed = self.high_water if self.stopped_computed is None else self.stopped_computed
         return max(computed - self.cached_tokens - self.found_tokens, 0)
 
     @property
@@ -101,6 +100,12 @@ class Sequence:
         if self.high_water > self.position:
             self.high_water = max(self.high_water - num_tokens, self.position)
 
+    def dropped(self, num_tokens: int) -> None:
+        """Of the tokens computed last, so many were thrown away: the sequence had ended meanwhile."""
+        self.dropped_tokens += num_tokens
+        self.position -= num_tokens
+        self.high_water -= num_tokens
+
     def starts_at(self, position: int) -> None:
         """It joins a step: for the first time, after a pause, or again after a preemption."""
         if not self.has_run:
@@ -109,9 +114,7 @@ class Sequence:
             if not self.is_prefill_over:
                 self.cached_tokens = position
             return
-        if position < self.position:
-            self.is_preempted = True
-        elif position > self.high_water:
+        if position > self.high_water:
             self.found_tokens += position - self.high_water if self.is_exact else 0
             self.high_water = position
         self.position = position

@@ -76,6 +76,7 @@ class Stopped(Protocol):
     num_computed_tokens: int
     num_in_flight_tokens: int
     num_output_tokens: int
+    num_preemptions: int
 
 
 class StepTap:
@@ -112,11 +113,12 @@ class StepTap:
     def stopped(self, requests: Iterable[Stopped]) -> None:
         """Requests were ended from outside, not by their own output."""
         for request in requests:
+            computed = request.num_computed_tokens - request.num_in_flight_tokens
             self._stopped[request.request_id] = EndedRow(
                 slot=0,
                 is_stopped=True,
                 output_tokens=request.num_output_tokens,
-                computed=request.num_computed_tokens - request.num_in_flight_tokens,
+                computed=None if request.num_preemptions else computed,
             )
             self._end((request.request_id,))
 
@@ -177,6 +179,8 @@ class StepTap:
             self._tell_all_rows(message, cached, rows, starts)
             return
         slots = self._slots
+        if ended:
+            message.left = [slots[name] for name in ended if name in self._before and name not in rows]
         if starts:
             message.joined = [Joined(slots[name], start) for name, start in starts.items()]
         if output.total_num_scheduled_tokens != len(rows):
