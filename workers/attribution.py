@@ -31,6 +31,9 @@ SCALE_MAX = 1.4
 MAX_PENDING_ROWS = 1 << 19
 """Rows (sequence × step) kept for windows that are not closed yet, about 50 MB; what comes beyond is not split."""
 
+MIN_PREDICTED_MJ = 1e-6
+"""Below it a window has no steps to speak of: nothing is scaled by it."""
+
 ROUNDING_MJ = 2
 """What rounding idle and steps apart may leave over; the steps take it."""
 
@@ -162,10 +165,10 @@ class Attribution:
     ) -> WindowSplit:  # fmt: skip
         inside_mj = float(parts.inside @ parts.predicted_mj) + overflow.predicted_mj
         late_mj = float(parts.late @ parts.predicted_mj)
-        idle_mj, scale = self._balance(inside_mj, gap_s, meter_mj)
+        idle_mj, scale = self._balance(inside_mj, late_mj, gap_s, meter_mj)
         charged_mj = round(scale * (inside_mj + late_mj - overflow.predicted_mj))
         causes = [("curves_unlearned", 0)] if inside_mj > 0 and not self._frozen.is_learned else []
-        causes += [("late_steps", -round(scale * late_mj))] if late_mj > 0 else []
+        causes += [("late_steps", -round(scale * late_mj))] if late_mj > 0 and self._frozen.is_learned else []
         causes += [("rows_overflow", round(scale * overflow.predicted_mj))] if overflow.num_steps else []
         rest_mj = meter_mj - idle_mj - charged_mj - sum(amount for _, amount in causes)
         if abs(rest_mj) <= ROUNDING_MJ and charged_mj + rest_mj >= 0 and parts.steps:
@@ -197,16 +200,17 @@ class Attribution:
             causes=tuple(causes),
         )
 
-    def _balance(self, predicted_mj: float, gap_s: float, meter_mj: int) -> tuple[int, float]:
+    def _balance(self, predicted_mj: float, late_mj: float, gap_s: float, meter_mj: int) -> tuple[int, float]:
         """(idle mj, scale) of a window. What the clamp leaves is idle, too, as far as idle watts are uncertain."""
         idle_mj = self._idle_mj(gap_s)
         band_mj = self._model.idle_band_watts() * gap_s * 1000
-        if predicted_mj <= 0:
+        if predicted_mj <= MIN_PREDICTED_MJ:
             ceiling_mj = meter_mj if self._model.idle_watts is None else round(idle_mj + band_mj)
             return max(min(meter_mj, ceiling_mj), 0), 1.0
         busy_mj = meter_mj - idle_mj
         if not self._frozen.is_learned:
-            return round(idle_mj), max(busy_mj, 0.0) / predicted_mj
+            # Late steps have no window of their own to be measured by: all there is goes over all of them.
+            return round(idle_mj), max(busy_mj, 0.0) / (predicted_mj + late_mj)
         scale = min(max(busy_mj / predicted_mj, SCALE_MIN), SCALE_MAX)
         left_mj = busy_mj - scale * predicted_mj
         return round(idle_mj + min(max(left_mj, -min(band_mj, idle_mj)), band_mj)), scale

@@ -47,6 +47,9 @@ CURVED_PRIOR_WEIGHT = PRIOR_WEIGHT / 1000
 MIN_BUSY_RATIO = 0.05
 """Windows with a smaller share of energy above idle say nothing about steps."""
 
+MIN_STEP_S = 1e-6
+"""No step is shorter: two stamps that are the same, or nearly, say nothing about time."""
+
 MIN_EXPONENT, EXPONENT_STEP = 0.3, 0.02
 FIRST_EXPONENTS, FIRST_ROUNDS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 6
 NEXT_ROUNDS = 2
@@ -235,7 +238,7 @@ class EngineModel:
         counts = np.concatenate([window.time_counts for window in self._windows])
         times_s = np.concatenate([window.times_s for window in self._windows])
         ages = np.concatenate([np.full(len(w.counts), self._num_windows - w.number) for w in self._windows])
-        is_timed = (counts > 0) & (times_s > 0)
+        is_timed = (counts > 0) & (times_s > MIN_STEP_S)
         if not is_timed.any():
             return
         num_groups = int(is_timed.sum())

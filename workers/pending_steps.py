@@ -184,7 +184,7 @@ class PendingSteps:
         for step in kept:
             step.started_s = max(step.started_s, ended_s)
             step.payers = renumbered[step.payers]
-        self._last_payers = ()
+        self._last_payers, self._last_indices = (), np.zeros(0, dtype=np.int64)
         self._steps = kept
         self._num_rows = sum(len(step.payers) for step in kept)
         self._energy_mj, self._time_s = np.zeros(self.num_payers), np.zeros(self.num_payers)

@@ -216,7 +216,7 @@ class Windows:
         return newest_s is None or (edge_s is not None and newest_s <= edge_s)
 
     def close(self) -> None:
-        """No window follows: all are settled with what is there, closed attempts posted, those that are cut incomplete."""
+        """No window follows: all are settled as they are, closed attempts are posted, cut ones as incomplete."""
         self._is_closed = True
         self.settle(now_s=float("inf"), num_running=0)
         self._post_closed()
