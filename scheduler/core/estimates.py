@@ -110,4 +110,4 @@ def retry_after_s(num_ahead: int, drain_per_s: float) -> int:
     """Whole seconds, 1 to 120, until ``num_ahead`` requests have left at this rate; 10 where no rate is known."""
     if drain_per_s <= 0:
         return UNKNOWN_RETRY_AFTER_S if num_ahead else 1
-    return int(min(max(math.ceil(num_ahead / drain_per_s), 1), MAX_RETRY_AFTER_S))
+    return max(math.ceil(min(num_ahead / drain_per_s, MAX_RETRY_AFTER_S)), 1)
