@@ -1,4 +1,4 @@
-"""One worker's link: connected with rising epochs, kept alive, given up in time; commands batched, in order, or dropped."""
+"""One worker's link: rising epochs, tries with an end; commands leave in order and batched, or not at all."""
 
 import asyncio
 import itertools

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.core.actions import Rejection
@@ -202,6 +202,7 @@ def test_a_second_end_is_a_mistake_of_ours() -> None:
     chunks=st.lists(st.tuples(st.binary(min_size=1, max_size=20), st.booleans()), max_size=30),
     bound=st.integers(min_value=1, max_value=64),
 )
+@settings(max_examples=50, deadline=None)
 def test_the_bytes_read_are_the_bytes_put(chunks: list[tuple[bytes, bool]], bound: int) -> None:
     """In order and whole, however reads and writes interleave; only what was refused is missing."""
 

@@ -1,0 +1,104 @@
+"""What ended becomes one charge: tokens from the core's decision, everything else from the worker's usage."""
+
+import msgspec
+import pytest
+
+from scheduler.accounting.accounts import OPERATOR
+from scheduler.accounting.charging import charge_of, charge_of_stranger
+from scheduler.core.actions import Payer, Settle, Tokens
+from scheduler.core.request import Request
+from tests.scripted_link import status_of, usage_of
+from workers.types import Grade, Outcome, UsageRecord
+
+REQUEST = Request(
+    request_id="req-a", tenant="alpha", project="p", key_id="k", model="m", prompt_tokens_bound=9, max_output_tokens=5,
+    arrival_s=0.0,
+)  # fmt: skip
+
+
+def settle(**fields: object) -> Settle:
+    values: dict[str, object] = {
+        "request_id": "req-a",
+        "attempt_id": "req-a-2",
+        "worker_id": "w-0",
+        "payer": Payer.REQUEST,
+        "outcome": Outcome.COMPLETED,
+        "cause": "",
+        "tokens": Tokens(input_tokens=7, cached_tokens=2, output_tokens=3),
+        **fields,
+    }
+    return Settle(**values)  # type: ignore[arg-type]
+
+
+def with_sequence(usage: UsageRecord, **fields: object) -> UsageRecord:
+    """With a further sequence that differs from its first as told."""
+    more = msgspec.structs.replace(usage.sequences[0], **fields)
+    return msgspec.structs.replace(usage, sequences=(*usage.sequences, more))
+
+
+def test_a_charge_says_whose_it_is_and_what_was_decided() -> None:
+    """Request, attempt, payer, outcome and tokens as the core settled them; the worker's counts beside them."""
+    usage = usage_of("req-a-2", started_s=1.0, first_byte_s=1.5, ended_s=2.0, provisional_mj=11, provisional_gpu_us=22)
+    charge = charge_of(settle(), REQUEST, status=status_of(grade=Grade.B), usage=usage)
+    assert ("req-a", "req-a-2", 2, "alpha", "p", "k", "m", "w-0") == (
+        charge.request_id, charge.attempt_id, charge.attempt_number, charge.tenant, charge.project, charge.key_id,
+        charge.model, charge.worker_id,
+    )  # fmt: skip
+    assert (7, 2, 3) == (charge.input_tokens, charge.cached_tokens, charge.output_tokens)
+    assert (1.0, 1.5, 2.0, 11, 22, Grade.B) == (
+        charge.started_s, charge.first_byte_s, charge.ended_s, charge.provisional_mj, charge.provisional_gpu_us,
+        charge.grade,
+    )  # fmt: skip
+    assert (True, 0, 0, 9, 0) == (
+        charge.is_exact, charge.token_difference, charge.inexact_sequences, charge.scheduled_tokens,
+        charge.overrun_tokens,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("payer", "account"), [(Payer.REQUEST, "alpha"), (Payer.OPERATOR, OPERATOR)])
+def test_the_account_follows_the_payer(payer: Payer, account: str) -> None:
+    """The tenant is named either way."""
+    charge = charge_of(settle(payer=payer), REQUEST, status=None, usage=None)
+    assert (account, "alpha") == (charge.account, charge.tenant)
+
+
+def test_without_usage_it_is_the_last_progress() -> None:
+    """Marked as not exact; nothing is claimed about tokens that nobody counted."""
+    lost = settle(is_exact=False, outcome=Outcome.FAILED, cause="worker_lost")
+    charge = charge_of(lost, REQUEST, status=status_of(), usage=None)
+    assert (False, None, "worker_lost", 3) == (
+        charge.is_exact, charge.scheduled_tokens, charge.cause, charge.output_tokens
+    )  # fmt: skip
+
+
+def test_a_worker_that_said_nothing_has_the_lowest_grade() -> None:
+    """Never a better one by default."""
+    assert Grade.D is charge_of(settle(), REQUEST, status=None, usage=None).grade
+
+
+def test_differences_of_the_token_identity_do_not_cancel() -> None:
+    """One token too many here and one too few there are two."""
+    usage = usage_of("req-a-2")
+    usage = with_sequence(usage, scheduled_tokens=10)
+    usage = with_sequence(usage, scheduled_tokens=8)
+    charge = charge_of(settle(), REQUEST, status=None, usage=usage)
+    assert (2, 27) == (charge.token_difference, charge.scheduled_tokens)
+
+
+def test_sequences_counted_on_one_side_only_are_named_and_not_compared() -> None:
+    """The scheduler's side is missing: no difference, and no sum to hold the energy's tokens against."""
+    usage = with_sequence(usage_of("req-a-2"), exact=False, scheduled_tokens=0, overrun_tokens=5)
+    charge = charge_of(settle(), REQUEST, status=None, usage=usage)
+    assert (0, 1, None, 0) == (
+        charge.token_difference, charge.inexact_sequences, charge.scheduled_tokens, charge.overrun_tokens
+    )  # fmt: skip
+
+
+def test_a_strangers_usage_is_the_operators() -> None:
+    """Executed in vain for an earlier control plane: no tenant, no request counted."""
+    usage = usage_of("req-z-1", outcome=Outcome.ABORTED, cause="orphaned")
+    charge = charge_of_stranger(usage, worker_id="w-1", status=status_of("w-1"))
+    assert (OPERATOR, "", "req-z", 0, "w-1", "orphaned", 7, 3, 9) == (
+        charge.account, charge.tenant, charge.request_id, charge.attempt_number, charge.worker_id, charge.cause,
+        charge.input_tokens, charge.output_tokens, charge.scheduled_tokens,
+    )  # fmt: skip
