@@ -116,7 +116,14 @@ def serving(
         )
     try:
         ready = _ready(process, log, timeout_s)
-        yield Server(name="jouleway", url=ready["url"], process=process, command=tuple(command), log=log)
+        yield Server(
+            name="jouleway",
+            url=ready["url"],
+            process=process,
+            command=tuple(command),
+            log=log,
+            admin_url=ready["admin_url"],
+        )
     finally:
         stop(process, patience_s=60.0)
         assert process.stdout is not None

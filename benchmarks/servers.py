@@ -37,6 +37,8 @@ class Server:
     process: subprocess.Popen[bytes]
     command: tuple[str, ...]
     log: Path
+    admin_url: str = ""
+    """Jouleway's admin listener."""
 
     def cpu_s(self) -> float:
         """CPU seconds of the process and all its descendants so far (those still alive)."""
