@@ -124,7 +124,7 @@ class Windows:
         self._opened_s: float | None = None
         self._counter_mj = last_counter_mj
         self._has_gap = last_counter_mj is not None
-        self._unmetered_mj = 0
+        self._unmetered_mj: int | None = None
         self._carried_mj = 0
         self._carried_gpu_us = 0
         self._dropped_steps = 0
@@ -217,8 +217,8 @@ class Windows:
 
     def close(self) -> None:
         """No window follows: all are settled as they are, closed attempts are posted, cut ones as incomplete."""
-        self._is_closed = True
         self.settle(now_s=float("inf"), num_running=0)
+        self._is_closed = True
         self._post_closed()
 
     def _open_first(self, at_s: float, reading: MeterReading | None) -> None:
@@ -269,13 +269,13 @@ class Windows:
         reading = boundary.reading
         if reading is None:
             found = self._predicted(boundary, started_s, meter_mj=0)
-            self._unmetered_mj += found.split_mj
+            self._unmetered_mj = (self._unmetered_mj or 0) + found.split_mj
             causes.append((boundary.outage, -found.split_mj))
             return found
         grade = Grade.worst(reading.grade, self._hook_grade)
         faults = [fault.split(":")[0] for fault in reading.fault.split("; ") if fault]
         before_mj, self._counter_mj = self._counter_mj, reading.counter_mj
-        unmetered_mj, self._unmetered_mj = self._unmetered_mj, 0
+        unmetered_mj, self._unmetered_mj = self._unmetered_mj, None
         has_gap, self._has_gap = self._has_gap, False
         delta_mj = reading.counter_mj - (before_mj or 0)
         if before_mj is not None and delta_mj < 0:
@@ -288,7 +288,7 @@ class Windows:
             found = self._predicted(boundary, started_s, meter_mj=delta_mj if has_gap else 0)
             causes.append(("worker_lost" if has_gap else "meter_found", found.meter_mj - found.split_mj))
             return found
-        if unmetered_mj:
+        if unmetered_mj is not None:
             # The counter went on while it could not be read: it shows what the model stood in for.
             causes.append(("meter_back", unmetered_mj))
             return _Measured(

@@ -491,15 +491,15 @@ def test_any_life_adds_up(max_records: int, events: list[tuple[str, int]], prior
             observe()
         elif kind == "lose":
             bench.lose(now_s)
-        elif kind == "stuck":
-            bench.read(now_s - 3 * STANDING_S, counter_mj, now_s=now_s) if seen_mj is not None else None
+        elif kind == "stuck" and bench.windows._opened_s is not None:
+            bench.read(bench.windows._opened_s - 1, counter_mj, now_s=now_s)
         elif kind == "step":
             bench.step(now_s - 1.5, now_s - 0.1, f"a{value}", None)
         elif kind == "close":
             bench.windows.close_attempt(f"a{value}")
         elif kind == "dropped":
             bench.windows.add_dropped(value)
-        else:
+        elif kind == "take":
             bench.take()
         bench.settle(now_s, num_running=1)
     for index in range(4):
