@@ -1,0 +1,219 @@
+"""Attempts: what they own, what they executed, who pays, and whether their request is tried again."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scheduler.core.actions import Payer, Tokens
+from scheduler.core.attempts import (
+    WORKER_CAUSES,
+    Attempt,
+    Entry,
+    Fate,
+    dispatch_of,
+    ending_of,
+    fate_of,
+    is_workers_fault,
+    settle_of,
+    tokens_of,
+    work_of,
+)
+from scheduler.core.cluster import Claim, Cluster
+from scheduler.core.placement import Placement
+from tests.core_words import progress, request, thorough, usage, view
+from workers.types import Outcome, Progress
+
+
+def an_attempt(*, prompt: int = 100, expected: int = 20, **values: object) -> Attempt:
+    """The answering attempt of a fresh request."""
+    entry = Entry(request=request(**values), place=1, waits_since_s=0.0)  # type: ignore[arg-type]
+    attempt = Attempt(
+        attempt_id="r-1", entry=entry, worker=Cluster().update(view(), 0.0), started_s=0.0, last_sign_s=0.0,
+        prompt_tokens=prompt, expected_tokens=expected,
+    )  # fmt: skip
+    entry.attempt = attempt
+    return attempt
+
+
+def ended(outcome: Outcome = Outcome.FAILED, cause: str = "", **marks: object) -> Attempt:
+    """An attempt whose bytes are over; ``marks`` are set on it or on its request's entry."""
+    attempt = an_attempt()
+    attempt.outcome, attempt.cause = outcome, cause
+    for name, value in marks.items():
+        setattr(attempt if hasattr(attempt, name) else attempt.entry, name, value)
+    return attempt
+
+
+def fate(attempt: Attempt, *, has_other: bool = True) -> Fate:
+    return fate_of(attempt, has_other=has_other, max_retries=1, max_bounces=3)
+
+
+# -- credit
+
+
+def test_a_fresh_attempt_owns_its_prompt_and_what_it_is_expected_to_put_out() -> None:
+    """The KV of both, and nothing read yet."""
+    assert an_attempt().claim() == Claim(
+        sequences=1, prefill_tokens=100, decode_tokens=20, context_tokens=0, kv_tokens=120
+    )
+
+
+def test_progress_trues_credit_up() -> None:
+    """The engine's count replaces the bound; what is computed or cached is read at each step from now on."""
+    attempt = an_attempt()
+    attempt.advance(progress("r-1", prompt=60, cached=10, computed=30, output=0))
+    assert attempt.claim() == Claim(sequences=1, prefill_tokens=20, decode_tokens=20, context_tokens=40, kv_tokens=80)
+    attempt.advance(progress("r-1", prompt=60, cached=10, computed=50, output=5))
+    assert attempt.claim() == Claim(sequences=1, prefill_tokens=0, decode_tokens=15, context_tokens=65, kv_tokens=80)
+
+
+def test_an_output_that_exceeds_what_was_expected_doubles_it_up_to_the_limit() -> None:
+    """A long answer claims room before it needs it."""
+    attempt, seen = an_attempt(expected=4, max_output_tokens=20), []
+    for output in (3, 4, 8, 16, 20, 25):
+        attempt.advance(progress("r-1", output=output))
+        seen.append(attempt.expected_tokens)
+    assert [4, 8, 16, 20, 20, 25] == seen
+
+
+COUNTS = st.integers(0, 300)
+
+
+@thorough
+@given(st.lists(st.builds(Progress, st.just("r-1"), COUNTS, COUNTS, COUNTS, COUNTS), min_size=1, max_size=12))
+def test_late_and_repeated_progress_takes_nothing_back(messages: list[Progress]) -> None:
+    """Numbers are cumulative: any order and any repetition ends at the same place, and no credit is negative."""
+    orders = (messages, messages[::-1], messages + messages)
+    ends = []
+    for order in orders:
+        attempt = an_attempt()
+        for message in order:
+            attempt.advance(message)
+            assert min(attempt.claim()) >= 0
+        ends.append(
+            (attempt.prompt_tokens, attempt.cached_tokens, attempt.computed_prompt_tokens, attempt.output_tokens)
+        )
+        executed = attempt.executed()
+        assert executed.cached_tokens <= executed.input_tokens <= attempt.prompt_tokens
+    assert 1 == len(set(ends))
+
+
+def test_without_progress_nothing_is_known_to_have_run() -> None:
+    """A call that was lost on the way costs nobody anything."""
+    assert Tokens() == an_attempt().executed()
+
+
+def test_executed_tokens_are_what_was_computed_not_what_was_asked() -> None:
+    """A prompt that was cut short is billed as far as it came."""
+    attempt = an_attempt()
+    attempt.advance(progress("r-1", prompt=100, cached=16, computed=40, output=0))
+    assert Tokens(input_tokens=56, cached_tokens=16, output_tokens=0) == attempt.executed()
+
+
+def test_work_is_per_sequence_and_rounded_up() -> None:
+    """Expected outputs come summed over all sequences."""
+    work = work_of(request(num_sequences=3), prompt_tokens=10, output_tokens=100)
+    assert (10, 34, 3) == (work.prompt_tokens, work.output_tokens, work.num_sequences)
+
+
+# -- who pays
+
+
+@pytest.mark.parametrize(
+    ("attempt", "payer"),
+    [
+        (ended(Outcome.COMPLETED), Payer.REQUEST),
+        (ended(Outcome.REFUSED), Payer.REQUEST),
+        (ended(Outcome.FAILED), Payer.OPERATOR),
+        (ended(Outcome.FAILED, has_first_byte=True), Payer.REQUEST),
+        (ended(Outcome.ABORTED, cancel_reason="client_gone", is_cancelled_by_client=True), Payer.REQUEST),
+        (ended(Outcome.ABORTED, cancel_reason="deadline_exceeded"), Payer.OPERATOR),
+        (ended(Outcome.FAILED, attempt=None, cancel_reason="gone", is_cancelled_by_client=True), Payer.OPERATOR),
+    ],
+    ids=["answered", "refused", "in vain", "seen", "client gone", "deadline", "superseded, then client gone"],
+)
+def test_who_pays(attempt: Attempt, payer: Payer) -> None:
+    """The request what it was given and what its client broke off, the operator what was in vain."""
+    assert attempt.outcome is not None
+    assert payer is attempt.payer(attempt.outcome)
+
+
+# -- what becomes of the request
+
+
+@pytest.mark.parametrize("cause", [*sorted(WORKER_CAUSES), "worker_lost", "worker_sick"])
+def test_a_worker_s_fault_is_tried_again_even_where_no_other_is_ready(cause: str) -> None:
+    """The request may wait for one."""
+    assert is_workers_fault(cause)
+    assert Fate.RETRY is fate(ended(cause=cause), has_other=False)
+
+
+def test_an_engine_s_error_is_tried_again_only_elsewhere() -> None:
+    """The same engine would say the same."""
+    assert not is_workers_fault("engine_error:ValueError")
+    assert Fate.RETRY is fate(ended(cause="engine_error:ValueError"))
+    assert Fate.END is fate(ended(cause="engine_error:ValueError"), has_other=False)
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        ended(Outcome.COMPLETED),
+        ended(Outcome.REFUSED),
+        ended(cause="worker_lost", has_first_byte=True),
+        ended(cause="worker_lost", cancel_reason="client_gone"),
+        ended(cause="worker_lost", attempt=None),
+        ended(cause="worker_lost", num_losses=1),
+        ended(cause="worker_busy", num_bounces=3),
+    ],
+    ids=["answered", "refused", "byte seen", "cancelled", "superseded", "retried before", "bounced too often"],
+)
+def test_what_is_not_tried_again(attempt: Attempt) -> None:
+    """Never after a byte, never for nobody, never without end."""
+    assert Fate.END is fate(attempt)
+
+
+def test_a_busy_worker_is_no_loss() -> None:
+    """Bounces and retries are counted apart."""
+    assert Fate.BOUNCE is fate(ended(cause="worker_busy", num_bounces=2, num_losses=1))
+
+
+@pytest.mark.parametrize(
+    ("attempt", "expected"),
+    [
+        (ended(Outcome.COMPLETED), (Outcome.COMPLETED, "")),
+        (ended(Outcome.COMPLETED, cause="usage_missing"), (Outcome.COMPLETED, "")),
+        (ended(Outcome.FAILED), (Outcome.FAILED, "engine_error")),
+        (ended(Outcome.FAILED, cause="stalled"), (Outcome.FAILED, "stalled")),
+        (ended(Outcome.ABORTED, cause="worker_stopped"), (Outcome.FAILED, "worker_stopped")),
+        (ended(Outcome.COMPLETED, cancel_reason="client_gone"), (Outcome.ABORTED, "client_gone")),
+    ],
+)
+def test_how_a_request_ends(attempt: Attempt, expected: tuple[Outcome, str]) -> None:
+    """An abort nobody here ordered is a failure; what was cancelled is aborted whatever came after."""
+    assert attempt.outcome is not None
+    assert expected == ending_of(attempt, attempt.outcome)
+
+
+# -- actions made of attempts
+
+
+def test_a_dispatch_carries_the_cap_the_band_and_the_reason() -> None:
+    """What the engine is given, and why there."""
+    attempt = an_attempt(band=0, max_output_tokens=7)
+    dispatch = dispatch_of(attempt, Placement(worker=attempt.worker, wait_s=0.25, num_feasible=2, num_serving=3))
+    assert ("r", "r-1", "w", 7, 0) == (
+        dispatch.request_id, dispatch.attempt_id, dispatch.worker_id, dispatch.max_output_tokens, dispatch.priority,
+    )  # fmt: skip
+    assert "0.250 s, 2 of 3" in dispatch.reason
+
+
+def test_a_settlement_carries_the_worker_s_count() -> None:
+    """To whom, how much, how it ended."""
+    attempt = ended(Outcome.COMPLETED)
+    settle = settle_of(attempt, Outcome.COMPLETED, tokens_of(usage("r-1", cached_tokens=4)), is_exact=True)
+    assert Tokens(input_tokens=10, cached_tokens=4, output_tokens=5) == settle.tokens
+    assert ("r", "r-1", "w", Payer.REQUEST, Outcome.COMPLETED, "", True) == (
+        settle.request_id, settle.attempt_id, settle.worker_id, settle.payer, settle.outcome, settle.cause,
+        settle.is_exact,
+    )  # fmt: skip
