@@ -83,15 +83,15 @@ def read_key(path: Path, *, where: str) -> str:
     return line.decode("ascii")
 
 
-def admin_key(path: Path) -> tuple[str, bool]:
-    """The admin's key and whether it was made now. Readable by its owner only. Raises: ConfigError."""
+def kept_key(path: Path, *, where: str) -> tuple[str, bool]:
+    """A key of the house itself, and whether it was made now; readable by its owner only. Raises: ConfigError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        return read_key(path, where="admin.key_file"), False
+        return read_key(path, where=where), False
     except OSError as error:
-        raise ConfigError("configuration", [f"admin.key_file: {path} cannot be written: {error.strerror}"]) from None
+        raise ConfigError("configuration", [f"{where}: {path} cannot be written: {error.strerror}"]) from None
     key = new_key()
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(key + "\n")

@@ -20,7 +20,7 @@ from scheduler.config import Config, worker_specs
 from scheduler.core.admission import Limits
 from scheduler.core.queue import QueueLimits
 from scheduler.core.scheduler import Scheduler
-from scheduler.credentials import admin_key, tenant_keys
+from scheduler.credentials import kept_key, tenant_keys
 from scheduler.dispatcher import Dispatcher
 from scheduler.fleet import RESTART_DELAYS_S, Fleet
 from scheduler.listeners import Listener, Tls, bind
@@ -49,9 +49,11 @@ class Service:
         self._config = config
         keys, self.generated_keys = tenant_keys(config.tenants, generate=config.generate_keys)
         self.admin_key_path: Path = config.admin.key_file or config.state_dir / "admin.key"
-        self.admin_key, was_made = admin_key(self.admin_key_path)
+        self.admin_key, was_made = kept_key(self.admin_key_path, where="admin.key_file")
         if was_made:
             logger.info("the admin key was made: %s", self.admin_key_path)
+        # Kept, so that prefix caches of engines that outlive us stay warm, and each tenant's its own.
+        self._cache_salt_key, _ = kept_key(config.state_dir / "cache-salt.key", where="state_dir")
         self._keys = Keys(keys)
         self._server_socket = bind("server", config.server.host, config.server.port)
         try:
@@ -131,6 +133,7 @@ class Service:
                 slow_reader_s=config.limits.slow_reader_s,
             ),
             metrics=metrics,
+            cache_salt_key=self._cache_salt_key.encode(),
         )
         admin = AdminApp(
             snapshot=self.dispatcher.snapshot,

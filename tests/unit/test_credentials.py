@@ -10,7 +10,7 @@ from scheduler.api.access import Keys
 from scheduler.config_errors import ConfigError
 from scheduler.config_sections import KeyConfig, TenantConfig
 from scheduler.core.request import Band
-from scheduler.credentials import admin_key, new_key, read_key, tenant_keys
+from scheduler.credentials import kept_key, new_key, read_key, tenant_keys
 
 KEY = "jw-0123456789abcdef-CANARY"
 
@@ -109,10 +109,10 @@ def test_a_missing_key_file_is_named(tmp_path: Path) -> None:
 def test_the_admin_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
     """The second start finds the first one's key."""
     path = tmp_path / "state" / "admin.key"
-    key, was_made = admin_key(path)
+    key, was_made = kept_key(path, where="admin.key_file")
     assert was_made
     assert 0o600 == stat.S_IMODE(path.stat().st_mode)
-    assert (key, False) == admin_key(path)
+    assert (key, False) == kept_key(path, where="admin.key_file")
 
 
 def test_an_admin_key_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_an_admin_key_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("")
     with pytest.raises(ConfigError, match=r"admin\.key_file"):
-        admin_key(blocker / "admin.key")
+        kept_key(blocker / "admin.key", where="admin.key_file")
 
 
 def test_new_keys_have_256_bits() -> None:
