@@ -11,10 +11,21 @@ from dataclasses import dataclass
 from scheduler.accounting.accounts import Balance, TenantRow, WorkerEnergy
 from scheduler.accounting.settlement import Settlement
 from scheduler.connection import Connection
-from scheduler.core.cluster import Claim, Cluster
+from scheduler.core.cluster import Cluster
 from scheduler.core.queue import BANDS
 from scheduler.core.scheduler import Scheduler
 from workers.types import WorkerStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditSnapshot:
+    """What is owned on one worker, in tokens (sequences: counted)."""
+
+    sequences: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    context_tokens: int = 0
+    kv_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +39,7 @@ class WorkerSnapshot:
     is_ready: bool
     """Takes new work now."""
     num_attempts: int
-    credit: Claim
+    credit: CreditSnapshot
     status: WorkerStatus | None
 
 
@@ -113,7 +124,7 @@ def take_snapshot(
 
 def _worker(cluster: Cluster, connection: Connection) -> WorkerSnapshot:
     worker = cluster.workers.get(connection.worker_id)
-    none = Claim(sequences=0, prefill_tokens=0, decode_tokens=0, context_tokens=0, kv_tokens=0)
+    credit = cluster.credit(connection.worker_id)._asdict() if worker is not None else {}
     return WorkerSnapshot(
         worker_id=connection.worker_id,
         phase=connection.phase.value,
@@ -121,6 +132,6 @@ def _worker(cluster: Cluster, connection: Connection) -> WorkerSnapshot:
         epoch=connection.epoch,
         is_ready=worker is not None and cluster.is_ready(worker),
         num_attempts=len(worker.claims) if worker is not None else 0,
-        credit=cluster.credit(connection.worker_id) if worker is not None else none,
+        credit=CreditSnapshot(**credit),
         status=connection.status,
     )

@@ -10,9 +10,8 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from scheduler.accounting.accounts import OPERATOR, Accounts, TenantRow, WindowTotals, WorkerEnergy
-from scheduler.core.cluster import Claim
 from scheduler.metrics import CONTENT_TYPE, METRIC_HELP, OTHER, Labels, Metrics
-from scheduler.snapshot import BandSnapshot, Snapshot, WorkerSnapshot
+from scheduler.snapshot import BandSnapshot, CreditSnapshot, Snapshot, WorkerSnapshot
 from workers.types import Grade, WorkerState, WorkerStatus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +19,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def worker(worker_id: str, *, phase: str = "connected", status: WorkerStatus | None = None) -> WorkerSnapshot:
-    credit = Claim(sequences=1, prefill_tokens=2, decode_tokens=3, context_tokens=4, kv_tokens=5)
+    credit = CreditSnapshot(sequences=1, prefill_tokens=2, decode_tokens=3, context_tokens=4, kv_tokens=5)
     return WorkerSnapshot(
         worker_id=worker_id, phase=phase, cause="", epoch=1, is_ready=phase == "connected", num_attempts=1,
         credit=credit, status=status,
