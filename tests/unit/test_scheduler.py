@@ -210,7 +210,7 @@ def test_a_request_that_ran_long_before_its_worker_was_lost_may_wait_again() -> 
     """An hour in an engine is no hour in the queue."""
     core = a_core("v", "w", max_running=1, max_wait_s=600.0, sign_timeout_s=1e9, lost_s=1e9)
     submit(core, "a", "b")
-    core.on_worker_report(view("w", max_running=1), 3600.0)
+    core.on_worker_report(view("w", max_running=1, num_running=1), 3600.0)
     assert ["Settle"] == kinds(core.on_worker_lost("v", "worker_lost", 3600.0))
     assert [] == core.tick(3600.1)
     assert ["a-2"] == started(complete(core, "b-1", 3601.0))
