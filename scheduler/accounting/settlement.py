@@ -92,8 +92,8 @@ class _OpenAttempt:
     gpu_us: int = 0
     account: str | None = None
     """Who pays; None until it is charged."""
-    is_stranger: bool = False
-    """Begun by an earlier control plane."""
+    is_own: bool = False
+    """Charged here, and not begun by an earlier control plane: every window of it was booked here."""
     posting: EnergyPosting | None = None
     grade: Grade = Grade.A
     scheduled_tokens: int | None = None
@@ -166,7 +166,7 @@ class Settlement:
             return False
         if attempt is None:
             attempt = self._open[attempt_id] = _OpenAttempt(charge.worker_id)
-        attempt.account, attempt.is_stranger = charge.account, charge.attempt_number == 0
+        attempt.account, attempt.is_own = charge.account, charge.attempt_number > 0
         attempt.scheduled_tokens, attempt.overrun_tokens = charge.scheduled_tokens, charge.overrun_tokens
         totals = self.accounts.tokens_of(charge.account)
         totals.add(
@@ -199,8 +199,6 @@ class Settlement:
         if attempt is None:
             attempt = self._open[attempt_id] = _OpenAttempt(worker_id)
         attempt.posting = posting
-        if attempt.account is not None and not attempt.is_stranger:
-            self.accounts.posting_difference_mj += abs(posting.energy_mj - attempt.energy_mj)
         if attempt.account is not None:
             self._settle(attempt_id, attempt)
         return True
@@ -282,6 +280,8 @@ class Settlement:
         del self._open[attempt_id]
         if (details := self._details.get(request_id_of(attempt_id))) is not None:
             details.postings[attempt_id] = posting
+        if attempt.is_own:
+            self.accounts.posting_difference_mj += abs(posting.energy_mj - attempt.energy_mj)
         if posting.complete and posting.computed_tokens is not None and attempt.scheduled_tokens is not None:
             # Steps that never reached the meter's side: the split over the others hides them, this sum does not.
             self.accounts.metered_token_difference += metered_token_difference(
