@@ -153,7 +153,7 @@ class RayCluster:
                 runtime_env={"env_vars": TELEMETRY_OFF},
                 **options,
             )
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises a bare Exception, too, where its own start takes too long
             where = self._address or "a cluster of our own"
             raise WorkerError(
                 f"Ray at ray.address={where} cannot be reached: {in_a_line(error)}; "

@@ -91,6 +91,13 @@ class Place:
         path.write_text(json.dumps({**config, **sections}, indent=1))
         return path
 
+    def driver_logs(self) -> str:
+        """The last words of Ray's part of each control plane."""
+        found = sorted(self.folder.glob("r/ray/session_2*/logs/python-core-driver-*.log")) or sorted(
+            self.folder.glob("r/session_2*/logs/python-core-driver-*.log")
+        )
+        return "\n".join(path.read_text(errors="replace")[-2_000:] for path in found)
+
     def run(self, *arguments: str, timeout_s: float = 60.0) -> str:
         """A command of ours that ends by itself; its standard output."""
         done = subprocess.run(
@@ -105,7 +112,7 @@ class Place:
         assert 0 == done.returncode, done.stderr
         return done.stdout
 
-    def serve(self, config: Path, *, timeout_s: float = 60.0) -> ServedPlane:
+    def serve(self, config: Path, *, timeout_s: float = 150.0) -> ServedPlane:
         """A control plane, ready."""
         plane = ServedPlane(self, config, number=len(self.planes))
         self.planes.append(plane)
@@ -224,6 +231,7 @@ def place() -> Iterator[Place]:
         "HOME": str(folder / "home"),
         "PYTHONPATH": str(ROOT),
         "JOULEWAY_LOG_LEVEL": "INFO",
+        "PYTHONFAULTHANDLER": "1",
     }
     made = Place(folder=folder, environment=environment)
     try:
