@@ -324,6 +324,26 @@ async def test_an_engine_error_before_the_first_byte_is_tried_elsewhere_unseen()
         house.assert_quiet()
 
 
+async def test_an_attempt_that_was_replaced_may_not_speak() -> None:
+    """Its worker stalled and goes on after all: the client hears one of the two, never both."""
+    async with opened() as house:
+        first, second = house.add("w-0"), house.add("w-1")
+        await settle_loop()
+        stream = house.submit()
+        await settle_loop()
+        first.say(Started("req-1-1", 200, HEADERS), Ended("req-1-1", FAILED, "stalled"))
+        await settle_loop()
+        assert ["req-1-2"] == [call.attempt_id for call in second.calls]
+        first.say(Chunk("req-1-1", b"after all"))
+        finish(first, "req-1-1", outcome=FAILED, cause="stalled", energy_mj=40)
+        await settle_loop()
+        answer(second, "req-1-2", b"fine")
+        assert (200, b"fine") == (await read_all(stream))[:2]
+        await settle_loop()
+        assert (40, 100) == (house.energy_of(OPERATOR), house.energy_of("alpha"))
+        house.assert_quiet()
+
+
 async def test_an_engine_error_with_nowhere_else_to_go_is_a_failure_in_our_words() -> None:
     """The engine's own page stays here."""
     async with opened() as house:
@@ -537,10 +557,12 @@ async def test_a_slow_reader_is_muted_and_aborted() -> None:
             link.say(Chunk("req-1-1", b"yy"), Chunk("req-2-1", b"yy"))
         await settle_loop()
         assert [("req-1-1", "slow_reader")] == link.aborts
+        assert [Head, Body] == [type(await slow.next(1.0)) for _ in range(2)]
+        link.say(Chunk("req-1-1", b"after a hole"))
         finish(link, "req-1-1", outcome=ABORTED, cause="slow_reader")
         finish(link, "req-2-1")
         _, data, end = await read_all(slow)
-        assert (MAX_UNREAD_BYTES - 1, ABORTED, "slow_reader") == (len(data), end.outcome, end.cause)
+        assert (b"", ABORTED, "slow_reader") == (data, end.outcome, end.cause)
         assert b"yyyyyy" == (await read_all(quick))[1]
 
 
@@ -590,6 +612,26 @@ async def test_a_body_that_cannot_be_rendered_is_settled_and_leaks_nothing(caplo
         await settle_loop()
         answer(link, "req-2-1", b"x")
         assert COMPLETED is (await read_all(fine))[2].outcome
+
+
+async def test_a_failure_in_the_wake_of_an_answer_is_not_charged_with_its_usage() -> None:
+    """What the end of one attempt makes room for is another attempt's matter."""
+
+    def render(max_output_tokens: int, priority: int) -> bytes:
+        raise ValueError("no")
+
+    async with opened() as house:
+        link = house.add(max_running=1)
+        await settle_loop()
+        first, second = house.submit(), house.submit(render=render)
+        await settle_loop()
+        answer(link, "req-1-1", b"x")
+        charges = [(await read_all(stream))[2].charge for stream in (first, second)]
+        assert [("req-1-1", 9, 7), ("req-2-1", None, 0)] == [
+            (charge.attempt_id, charge.scheduled_tokens, charge.input_tokens) for charge in charges if charge
+        ]
+        await settle_loop()
+        house.assert_quiet()
 
 
 async def test_a_tick_that_fails_is_followed_by_the_next(
