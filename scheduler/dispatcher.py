@@ -243,7 +243,7 @@ class Dispatcher:
 
     def _on_chunk(self, running: _Running, attempt_id: str, body: bytes, now_s: float) -> None:
         """Bytes to the reader. What an engine says with a status of 500 or more stays here: it is tried again."""
-        if running.is_muted or not self._send_head(running, attempt_id, now_s):
+        if running.is_muted or not (running.has_sent or self._send_head(running, attempt_id, now_s)):
             return
         stream = running.live.stream
         if not stream.put_body(body):
