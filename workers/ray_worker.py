@@ -131,6 +131,7 @@ class RayCluster:
     def connect(self) -> None:
         """Blocks while Ray starts or is joined (a few seconds). Raises: WorkerError, with the remedy."""
         os.environ.update(TELEMETRY_OFF)
+        os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a late call after our end must not start another cluster
         try:
             import ray
         except ImportError as error:
@@ -155,6 +156,7 @@ class RayCluster:
             )
         except Exception as error:  # Ray raises a bare Exception, too, where its own start takes too long
             where = self._address or "a cluster of our own"
+            ray.shutdown()  # what did start of it
             raise WorkerError(
                 f"Ray at ray.address={where} cannot be reached: {in_a_line(error)}; "
                 "remedy: `ray status`, and RAY_AUTH_MODE=token with the cluster's token on both sides"

@@ -94,7 +94,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     stall_timeout_s: float = 60.0
     """No step for this long with work running: the worker is sick."""
     orphan_timeout_s: float = 1800.0
-    """No control plane for this long: stop the engine. 0 = never."""
+    """No control plane for this long: stop the engine. 0 = never. It is heard every 2 s: stay well above."""
     policy: Literal["shapley", "tokens", "solo-capped"] = "shapley"
     seed: int = 0
     num_cpus: float = 1.0

@@ -9,10 +9,23 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.cluster.plane import MODEL, host_pids, is_alive, kill, spec_of
+from workers import ray_worker
 from workers.attempts import MAX_BUFFER_BYTES
-from workers.errors import StaleEpoch, WorkerDead
+from workers.errors import StaleEpoch, WireMismatch, WorkerDead
 from workers.ray_worker import MAX_UNREAD_ITEMS, RayCluster, RayLink
-from workers.types import Abort, Ack, Call, Chunk, Ended, Outcome, Report, UsageRecord, WorkerSpec, WorkerState
+from workers.types import (
+    WIRE_VERSION,
+    Abort,
+    Ack,
+    Call,
+    Chunk,
+    Ended,
+    Outcome,
+    Report,
+    UsageRecord,
+    WorkerSpec,
+    WorkerState,
+)
 
 
 def body_of(*, max_tokens: int, prompt: str = "hello") -> bytes:
@@ -170,6 +183,21 @@ async def test_a_worker_left_alone_ends_itself(cluster: RayCluster) -> None:
         while is_alive(pid) and time.monotonic() < until_s:
             await asyncio.sleep(0.2)
         assert not is_alive(pid)
+
+
+async def test_a_worker_of_another_wire_version_drains_and_ends(
+    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told to stop by whoever finds out, so that its successor finds room."""
+    async with started(cluster, spec_of("v-0")) as (link, pid):
+        ear = Ear(link, 1)
+        await ear.ready()
+        monkeypatch.setattr(ray_worker, "WIRE_VERSION", WIRE_VERSION + 1)
+        with pytest.raises(WireMismatch) as caught:
+            await anext(RayLink("v-0", link._actor).reports(2))
+        assert (WIRE_VERSION + 1, WIRE_VERSION) == (caught.value.given, caught.value.spoken)
+        await ear.until(lambda: WorkerState.STOPPED in ear.states)
+        await ear.until(lambda: not is_alive(pid))
 
 
 async def test_a_worker_that_cannot_start_says_why_and_leaves(cluster: RayCluster) -> None:

@@ -299,6 +299,7 @@ def test_a_ray_that_cannot_be_reached_names_its_key_and_remedy(ray: FakeRay, err
     ray.init_error = error
     with pytest.raises(WorkerError, match=r"ray\.address=10\.0\.0\.1:6379 .* no GCS; remedy: .*RAY_AUTH_MODE=token"):
         RayCluster(address="10.0.0.1:6379").connect()
+    assert ray.is_shut_down, "half a cluster must not stay"
 
 
 def test_a_missing_ray_names_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
