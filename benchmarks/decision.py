@@ -8,6 +8,7 @@ Dispatch, all workers looked at. Beside it: placing alone, queueing, trueing up 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import time
@@ -98,23 +99,58 @@ class Bench:
         self.core.on_finished(usage, self.now_s())
 
 
-def spans_ms(calls: Iterator[Callable[[], object]]) -> list[float]:
-    """Milliseconds of each call."""
+def crowd(num_workers: int) -> tuple[Scheduler, list[str]]:
+    """Every worker full, and the whole queue waiting for the same model: the core, and the attempts that run."""
+    limits = Limits(queue=QueueLimits(max_requests=2 * NUM_QUEUED), max_wait_s=1e9, lost_s=1e9, silent_s=1e9)
+    core = Scheduler(models=(ROOMY,), limits=limits)
+    for index in range(num_workers):
+        core.on_worker_report(dataclasses.replace(view(index), max_running=4), 0.0)
+    running: list[str] = []
+    for number in range(4 * num_workers + NUM_QUEUED):
+        request = Request(
+            request_id=f"req-{number}",
+            tenant="tenant",
+            model=ROOMY,
+            band=number % len(Band),
+            prompt_tokens_bound=400,
+            max_output_tokens=256,
+            arrival_s=0.0,
+        )
+        running += [action.attempt_id for action in core.submit(request, 0.0) if isinstance(action, Dispatch)]
+    assert len(core.queue) == NUM_QUEUED
+    return core, running
+
+
+def end_and_next(core: Scheduler, running: list[str]) -> None:
+    """One attempt is settled, and the head of the queue takes its place."""
+    usage = UsageRecord(attempt_id=running.pop(0), outcome=Outcome.COMPLETED, input_tokens=400, output_tokens=200)
+    (dispatch,) = [action for action in core.on_finished(usage, 0.0) if isinstance(action, Dispatch)]
+    running.append(dispatch.attempt_id)
+
+
+Span = tuple[float, float]
+"""Milliseconds of one call: on the wall, and of this thread's own CPU time (without its neighbours' slices)."""
+
+
+def spans_ms(calls: Iterator[Callable[[], object]]) -> list[Span]:
+    """How long each call took."""
     spans = []
     for call in calls:
-        before = time.perf_counter()
+        before_s, before_cpu_s = time.perf_counter(), time.thread_time()
         call()
-        spans.append((time.perf_counter() - before) * 1000)
+        cpu_s, wall_s = time.thread_time() - before_cpu_s, time.perf_counter() - before_s
+        spans.append((wall_s * 1000, cpu_s * 1000))
     return spans
 
 
-def figures(spans: list[float]) -> dict[str, float]:
+def figures(spans: list[Span]) -> dict[str, float]:
     """Median and tail."""
-    ordered = sorted(spans)
+    wall, cpu = (sorted(column) for column in zip(*spans, strict=True))
     return {
-        "p50_ms": round(statistics.median(ordered), 4),
-        "p99_ms": round(ordered[int(len(ordered) * 0.99)], 4),
-        "calls": len(ordered),
+        "p50_ms": round(statistics.median(wall), 4),
+        "p99_ms": round(wall[int(len(wall) * 0.99)], 4),
+        "p99_cpu_ms": round(cpu[int(len(cpu) * 0.99)], 4),
+        "calls": len(wall),
     }
 
 
@@ -134,6 +170,7 @@ def measure(num_workers: int, *, num_decisions: int = NUM_DECISIONS) -> dict[str
         for start in range(0, min(len(bench.running), 64 * 100), 64)
     ]
     waiting = [bench.request(QUEUED) for _ in range(500)]
+    crowded, crowded_running = crowd(num_workers)
     return {
         "workers": num_workers,
         "running_attempts": len(bench.running),
@@ -148,6 +185,10 @@ def measure(num_workers: int, *, num_decisions: int = NUM_DECISIONS) -> dict[str
             spans_ms(lambda request=request: core.submit(request, bench.now_s()) for request in waiting)
         ),
         "tick": figures(spans_ms(lambda: core.tick(bench.now_s()) for _ in range(200))),
+        "end_and_next_of_a_full_queue": figures(
+            spans_ms(lambda: end_and_next(crowded, crowded_running) for _ in range(num_decisions))
+        ),
+        "tick_of_a_full_queue": figures(spans_ms(lambda: crowded.tick(0.0) for _ in range(200))),
         "bound_p50_ms": BOUNDS_MS[num_workers],
     }
 
