@@ -37,6 +37,8 @@ BUILTIN_WEIGHTS = "builtin:smollm2-135m-instruct"
 
 MAX_CONFIG_BYTES = 4 << 20
 
+MERGE_TAG = "tag:yaml.org,2002:merge"
+
 
 class Config(BaseSettings):
     """The whole file. ``load_config`` reads it."""
@@ -126,15 +128,21 @@ class _Loader(yaml.SafeLoader):
     """YAML without the trap that a key given twice silently keeps the last value."""
 
 
+class _BadKey(yaml.MarkedYAMLError):
+    """Its words are ours: they name a key and no value."""
+
+
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[object, object]:
     seen: dict[object, int] = {}
     for key_node, _ in node.value:
+        if key_node.tag == MERGE_TAG:
+            continue  # ``<<: *defaults``: what it brings may be given anew
         key = loader.construct_object(key_node, deep=True)
-        if isinstance(key, list | dict):
-            raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key_node.start_mark)
+        if isinstance(key, list | dict | set):
+            raise _BadKey(problem="a key must be a word", problem_mark=key_node.start_mark)
         if key in seen:
             problem = f"key {key!r} was given before, in line {seen[key]}"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            raise _BadKey(problem=problem, problem_mark=key_node.start_mark)
         seen[key] = key_node.start_mark.line + 1
     loader.flatten_mapping(node)
     return {
@@ -158,6 +166,8 @@ def load_config(path: Path | str) -> Config:
         return _with_paths(Config(**raw), path.resolve().parent)
     except ValidationError as error:
         raise ConfigError(str(path), problems_of(error, Config, os.environ)) from None
+    except RuntimeError:
+        raise ConfigError(str(path), ["a path begins with ~ and no home folder is known for it"]) from None
     except SettingsError as error:
         # Its message names the variable and never the value.
         raise ConfigError(str(path), [f"environment: {str(error).splitlines()[0]}"]) from None
@@ -178,9 +188,11 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
             raise ConfigError(str(path), [f"has more than {MAX_CONFIG_BYTES} bytes: this is no configuration"])
-        text = path.read_text(encoding="utf-8")
+        text = data.decode()
     except FileNotFoundError:
         raise ConfigError(str(path), ["there is no such file"]) from None
     except OSError as error:
@@ -192,12 +204,29 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-        raise ConfigError(str(path), [f"{where}{error.problem or 'bad YAML'}"]) from None
+        words = error.problem if isinstance(error, _BadKey) else _without_values(error.problem or "")
+        raise ConfigError(str(path), [f"bad YAML: {where}{words}"]) from None
     except (yaml.YAMLError, RecursionError):
         raise ConfigError(str(path), ["bad YAML: a forbidden character, or nested too deep"]) from None
+    except (ValueError, TypeError, AttributeError):
+        # The loader makes numbers and dates of what looks like one, and its error would repeat the value.
+        raise ConfigError(
+            str(path), ["bad YAML: a number or a date that cannot be, or a key that is no word"]
+        ) from None
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
         raise ConfigError(str(path), ["must be a mapping of sections (server, models, workers, tenants…)"])
     return raw
+
+
+def _without_values(problem: str) -> str:
+    """What YAML says is wrong, where that quotes a word of the file in ours instead: the word can be a secret."""
+    if problem == "second occurrence":
+        return "an anchor (&name) is given twice"
+    if "alias" in problem:
+        return "a value that begins with * must stand in quotes"
+    if "constructor" in problem or "tag" in problem:
+        return "a value that begins with ! must stand in quotes"
+    return problem
 
 
 def _with_paths(config: Config, folder: Path) -> Config:
@@ -207,8 +236,10 @@ def _with_paths(config: Config, folder: Path) -> Config:
         return None if path is None else folder / path.expanduser()
 
     def weights(model: ModelConfig) -> ModelConfig:
-        """Only what is plainly a path: ``name/model`` may be a hub's."""
-        if model.weights is None or not model.weights.startswith((".", "~")):
+        """Only what is plainly a path, or a folder that is there: ``name/model`` may be a hub's."""
+        if model.weights is None:
+            return model
+        if not model.weights.startswith((".", "~")) and not (folder / model.weights).is_dir():
             return model
         return model.model_copy(update={"weights": str(full(Path(model.weights)))})
 

@@ -83,6 +83,8 @@ def _words(kind: str, message: str, location: Sequence[str | int], root: type[Ba
         )
     if kind == "missing":
         return "is missing"
+    if kind in ("model_type", "dict_type"):
+        return "must be a mapping of keys to values; leave it out where it is empty"
     unit = next((words for ending, words in UNITS.items() if name.endswith(ending)), "")
     if unit and ("parsing" in kind or "_type" in kind):
         return f"is a plain number of {unit}, without a unit: the name says it"

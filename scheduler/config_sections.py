@@ -18,10 +18,23 @@ Tier = Literal["flex", "default", "priority"]
 Expansion = Literal["none", "nfc", "nfkc"]
 
 
+NUMBERS = (int, float, int | None)
+
+
 class Section(BaseModel):
     """Unknown keys are errors, nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, hide_input_in_errors=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, values: object) -> object:
+        """``port: yes`` is a mistake, not port 1. (Lax otherwise: the environment holds text.)"""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and field.annotation in NUMBERS:
+                raise ValueError(f"{name} is a number, not true or false")
+        return values
 
 
 class ServerConfig(Section):
