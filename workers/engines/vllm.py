@@ -22,7 +22,7 @@ from typing import Any
 from workers.engine import EngineLoad, EngineSink, Receive, Scope, Send
 from workers.engines.tokenizer import tokenizer_digest
 from workers.engines.vllm_aggregate import AggregateSteps
-from workers.engines.vllm_args import parse
+from workers.engines.vllm_args import describe, parse
 from workers.engines.vllm_attempts import Attempts
 from workers.engines.vllm_calibration import run_mix
 from workers.engines.vllm_feed import StepFeed
@@ -51,7 +51,9 @@ PRIORITY_IN_BODY = ("/v1/embeddings", "/pooling", "/classify", "/score", "/v1/sc
 """vLLM reads the priority of these from the body, of all others from a header."""
 
 WATCH_S = 0.2
-STOP_GRACE_S = 10.0
+STOP_GRACE_S = 12.0
+"""How long vLLM may take to end in order; then its processes are killed."""
+KILL_GRACE_S = 3.0
 SCOPE_KEY = "jouleway.attempt"
 
 
@@ -88,7 +90,7 @@ class VllmEngine:
         try:
             args = await asyncio.to_thread(parse, self._spec)
             self._engine = await asyncio.to_thread(self._build, args)
-            self._processes = [p for p in multiprocessing.active_children() if p.pid not in before]
+            self._processes = list(self._engine.engine_core.resources.engine_manager.processes)
             await self._build_app(args)
         except EngineStartError:
             await self._abandon(before)
@@ -113,8 +115,11 @@ class VllmEngine:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        engine_args = AsyncEngineArgs.from_cli_args(args)
-        config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
+        try:
+            engine_args = AsyncEngineArgs.from_cli_args(args)
+            config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise EngineStartError(describe(self._spec, str(error))) from error
         self._name_hook(config.scheduler_config)
         return AsyncLLM.from_vllm_config(
             vllm_config=config,
@@ -287,8 +292,10 @@ class VllmEngine:
         self.dead_cause = self.dead_cause or "the engine was stopped"
         engine, self._engine = self._engine, None
         if engine is not None:
+            if engine.output_handler is not None:
+                engine.output_handler.cancel()  # it would take the orderly end for a crash, and say so at length
             try:
-                await asyncio.wait_for(asyncio.to_thread(engine.shutdown, STOP_GRACE_S / 2), STOP_GRACE_S)
+                await asyncio.wait_for(asyncio.to_thread(engine.shutdown, STOP_GRACE_S), STOP_GRACE_S + 2)
             except (Exception, SystemExit) as error:
                 logger.warning("vLLM did not shut down in order: %s", type(error).__name__)
         await end_processes(self._processes)
@@ -305,7 +312,7 @@ class VllmEngine:
 async def end_processes(processes: list[Any]) -> None:
     """Our own children: asked, then killed; bounded."""
     for end in ("terminate", "kill"):
-        deadline_s = time.monotonic() + STOP_GRACE_S / 2
+        deadline_s = time.monotonic() + KILL_GRACE_S
         while any(process.is_alive() for process in processes) and time.monotonic() < deadline_s:
             if end:
                 for process in processes:

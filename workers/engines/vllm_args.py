@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from workers.errors import EngineStartError
 from workers.types import WorkerSpec
@@ -37,9 +37,8 @@ OWNED: Mapping[str, str] = {
     "config": "write its keys under engine_args",
     "middleware": "the engine has no port",
     "data_parallel_size": "write `count` at the worker: each replica is metered on its own",
-    "tensor_parallel_size": "",
 }
-"""Arguments that would break the worker's promises, and where to turn instead; those without words are checked."""
+"""Arguments that would break the worker's promises, and where to turn instead; off, or 1, they may be written."""
 
 
 class _Wrong(Exception):
@@ -88,7 +87,8 @@ def check_names(spec: WorkerSpec, known: frozenset[str]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else "; names are those of `vllm serve`, with underscores"
             raise EngineStartError(f"engine_args.{name} is not an argument of vLLM{hint}")
-        if OWNED.get(name) and value not in (None, False, 1):
+        is_harmless = value is None or value is False or (value == 1 and value is not True)
+        if name in OWNED and not is_harmless:
             raise EngineStartError(f"engine_args.{name} may not be set: {OWNED[name]}")
     wanted = spec.engine_args.get("tensor_parallel_size")
     if spec.num_gpus and isinstance(wanted, int) and wanted != spec.num_gpus:
@@ -152,8 +152,3 @@ def describe(spec: WorkerSpec, complaint: str) -> str:
     if named is None:
         return f"vLLM refuses engine_args: {complaint}"
     return f"engine_args.{named} is refused by vLLM: {complaint}"
-
-
-def value_of(args: Any, name: str) -> Any:
-    """An argument as parsed."""
-    return getattr(args, name, None)

@@ -63,9 +63,7 @@ class Attempts:
 
     def asgi_ended(self, attempt_id: str) -> None:
         """``on_closed`` follows: at once if both sides are complete, else when they are, or in 5 s."""
-        attempt = self._attempts.get(attempt_id)
-        if attempt is None:
-            return
+        attempt = self._attempts.setdefault(attempt_id, _Attempt())
         attempt.is_ended = True
         if not self.is_engine_dead and not all(sequence.is_closed for sequence in attempt.sequences):
             attempt.timer = asyncio.get_running_loop().call_later(LOST_AFTER_S, self._close, attempt_id)

@@ -54,10 +54,11 @@ class _Mix:
 
     async def _one(self, prompt_tokens: int, output_tokens: int) -> None:
         from vllm import SamplingParams
+        from vllm.inputs import tokens_input
 
         self._number += 1
         # Random tokens: nothing of them is found in the prefix cache.
-        prompt = {"prompt_token_ids": [self._random.randrange(100, self._vocabulary) for _ in range(prompt_tokens)]}
+        prompt = tokens_input([self._random.randrange(100, self._vocabulary) for _ in range(prompt_tokens)])
         params = SamplingParams(max_tokens=output_tokens, ignore_eos=True, temperature=1.0, detokenize=False)
         async for _ in self._engine.generate(prompt, params, f"{CALIBRATION_PREFIX}{self._number}"):
             pass

@@ -33,7 +33,7 @@ def probe() -> tuple[str, ...]:
     differences = []
     for name, expected in EXPECTED.items():
         method = getattr(Scheduler, name, None)
-        found = tuple(inspect.signature(method).parameters) if method is not None else None
+        found = tuple(inspect.signature(method).parameters) if callable(method) else None
         if found != expected:
             differences.append(f"Scheduler.{name}{found or ' is missing'}, expected {expected}")
     if not issubclass(AsyncScheduler, Scheduler):

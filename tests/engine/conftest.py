@@ -1,0 +1,36 @@
+"""One real vLLM for all tests of this folder: starting it takes most of their time."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # benchmarks are modules of the checkout
+
+from benchmarks.token_identity import small_kv_spec
+from benchmarks.worker_run import WorkerRun
+from workers.engines.smollm2 import default_folder, is_complete
+
+
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    """The demo's weights, which `make setup` built."""
+    if not is_complete(default_folder()):
+        pytest.skip("the demo's weights are not built: run `make setup`")
+    return default_folder()
+
+
+@pytest.fixture(scope="session")
+def shared_run(weights: Path) -> Iterator[WorkerRun]:
+    """A worker with real vLLM and little KV room, on its own thread; ``test_vllm_z_death.py`` kills it at the end."""
+    with WorkerRun(small_kv_spec(calibration_s=3.0, window_s=2.0)) as run:
+        yield run
+
+
+@pytest.fixture
+def run(shared_run: WorkerRun) -> Iterator[WorkerRun]:
+    """The shared worker; a test that leaves calls behind fails."""
+    yield shared_run
+    left = [name for name, reply in shared_run.replies.items() if reply.usage is None]
+    assert [] == left, "calls without an end were left behind"
