@@ -53,6 +53,13 @@ TELEMETRY_OFF = {
 }
 """Set before any of the libraries is imported, here and in the actors."""
 
+RAY_RESTRAINED = {
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+}
+"""Read by Ray when it is imported: a late call after our end must not start another cluster, and Ray's own handler of
+SIGTERM aborts the process 3 s later, while we let running requests end."""
+
 _encode_specs = msgspec.msgpack.Encoder().encode
 _encode_commands = msgspec.msgpack.Encoder().encode
 _decode_report = msgspec.msgpack.Decoder(Report).decode
@@ -131,7 +138,7 @@ class RayCluster:
     def connect(self) -> None:
         """Blocks while Ray starts or is joined (a few seconds). Raises: WorkerError, with the remedy."""
         os.environ.update(TELEMETRY_OFF)
-        os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a late call after our end must not start another cluster
+        os.environ.update(RAY_RESTRAINED)
         try:
             import ray
         except ImportError as error:

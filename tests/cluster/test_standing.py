@@ -151,6 +151,18 @@ async def test_of_two_control_planes_the_newer_one_has_the_workers(at: Place) ->
     at.run("down", "--config", str(config), "--drain-s", "0", "--json")
 
 
+async def test_a_stop_lets_long_answers_end(at: Place) -> None:
+    """SIGTERM: who runs is answered whole, for as long as limits.drain_s says; Ray's own handler aborted after 3 s."""
+    config = config_of(at)
+    plane = await asyncio.to_thread(at.serve, config)
+    asking = asyncio.create_task(ask(plane.url, max_tokens=600))
+    await plane.until(lambda seen: seen["num_running"] == 1)
+    assert 0 == await asyncio.to_thread(plane.stop)
+    seen = await asking
+    assert (True, "", 200) == (seen.is_done, seen.error, seen.status)
+    at.run("down", "--config", str(config), "--drain-s", "0", "--json")
+
+
 async def test_workers_end_with_their_raylet(at: Place) -> None:
     """SIGKILL of the raylet: they leave, by Ray's own word or by our rule of 15 s."""
     config = config_of(at)

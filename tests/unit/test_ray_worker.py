@@ -283,6 +283,7 @@ def test_an_own_cluster_is_local_and_says_nothing_to_anybody(ray: FakeRay) -> No
     )
     assert TELEMETRY_OFF == options["runtime_env"]["env_vars"]
     assert TELEMETRY_OFF.items() <= os.environ.items()
+    assert ("1", "0") == (os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"], os.environ["RAY_ENABLE_AUTO_CONNECT"])
 
 
 def test_a_standing_cluster_is_joined_as_it_is(ray: FakeRay) -> None:
