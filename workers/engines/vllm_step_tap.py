@@ -153,7 +153,7 @@ class StepTap:
         overrun = [name for name in self._ended if name in rows] if self._ended else []
         if finished:
             self._end(finished)
-        ended = self._tell_ended(message) if self._ended else []
+        ended = self._ended_now() if self._ended else []
         if rows:
             message.scheduled_s, message.done_s = scheduled_s, self._done_s
             self._tell_rows(message, output, rows, ended)
@@ -161,6 +161,8 @@ class StepTap:
                 message.overrun = [Tokens(self._slots[name], rows[name]) for name in overrun]
             if output.scheduled_spec_decode_tokens:
                 self._tell_drafts(message, output.scheduled_spec_decode_tokens, set(overrun), sampled, emitted)
+        if ended:
+            self._tell_ended(message, ended)
         if rows or ended:
             self._leave(message, rows, ended)
 
@@ -239,13 +241,15 @@ class StepTap:
             if num_beyond:
                 message.overrun.append(Tokens(self._slots[name], num_beyond))
 
-    def _tell_ended(self, message: StepMessage) -> list[str]:
-        """Those that no step in flight holds any more; returns their names."""
-        names = [
+    def _ended_now(self) -> list[str]:
+        """Those that no step in flight holds any more."""
+        return [
             name
             for name in self._ended
             if not any(name in output.num_scheduled_tokens for output, _ in self._in_flight)
         ]
+
+    def _tell_ended(self, message: StepMessage, names: list[str]) -> None:
         for name in names:
             if name not in self._slots:
                 # It never ran, or was told before a drop: the other side must still learn that nothing will come.
@@ -257,7 +261,6 @@ class StepTap:
                 if stopped is None
                 else EndedRow(slot, is_stopped=True, output_tokens=stopped.output_tokens, computed=stopped.computed)
             )
-        return names
 
     def _end(self, names: Iterable[str]) -> None:
         for name in names:
