@@ -1,7 +1,8 @@
 """Measures attribution against brute-force Shapley of a hidden true energy function that is not the fitted one.
 
 Called by people (``python benchmarks/attribution_truth.py --json``) and, in short, by ``tests/simulation``. It must
-never tell the model under test a coefficient: the model sees step records and a quantised counter, nothing else.
+never tell the model under test a coefficient, nor what kind of device it is: the model sees step records and a
+quantised counter, nothing else.
 
 A small continuous-batching engine (chunked prefill, changing load) runs on a hidden device: affine or curved cost with
 a context term, a quadratic attention term and noise, each coefficient drawn from ± 30 % by seed. After a stretch of
@@ -286,14 +287,14 @@ class Errors:
 
 
 def run(
-    device: Device, *, seed: int, curved: bool, learn_windows: int = 60, num_judged: int = 200,
+    device: Device, *, seed: int, learn_windows: int = 60, num_judged: int = 200,
 ) -> Errors:  # fmt: skip
     """One seed: learns from windows, then judges at least ``num_judged`` mixed steps."""
     rng = np.random.default_rng(seed)
     hidden = device.drawn(rng)
     counter = Counter(refresh_s=float(rng.uniform(0.02, 0.1)), idle_watts=hidden.idle_watts)
     methods = {
-        policy: Attribution(model=EngineModel(curved=curved), num_gpus=1, policy=policy)
+        policy: Attribution(model=EngineModel(), num_gpus=1, policy=policy)
         for policy in ("shapley", "tokens", "solo-capped")
     }
     found = Errors()
@@ -359,9 +360,7 @@ def measure(names: tuple[str, ...], seeds: range, *, learn_windows: int, num_jud
         pooled = Errors()
         by_seed = []
         for seed in seeds:
-            found = run(
-                DEVICES[name], seed=seed, curved=name != "dense", learn_windows=learn_windows, num_judged=num_judged
-            )
+            found = run(DEVICES[name], seed=seed, learn_windows=learn_windows, num_judged=num_judged)
             for method, errors in found.by_method.items():
                 pooled.by_method.setdefault(method, []).extend(errors)
             pooled.num_steps += found.num_steps

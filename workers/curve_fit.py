@@ -165,10 +165,10 @@ def _mean_weight(bunches: Bunches, curve: Curve) -> float:
 def _scales(bunches: Bunches, prior: Curve) -> Floats:
     """How far a coefficient may reasonably lie from the prior: itself, or what would be a tenth of all cost."""
     total = float(bunches.targets.sum())
-    amounts = np.append(
-        bunches.counts @ np.column_stack((np.ones(len(bunches.counts)), bunches.features)),
-        bunches.gaps.sum() if bunches.has_gaps else 0.0,
-    )
+    counts, features = bunches.counts, bunches.features
+    columns = [float((counts * features[:, column]).sum()) for column in (PREFILL, DECODE, CONTEXT)]
+    gap_s = float(bunches.gaps.sum()) if bunches.has_gaps else 0.0
+    amounts = np.array((float(counts.sum()), *columns, gap_s))
     tenth = np.where(amounts > 0, 0.1 * total / np.maximum(amounts, 1e-9), 0.0)
     centre = np.array((prior.base, prior.prefill, prior.decode, prior.context, 0.0))
     return np.asarray(np.maximum(centre, tenth) + 1e-12)

@@ -101,12 +101,14 @@ class _Seen:
 
 
 class EngineModel:
-    """Learns one engine. ``curved``: fit an exponent below 1 too (mixtures of experts); affine otherwise.
+    """Learns one engine. ``curved``: an exponent below 1 is fitted too, and taken where it explains the windows better.
+
+    Mixtures of experts need it; a dense engine is not hurt by it. Without it the fit is affine.
 
     ``prior`` may come from an earlier run or a catalogue; without one the first windows (calibration) set the level.
     """
 
-    def __init__(self, *, prior: StepCurves | None = None, curved: bool = False) -> None:
+    def __init__(self, *, prior: StepCurves | None = None, curved: bool = True) -> None:
         self._is_curved = curved
         self._time = DEFAULT_TIME if prior is None else Curve.affine(prior.time_s)
         self._time_prior = self._time
