@@ -212,6 +212,24 @@ async def test_a_dead_engine_is_told_at_once(
     assert 1 == len(sink.deaths)
 
 
+async def test_a_stream_that_vllm_ends_for_a_dead_engine_is_no_answer(engine: VllmEngine, process: Process) -> None:
+    """vLLM writes an error event and ends in order: the death is told before the attempt's end, once."""
+    sink = Sink()
+    await engine.start(sink)
+    scope, _ = engine.request(Call(attempt_id="a", path="/v1/completions", body=b"{}"))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        engine._attempts.opened("e", external_id="cmpl-a-0", prompt_tokens=4)
+        process.exitcode = -9
+
+    engine._app = app
+    await engine.app(scope, None, None)  # type: ignore[arg-type]
+    assert ["vLLM's engine process ended by signal 9"] == sink.deaths
+    await asyncio.sleep(0.01)
+    await engine.stop()
+    assert 1 == len(sink.deaths)
+
+
 async def test_a_failed_start_carries_the_last_lines(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the engine printed is in the error; its socket is gone."""
     paths: list[str] = []

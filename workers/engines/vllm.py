@@ -208,11 +208,15 @@ class VllmEngine:
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """vLLM's OpenAI app; engine requests that it makes belong to the scope's attempt."""
-        token = CURRENT_ATTEMPT.set(scope.get(SCOPE_KEY))
+        attempt_id = scope.get(SCOPE_KEY)
+        token = CURRENT_ATTEMPT.set(attempt_id)
         try:
             await self._app(scope, receive, send)
         finally:
             CURRENT_ATTEMPT.reset(token)
+            # vLLM ends a stream whose engine died as if it were complete: say what it was before the attempt ends.
+            if attempt_id is not None and self._is_broken and not self._attempts.is_complete(attempt_id):
+                self._die()
 
     def asgi_ended(self, attempt_id: str) -> None:
         self._attempts.asgi_ended(attempt_id)
@@ -249,7 +253,7 @@ class VllmEngine:
 
     def _hook_ended(self) -> None:
         """The engine died, or its hook gave up: the watch finds out about the first."""
-        if not self.dead_cause and self._watch is not None and all(p.is_alive() for p in self._processes):
+        if not self.dead_cause and self._watch is not None and self._are_processes_alive:
             self._fall_back("the step hook gave up")
 
     def _fall_back(self, cause: str) -> None:
@@ -268,16 +272,25 @@ class VllmEngine:
         """Says at once when the engine's process is gone."""
         while True:
             await asyncio.sleep(WATCH_S)
-            gone = [process for process in self._processes if not process.is_alive()]
-            if not gone and not self._engine.errored:
-                continue
-            code = gone[0].exitcode if gone else None
-            how = f"exit code {code}" if code is not None and code >= 0 else f"signal {-code}" if code else "an error"
-            self._die(f"vLLM's engine process ended by {how}")
-            return
+            if self._is_broken:
+                self._die()
+                return
 
-    def _die(self, cause: str) -> None:
-        self.dead_cause = cause
+    @property
+    def _is_broken(self) -> bool:
+        return bool(self._engine is not None and self._engine.errored) or not self._are_processes_alive
+
+    @property
+    def _are_processes_alive(self) -> bool:
+        return all(process.is_alive() for process in self._processes)
+
+    def _die(self) -> None:
+        """Says it once, to everybody who waits."""
+        if self.dead_cause:
+            return
+        code = next((process.exitcode for process in self._processes if not process.is_alive()), None)
+        how = f"exit code {code}" if code is not None and code >= 0 else f"signal {-code}" if code else "an error"
+        self.dead_cause = cause = f"vLLM's engine process ended by {how}"
         self._server.drain()
         self._server.close()
         self._attempts.engine_died()

@@ -87,6 +87,11 @@ class Attempts:
             else:
                 aggregate.opened(self._clock())
 
+    def is_complete(self, attempt_id: str) -> bool:
+        """Whether every engine request of the attempt came to an end here: its last output, a stop string, an abort."""
+        attempt = self._attempts.get(attempt_id)
+        return attempt is None or all(sequence.is_ended_here for sequence in attempt.sequences)
+
     def progress(self) -> list[Progress]:
         """Tokens so far of attempts that moved since the last call."""
         moved = []
