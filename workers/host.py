@@ -110,6 +110,7 @@ class WorkerHost:
 
     def __init__(self, encoded_specs: bytes) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        logging.getLogger("jouleway").setLevel(logging.INFO)  # an engine that fails raises the root's own level
         self._specs = _decode_specs(encoded_specs)
         self._workers: dict[str, Worker] = {}
         self._inboxes: dict[str, Inbox] = {}
