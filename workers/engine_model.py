@@ -67,6 +67,9 @@ IDLE_BAND_RATIO = 0.10
 IDLE_BAND_WATTS = 1.0
 """Least width of the idle band."""
 
+MIN_IDLE_S = 0.1
+"""A shorter window without steps is within a counter's own refresh, and holds the tail of the work before it."""
+
 IDLE_RATE = 0.2
 """Share by which an idle window moves the learned idle watts."""
 
@@ -188,7 +191,7 @@ class EngineModel:
 
     def _observe_idle(self, gap_s: float, meter_mj: int) -> None:
         """A window without steps. Below the band it always teaches: a device cannot draw less than it does."""
-        if gap_s <= 0 or meter_mj <= 0:
+        if gap_s < MIN_IDLE_S or meter_mj <= 0:
             return
         watts = meter_mj / 1000 / gap_s
         if not self._is_idle_known:

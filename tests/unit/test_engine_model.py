@@ -186,6 +186,15 @@ def test_idle_watts_follow_slowly_inside_their_band() -> None:
     assert model.idle_watts == pytest.approx(125.0, abs=0.5)
 
 
+def test_a_moment_without_steps_teaches_no_idle_watts() -> None:
+    """Ten milliseconds after the last step hold its tail: 14 W where the engine idles at 3."""
+    model = EngineModel()
+    model.observe_window([], 0.010, 140)
+    assert model.idle_watts is None
+    model.observe_window([], 5.0, 15_000)
+    assert 3.0 == model.idle_watts
+
+
 def test_idle_watts_fall_at_once() -> None:
     """A device cannot draw less than it does: what is below was wrong before."""
     model = taught(Device())
