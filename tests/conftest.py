@@ -1,11 +1,15 @@
 """For every test: hypothesis prints what reproduces a failure, a slow machine is no failure, and logs are heard."""
 
 import logging
+import os
 
 import pytest
 from hypothesis import settings
 
-settings.register_profile("jouleway", deadline=None, print_blob=True)
+EXAMPLES = int(os.environ.get("JOULEWAY_EXAMPLES", "100"))
+"""Of each property that names no number of its own. `make unit` tries fewer, to stay quick; `make test` all."""
+
+settings.register_profile("jouleway", deadline=None, print_blob=True, max_examples=EXAMPLES)
 settings.load_profile("jouleway")
 
 
