@@ -94,6 +94,9 @@ METRIC_HELP: Mapping[str, MetricInfo] = {
     "jouleway_token_identity_difference_tokens": MetricInfo(
         "gauge", (), "Sum of the token identity's differences over sequences counted on both sides; 0 when all is well."
     ),
+    "jouleway_metered_token_difference_tokens": MetricInfo(
+        "gauge", (), "Tokens by which energy was split, against those that usage counts; above 0: steps were lost."
+    ),
     "jouleway_inexact_sequences_total": MetricInfo("counter", (), "Sequences counted on one side only."),
     # Workers.
     "jouleway_workers": MetricInfo("gauge", ("state",), "Workers by state; a link that is down counts as its phase."),
@@ -277,6 +280,7 @@ def _energy(snapshot: Snapshot) -> dict[str, list[Sample]]:
         "jouleway_posting_difference_joules": [((), balance.posting_difference_mj / 1000)],
         "jouleway_predicted_over_measured_ratio": [] if ratio is None else [((), ratio)],
         "jouleway_token_identity_difference_tokens": [((), balance.token_difference)],
+        "jouleway_metered_token_difference_tokens": [((), balance.metered_token_difference)],
         "jouleway_inexact_sequences_total": [((), balance.inexact_sequences)],
     }
 
