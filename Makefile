@@ -19,7 +19,7 @@ lint: setup       ## ruff, mypy --strict, the floors of the house
 	$(BIN)/lint-imports --no-logo
 
 unit: setup       ## no Ray, no engine; seconds
-	JOULEWAY_EXAMPLES=25 $(BIN)/pytest tests/unit -q -n 2 --dist worksteal $(ARGS)
+	JOULEWAY_EXAMPLES=25 $(BIN)/pytest tests/unit -q -n 3 --dist worksteal $(ARGS)
 
 test: setup       ## every test but gpu and soak
 	$(BIN)/pytest tests $(ARGS)
