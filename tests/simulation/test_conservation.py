@@ -108,7 +108,7 @@ def test_a_claim_that_does_not_hold_is_named() -> None:
 
 def test_sigkill_of_real_processes_loses_no_millijoule(tmp_path: Path) -> None:
     """The counter is read from this process; what the dead one did not hand over is unattributed, cause worker_lost."""
-    figures = killed(tmp_path, seed=1, num_kills=1)
+    figures = killed(tmp_path, seed=1, num_kills=2)
     assert (0, 0) == (figures["difference_mj"], figures["in_flight_mj"])
     assert figures["requests_mj"] > 0
     assert figures["worker_lost_mj"] > 0
