@@ -64,6 +64,11 @@ class Config(BaseSettings):
     generate_keys: bool = False
     """Tenants without a key get one that lives as long as the process; for demos, on loopback only."""
 
+    @property
+    def admin_key_path(self) -> Path:
+        """Where the admin's key lies, written or not."""
+        return self.admin.key_file or self.state_dir / "admin.key"
+
     @classmethod
     def settings_customise_sources(
         cls,

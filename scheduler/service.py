@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from scheduler.accounting.settlement import Settlement
 from scheduler.api.access import Hosts, Keys, digest_of
@@ -48,10 +47,9 @@ class Service:
         """
         self._config = config
         keys, self.generated_keys = tenant_keys(config.tenants, generate=config.generate_keys)
-        self.admin_key_path: Path = config.admin.key_file or config.state_dir / "admin.key"
-        self.admin_key, was_made = kept_key(self.admin_key_path, where="admin.key_file")
+        self.admin_key, was_made = kept_key(config.admin_key_path, where="admin.key_file")
         if was_made:
-            logger.info("the admin key was made: %s", self.admin_key_path)
+            logger.info("the admin key was made: %s", config.admin_key_path)
         # Kept, so that prefix caches of engines that outlive us stay warm, and each tenant's its own.
         self._cache_salt_key, _ = kept_key(config.state_dir / "cache-salt.key", where="state_dir")
         self._keys = Keys(keys)

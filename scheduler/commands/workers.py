@@ -104,9 +104,8 @@ def _key(config: Config | None) -> str:
     if key:
         return key
     if config is not None:
-        path = config.admin.key_file or config.state_dir / "admin.key"
         try:
-            return path.read_text(encoding="ascii").split("\n", 1)[0].strip()
+            return config.admin_key_path.read_text(encoding="ascii").split("\n", 1)[0].strip()
         except (OSError, UnicodeDecodeError):
             pass
     raise CommandError(

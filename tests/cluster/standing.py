@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,18 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.servers import free_port
 from scheduler.commands.http_client import BadAnswer, events, fetch, open_request
 from tests.cluster.plane import MODEL, is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {"alpha": "jw-test-key-of-alpha-0123456789", "beta": "jw-test-key-of-beta-01234567890"}
 ADMIN_KEY = "jw-test-admin-key-0123456789abcdef"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def processes_of(folder: Path) -> list[int]:
