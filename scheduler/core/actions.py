@@ -24,13 +24,36 @@ class Payer(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """Which budget refused: its level, what it counts, its window, and how it stands."""
+
+    level: str
+    """``tenant acme``, ``project acme/search``, ``key key-0123456789``, ``task acme/nightly``."""
+    measure: str
+    """Word of ``budgets.Measure``."""
+    window: str
+    """As it is written in the configuration: ``1h``, ``calendar day``, ``total``…"""
+    limit: int
+    left: int
+    needed: int
+    resets_unix_s: float | None = None
+    """When enough of it is free again, at the earliest; None = never by time alone."""
+    fits_prompt_tokens: int | None = None
+    """A prompt of at most so many tokens would have been admitted: worth counting the real one. None: no prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
     """Why a request got no answer of an engine. ``reason`` is the word in response, metric and log."""
 
     reason: str
     status: int
     retry_after_s: int | None = None
+    should_retry: bool | None = None
+    """What the client's library is told; None = it may decide by the status."""
     message: str
+    shortage: Shortage | None = None
+    """Set where a budget refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +73,10 @@ class Dispatch:
     attempt_id: str
     worker_id: str
     max_output_tokens: int
+    """Of one sequence: what the hold covers."""
     priority: int
     reason: str
+    """The decision in one line; the terms are kept by the core for ``explain``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
