@@ -62,6 +62,10 @@ class Slo(NamedTuple):
     """Money that a second of lateness of this request costs (10⁻⁹ units)."""
 
 
+FREE = Rates()
+DEFAULT_SLO = Slo()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A request after authentication. Times are seconds of the caller's one monotonic clock."""
@@ -92,8 +96,8 @@ class Request:
     """Of its key, tightened by the request: only zones that may hold this class may run it."""
     zones: frozenset[str] | None = None
     """Where it may run; None = wherever its data class may."""
-    rates: Rates = Rates()
-    slo: Slo = Slo()
+    rates: Rates = FREE
+    slo: Slo = DEFAULT_SLO
     prefix_blocks: tuple[int, ...] = ()
     """Chained hashes of equal parts of its prompt, salted by tenant: an equal hash is an equal prefix up to there. The
     parts together are the whole prompt, so that k of n known blocks mean k/n of the prompt's tokens."""

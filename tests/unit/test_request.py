@@ -34,7 +34,7 @@ def test_bands_are_ordered_as_in_the_engine() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"prompt_tokens_bound": -1}, {"max_output_tokens": 0}, {"num_sequences": 0}, {"body_bytes": -1}]
+    "wrong", [{"prompt_tokens_bound": -1}, {"max_output_tokens": -1}, {"num_sequences": 0}, {"body_bytes": -1}]
 )
 def test_what_can_never_be_is_refused(wrong: dict[str, int]) -> None:
     """The relay checked before; here it is our own mistake."""
