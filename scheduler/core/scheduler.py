@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scheduler.core.actions import Abort, Action, Dispatch, Finish, Reject, Rejection, Tokens
+from scheduler.core.actions import Action, Dispatch, Finish, Reject, Rejection, Tokens
 from scheduler.core.admission import Admission, Limits
 from scheduler.core.attempts import (
     BUSY_CAUSE,
@@ -28,11 +28,12 @@ from scheduler.core.attempts import (
     tokens_of,
     work_of,
 )
-from scheduler.core.cluster import Cluster, Worker, WorkerView
+from scheduler.core.cluster import Cluster, WorkerView
 from scheduler.core.deadlines import Deadlines
 from scheduler.core.placement import place
 from scheduler.core.queue import Queue
 from scheduler.core.request import Request, is_late
+from scheduler.core.running import Running
 from scheduler.core.waiting import Waiting
 from workers.types import Outcome, Progress, UsageRecord
 
@@ -47,13 +48,9 @@ class Scheduler:
         self.stats = Stats()
         self._admission = Admission(self.cluster, self.queue, self.limits, models=models)
         self._entries: dict[str, Entry] = {}
-        self._attempts: dict[str, Attempt] = {}
-        self._ending: dict[str, float] = {}
-        """Attempts that ended or were aborted and owe their usage, by when they began to; in that order."""
+        self._running = Running(self.cluster, self.limits)
         self._deadlines = Deadlines()
         self._waiting = Waiting(self.queue, max_wait_s=self.limits.max_wait_s)
-        self._signs = Deadlines()
-        """When a running attempt may have been silent for too long."""
         self._num_places = 0
         self._now_s = 0.0
 
@@ -112,7 +109,11 @@ class Scheduler:
         self._waiting.freed(view.models)
         if self.cluster.is_ready(worker):
             self._admission.is_served(view.models)
-        actions = self._lose_calls(worker, now_s)
+        actions = [
+            action
+            for each in self._running.uncalled(worker, now_s)
+            for action in self._give_up(each, "call_lost", now_s)
+        ]
         if was_ready and not actions:
             return []  # there may be more room than before: the next tick looks
         return actions + self._place_waiting(now_s)
@@ -128,19 +129,17 @@ class Scheduler:
         """Tokens computed so far: credit is trued up. What that frees is placed at the next tick or event."""
         now_s = self._advance(now_s)
         for progress in items:
-            attempt = self._attempts.get(progress.attempt_id)
+            attempt = self._running.get(progress.attempt_id)
             if attempt is None:
                 continue
             if not attempt.has_progress:
                 self._admission.observe_prompt(attempt.entry.request, progress.prompt_tokens)
-            attempt.last_sign_s = now_s
-            attempt.advance(progress)
-            self.cluster.change(attempt.worker, attempt.attempt_id, attempt.claim())
+            self._running.advance(attempt, progress, now_s)
             self._waiting.freed(attempt.worker.view.models)
 
     def on_first_byte(self, attempt_id: str, now_s: float) -> None:
         """The client was given a byte: from here on this attempt answers or nobody does."""
-        attempt = self._attempts.get(attempt_id)
+        attempt = self._running.get(attempt_id)
         if attempt is not None:
             attempt.has_first_byte = True
             attempt.last_sign_s = self._advance(now_s)
@@ -148,11 +147,10 @@ class Scheduler:
     def on_ended(self, attempt_id: str, outcome: Outcome, cause: str, now_s: float) -> list[Action]:
         """The bytes ended. A failed attempt is tried elsewhere at once; its usage, and any Finish, follow."""
         now_s = self._advance(now_s)
-        attempt = self._attempts.get(attempt_id)
+        attempt = self._running.get(attempt_id)
         if attempt is None or attempt.outcome is not None:
             return []
-        self._note_end(attempt, outcome, cause)
-        self._ending.setdefault(attempt_id, now_s)
+        self._running.note_end(attempt, outcome, cause, now_s)
         if self._fate(attempt) is Fate.END:
             return []
         return self._requeue(attempt, now_s) + self._place_waiting(now_s)
@@ -160,10 +158,10 @@ class Scheduler:
     def on_finished(self, usage: UsageRecord, now_s: float) -> list[Action]:
         """Both endings are here: the attempt is settled with what the worker counted."""
         now_s = self._advance(now_s)
-        attempt = self._attempts.get(usage.attempt_id)
+        attempt = self._running.get(usage.attempt_id)
         if attempt is None:
             return []
-        self._note_end(attempt, usage.outcome, usage.cause)
+        self._running.note_end(attempt, usage.outcome, usage.cause, now_s)
         if usage.outcome is Outcome.COMPLETED and usage.output_tokens:
             self._admission.observe_output(attempt.entry.request, usage.output_tokens)
         return self._close(attempt, tokens_of(usage), is_exact=True, now_s=now_s) + self._place_waiting(now_s)
@@ -184,13 +182,10 @@ class Scheduler:
             actions.append(self._reject(entry.request.request_id, self._admission.timed_out(entry.request, now_s)))
         for request, rejection in self._admission.unserved(now_s):
             actions.append(self._reject(request.request_id, rejection))
-        for attempt_id in self._signs.due(now_s):
-            actions += self._miss(attempt_id, now_s)
-        while self._ending:
-            attempt_id, since_s = next(iter(self._ending.items()))
-            if since_s > now_s - limits.final_timeout_s:
-                break  # those behind it began later
-            actions += self._lose(self._attempts[attempt_id], "usage_missing", now_s)
+        for attempt in self._running.silent(now_s):
+            actions += self._give_up(attempt, "no_sign", now_s)
+        for attempt in self._running.unsettled(now_s):
+            actions += self._lose(attempt, "usage_missing", now_s)
         return actions + self._place_waiting(now_s)
 
     # -- what drivers ask
@@ -201,11 +196,11 @@ class Scheduler:
 
     def knows(self, attempt_id: str) -> bool:
         """Whether the attempt is not settled yet."""
-        return attempt_id in self._attempts
+        return self._running.get(attempt_id) is not None
 
     def answers(self, attempt_id: str) -> bool:
         """Whether what this attempt says goes to its client."""
-        attempt = self._attempts.get(attempt_id)
+        attempt = self._running.get(attempt_id)
         return attempt is not None and attempt.is_answering
 
     @property
@@ -216,7 +211,7 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Attempts that own credit."""
-        return len(self._attempts)
+        return len(self._running)
 
     @property
     def num_open(self) -> int:
@@ -231,7 +226,7 @@ class Scheduler:
             return []
         entry.cancel_reason, entry.is_cancelled_by_client = reason, by_client
         if entry.attempt is not None:
-            return self._abort(entry.attempt, reason, now_s)
+            return [self._running.abort(entry.attempt, reason, now_s)]
         self._waiting.remove(request_id)
         return [self._finish(entry, None, Outcome.ABORTED, reason)]
 
@@ -289,52 +284,16 @@ class Scheduler:
             expected_tokens=output_tokens,
         )
         entry.attempt = attempt
-        self._attempts[attempt.attempt_id] = attempt
-        self.cluster.claim(placement.worker, attempt.attempt_id, attempt.claim())
-        self._signs.push(now_s + self.limits.sign_timeout_s, attempt.attempt_id, is_open=self._attempts.keys())
+        self._running.start(attempt)
         self._admission.left_queue(request.band, now_s)
         self.stats.dispatched += 1
         return dispatch_of(attempt, placement)
 
     # -- inside: ending an attempt
 
-    def _note_end(self, attempt: Attempt, outcome: Outcome, cause: str) -> None:
-        """How its bytes ended; the first word counts."""
-        if attempt.outcome is None:
-            attempt.outcome, attempt.cause = outcome, cause
-            if cause == BUSY_CAUSE:
-                self.cluster.hold(attempt.worker)
-
-    def _abort(self, attempt: Attempt, reason: str, now_s: float) -> list[Action]:
-        self._ending.setdefault(attempt.attempt_id, now_s)
-        return [Abort(attempt_id=attempt.attempt_id, worker_id=attempt.worker.worker_id, reason=reason)]
-
-    def _lose_calls(self, worker: Worker, now_s: float) -> list[Action]:
-        """Attempts that an idle worker does not know of: their calls were lost on the way."""
-        before_s = now_s - self.limits.call_lost_s
-        if worker.idle_since_s is None or worker.idle_since_s > before_s:
-            return []
-        actions: list[Action] = []
-        for attempt_id in list(worker.claims):
-            attempt = self._attempts[attempt_id]
-            if attempt.last_sign_s <= before_s and attempt_id not in self._ending:
-                actions += self._give_up(attempt, "call_lost", now_s)
-        return actions
-
-    def _miss(self, attempt_id: str, now_s: float) -> list[Action]:
-        """Gives up an attempt that was silent for too long; looks again later if it was not."""
-        attempt = self._attempts.get(attempt_id)
-        if attempt is None or attempt_id in self._ending:
-            return []
-        due_s = attempt.last_sign_s + self.limits.sign_timeout_s
-        if due_s <= now_s:
-            return self._give_up(attempt, "no_sign", now_s)
-        self._signs.push(due_s, attempt_id, is_open=self._attempts.keys())
-        return []
-
     def _give_up(self, attempt: Attempt, cause: str, now_s: float) -> list[Action]:
         """Its worker lives but says nothing of it."""
-        return self._abort(attempt, cause, now_s) + self._lose(attempt, cause, now_s)
+        return [self._running.abort(attempt, cause, now_s), *self._lose(attempt, cause, now_s)]
 
     def _lose(self, attempt: Attempt, cause: str, now_s: float) -> list[Action]:
         """No usage record of this attempt will come: settled by its last progress."""
@@ -349,8 +308,7 @@ class Scheduler:
             return []
         self.stats.lost_workers += 1
         self.cluster.hold(worker)
-        lost = [self._attempts[attempt_id] for attempt_id in worker.claims]
-        actions = [action for attempt in lost for action in self._lose(attempt, cause, now_s)]
+        actions = [action for attempt in self._running.on(worker) for action in self._lose(attempt, cause, now_s)]
         self.cluster.remove(worker_id)
         return actions
 
@@ -382,9 +340,7 @@ class Scheduler:
         """The only end of an attempt: credit released, settled, and its request finished or sent on its way again."""
         outcome = attempt.outcome
         assert outcome is not None
-        del self._attempts[attempt.attempt_id]
-        self._ending.pop(attempt.attempt_id, None)
-        self.cluster.release(attempt.worker, attempt.attempt_id)
+        self._running.forget(attempt)
         self._waiting.freed(attempt.worker.view.models)
         actions: list[Action] = [settle_of(attempt, outcome, tokens, is_exact=is_exact)]
         if self._fate(attempt) is not Fate.END:

@@ -57,7 +57,7 @@ async def test_a_worker_killed_before_the_first_byte_is_retried_once_elsewhere(c
         reading = asyncio.create_task(answer_of(made.submit(tenant="t", prompt=LONG_PROMPT, max_tokens=4)))
         await made.until(lambda: any(worker.num_attempts for worker in made.dispatcher.snapshot().workers))
         (worker,) = [worker for worker in made.dispatcher.snapshot().workers if worker.num_attempts]
-        attempt = next(iter(made.core._attempts.values()))
+        attempt = next(iter(made.core._running._attempts.values()))
         await made.until(lambda: attempt.computed_prompt_tokens > 0)
         assert not attempt.has_first_byte
         kill(made.pid_of(worker.worker_id))

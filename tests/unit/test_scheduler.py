@@ -504,7 +504,7 @@ def test_decisions_are_counted() -> None:
     submit(core, "x", "y")
     submit(core, "z", model="other")
     complete(core, "x-1")
-    core.on_worker_lost(core._attempts["y-1"].worker.worker_id, "worker_lost", 1.0)
+    core.on_worker_lost(core._running._attempts["y-1"].worker.worker_id, "worker_lost", 1.0)
     stats = core.stats
     assert (3, 3, 1, 1) == (stats.submitted, stats.dispatched, stats.retried, stats.lost_workers)
     assert ({"model_not_found": 1}, {"completed": 1}) == (stats.rejected, stats.finished)
@@ -580,8 +580,8 @@ def test_whatever_happens_everything_ends_once(seed: int) -> None:
     for at, action in enumerate(actions):
         assert not isinstance(action, Finish) or action.attempt_id is None or position[action.attempt_id] < at
     assert_idle(core)
-    assert not core._attempts
-    assert not core._ending
+    assert not core._running._attempts
+    assert not core._running._ending
 
 
 @thorough

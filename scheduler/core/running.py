@@ -1,0 +1,108 @@
+"""What runs: every attempt from its start to its one settlement, the credit that it owns, and when it is too quiet.
+
+Owned by ``scheduler.core.scheduler``. It must never know a queue or why an attempt was started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from scheduler.core.actions import Abort
+from scheduler.core.admission import Limits
+from scheduler.core.attempts import BUSY_CAUSE, Attempt
+from scheduler.core.cluster import Cluster, Worker
+from scheduler.core.deadlines import Deadlines
+from workers.types import Outcome, Progress
+
+
+class Running:
+    """Attempts that own credit. Each is started once and forgotten once."""
+
+    def __init__(self, cluster: Cluster, limits: Limits) -> None:
+        self._cluster = cluster
+        self._limits = limits
+        self._attempts: dict[str, Attempt] = {}
+        self._ending: dict[str, float] = {}
+        """Attempts that ended or were aborted and owe their usage, by when they began to; in that order."""
+        self._signs = Deadlines()
+        """When a running attempt may have been silent for too long."""
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+    def get(self, attempt_id: str) -> Attempt | None:
+        """None where it is unknown or settled."""
+        return self._attempts.get(attempt_id)
+
+    def on(self, worker: Worker) -> list[Attempt]:
+        """Everything that runs on a worker, in the order it was sent."""
+        return [self._attempts[attempt_id] for attempt_id in worker.claims]
+
+    def is_ending(self, attempt: Attempt) -> bool:
+        """Whether it ended or was aborted, and owes its usage."""
+        return attempt.attempt_id in self._ending
+
+    # -- on its way
+
+    def start(self, attempt: Attempt) -> None:
+        """Claims its credit."""
+        self._attempts[attempt.attempt_id] = attempt
+        self._cluster.claim(attempt.worker, attempt.attempt_id, attempt.claim())
+        due_s = attempt.started_s + self._limits.sign_timeout_s
+        self._signs.push(due_s, attempt.attempt_id, is_open=self._attempts.keys())
+
+    def advance(self, attempt: Attempt, progress: Progress, now_s: float) -> None:
+        """Trues its credit up."""
+        attempt.last_sign_s = now_s
+        attempt.advance(progress)
+        self._cluster.change(attempt.worker, attempt.attempt_id, attempt.claim())
+
+    def note_end(self, attempt: Attempt, outcome: Outcome, cause: str, now_s: float) -> None:
+        """How its bytes ended; the first word counts. From here on it owes its usage."""
+        if attempt.outcome is None:
+            attempt.outcome, attempt.cause = outcome, cause
+            if cause == BUSY_CAUSE:
+                self._cluster.hold(attempt.worker)
+        self._ending.setdefault(attempt.attempt_id, now_s)
+
+    def abort(self, attempt: Attempt, reason: str, now_s: float) -> Abort:
+        """The order to end it; it owes its usage from here on."""
+        self._ending.setdefault(attempt.attempt_id, now_s)
+        return Abort(attempt_id=attempt.attempt_id, worker_id=attempt.worker.worker_id, reason=reason)
+
+    def forget(self, attempt: Attempt) -> None:
+        """Releases its credit: it is settled now."""
+        del self._attempts[attempt.attempt_id]
+        self._ending.pop(attempt.attempt_id, None)
+        self._cluster.release(attempt.worker, attempt.attempt_id)
+
+    # -- too quiet; the caller ends each before it asks for the next
+
+    def unsettled(self, now_s: float) -> Iterator[Attempt]:
+        """Those of which the usage never came."""
+        while self._ending:
+            attempt_id, since_s = next(iter(self._ending.items()))
+            if since_s > now_s - self._limits.final_timeout_s:
+                return  # those behind it began later
+            yield self._attempts[attempt_id]
+
+    def silent(self, now_s: float) -> Iterator[Attempt]:
+        """Those without a sign for too long, whatever their workers say."""
+        for attempt_id in self._signs.due(now_s):
+            attempt = self._attempts.get(attempt_id)
+            if attempt is None or attempt_id in self._ending:
+                continue
+            due_s = attempt.last_sign_s + self._limits.sign_timeout_s
+            if due_s <= now_s:
+                yield attempt
+            else:
+                self._signs.push(due_s, attempt_id, is_open=self._attempts.keys())
+
+    def uncalled(self, worker: Worker, now_s: float) -> Iterator[Attempt]:
+        """Those that an idle worker does not know of: their calls were lost on the way."""
+        before_s = now_s - self._limits.call_lost_s
+        if worker.idle_since_s is None or worker.idle_since_s > before_s:
+            return
+        for attempt in self.on(worker):
+            if attempt.last_sign_s <= before_s and not self.is_ending(attempt):
+                yield attempt
