@@ -7,12 +7,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from scheduler.core.actions import Dispatch, Payer, Settle, Tokens
 from scheduler.core.cluster import Claim, Worker
 from scheduler.core.placement import Placement, Work
 from scheduler.core.request import Request
 from workers.types import Outcome, Progress, UsageRecord
+
+
+class Wait(NamedTuple):
+    """One stay in the queue. ``to_s`` None: it still waits. ``cause``: queued, preempted, or why its attempt failed."""
+
+    from_s: float
+    to_s: float | None
+    cause: str
+
+
+class Ending(NamedTuple):
+    """How a request ended: an outcome, or ``rejected``; and the word for it."""
+
+    outcome: str
+    cause: str
+    at_s: float
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -33,6 +50,25 @@ class Entry:
     """Lives of the workers where it failed."""
     cancel_reason: str = ""
     is_cancelled_by_client: bool = False
+    granted_tokens: int = field(init=False)
+    """Output of one sequence that its hold covers: the cap that the engine gets."""
+    waits: list[Wait] = field(default_factory=list)
+    """Every time it stood in the queue; bounded by its tries."""
+    tries: list[Attempt] = field(default_factory=list)
+    end: Ending | None = None
+    """Set once it is over."""
+
+    def __post_init__(self) -> None:
+        self.granted_tokens = self.request.max_output_tokens
+
+    def begin_wait(self, cause: str, now_s: float) -> None:
+        """It stands in the queue from now on."""
+        self.waits.append(Wait(now_s, None, cause))
+
+    def end_wait(self, now_s: float) -> None:
+        """It left the queue."""
+        if self.waits and self.waits[-1].to_s is None:
+            self.waits[-1] = self.waits[-1]._replace(to_s=now_s)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -56,6 +92,9 @@ class Attempt:
     outcome: Outcome | None = None
     """Set when its ASGI side ended."""
     cause: str = ""
+    first_byte_s: float | None = None
+    ended_s: float | None = None
+    settled: Settle | None = None
 
     @property
     def is_answering(self) -> bool:
@@ -71,8 +110,7 @@ class Attempt:
     @property
     def max_tokens(self) -> int:
         """The most it can put out."""
-        request = self.entry.request
-        return request.max_output_tokens * request.num_sequences
+        return self.entry.granted_tokens * self.entry.request.num_sequences
 
     def claim(self) -> Claim:
         """The credit it owns as things stand: what is left of the prompt and what is expected of the output."""
@@ -147,7 +185,7 @@ def dispatch_of(attempt: Attempt, placement: Placement) -> Dispatch:
         request_id=request.request_id,
         attempt_id=attempt.attempt_id,
         worker_id=attempt.worker.worker_id,
-        max_output_tokens=request.max_output_tokens,
+        max_output_tokens=attempt.entry.granted_tokens,
         priority=request.band,
         reason=(
             f"least predicted wait: {placement.wait_s:.3f} s, "

@@ -12,12 +12,14 @@ first, then who came first.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from scheduler.core.actions import Action, Dispatch, Finish, Reject, Rejection, Tokens
 from scheduler.core.admission import Admission, Limits
 from scheduler.core.attempts import (
     BUSY_CAUSE,
     Attempt,
+    Ending,
     Entry,
     Fate,
     Stats,
@@ -30,6 +32,7 @@ from scheduler.core.attempts import (
 )
 from scheduler.core.cluster import Cluster, WorkerView
 from scheduler.core.deadlines import Deadlines
+from scheduler.core.history import History, story_of
 from scheduler.core.placement import place
 from scheduler.core.queue import Queue
 from scheduler.core.request import Request, is_late
@@ -51,6 +54,7 @@ class Scheduler:
         self._running = Running(self.cluster, self.limits)
         self._deadlines = Deadlines()
         self._waiting = Waiting(self.queue, max_wait_s=self.limits.max_wait_s)
+        self._history = History()
         self._num_places = 0
         self._now_s = 0.0
 
@@ -61,11 +65,11 @@ class Scheduler:
         now_s = self._advance(now_s)
         assert request.request_id not in self._entries, f"{request.request_id} was submitted twice"
         self.stats.submitted += 1
-        if (rejection := self._admission.refusal(request, now_s)) is not None:
-            return [self._reject(request.request_id, rejection)]
         self._num_places += 1
         entry = Entry(request=request, place=self._num_places, waits_since_s=min(request.arrival_s, now_s))
         self._entries[request.request_id] = entry
+        if (rejection := self._admission.refusal(request, now_s) or self._hold(entry)) is not None:
+            return [self._reject(request.request_id, rejection)]
         is_first = self.queue.head(request.model) is None
         dispatch = self._start(entry, now_s) if is_first else None
         if dispatch is None and (rejection := self._admission.no_room(request, now_s)) is not None:
@@ -74,7 +78,7 @@ class Scheduler:
             self._deadlines.push(request.deadline_s, request.request_id, is_open=self._entries.keys())
         if dispatch is not None:
             return [dispatch]
-        self._waiting.push(entry)
+        self._wait(entry, "queued", now_s)
         if is_first:
             self._waiting.did_not_fit(request)
         return self._place_waiting(now_s)
@@ -142,7 +146,7 @@ class Scheduler:
         attempt = self._running.get(attempt_id)
         if attempt is not None:
             attempt.has_first_byte = True
-            attempt.last_sign_s = self._advance(now_s)
+            attempt.first_byte_s = attempt.last_sign_s = self._advance(now_s)
 
     def on_ended(self, attempt_id: str, outcome: Outcome, cause: str, now_s: float) -> list[Action]:
         """The bytes ended. A failed attempt is tried elsewhere at once; its usage, and any Finish, follow."""
@@ -194,6 +198,11 @@ class Scheduler:
         """Seconds after which a refused request of this band may find room, from the measured drain rate."""
         return self._admission.retry_after_s(band, self._now_s)
 
+    def explain(self, request_id: str) -> dict[str, Any] | None:
+        """The life of a request as plain values; None where it was never seen, or too long ago."""
+        entry = self._entries.get(request_id) or self._history.get(request_id)
+        return None if entry is None else story_of(entry)
+
     def knows(self, attempt_id: str) -> bool:
         """Whether the attempt is not settled yet."""
         return self._running.get(attempt_id) is not None
@@ -241,17 +250,32 @@ class Scheduler:
 
     def _reject(self, request_id: str, rejection: Rejection) -> Reject:
         self._waiting.remove(request_id)
-        self._entries.pop(request_id, None)
+        self._leave(self._entries[request_id], "rejected", rejection.reason)
         self.stats.rejected[rejection.reason] = self.stats.rejected.get(rejection.reason, 0) + 1
         return Reject(request_id=request_id, rejection=rejection)
 
     def _finish(self, entry: Entry, attempt_id: str | None, outcome: Outcome, cause: str) -> Finish:
-        request_id = entry.request.request_id
-        del self._entries[request_id]
+        self._leave(entry, outcome.value, cause)
         self.stats.finished[outcome.value] = self.stats.finished.get(outcome.value, 0) + 1
-        return Finish(request_id=request_id, attempt_id=attempt_id, outcome=outcome, cause=cause)
+        return Finish(request_id=entry.request.request_id, attempt_id=attempt_id, outcome=outcome, cause=cause)
+
+    def _leave(self, entry: Entry, outcome: str, cause: str) -> None:
+        """The request is over: what it held is free, and it is only remembered."""
+        del self._entries[entry.request.request_id]
+        entry.end_wait(self._now_s)
+        entry.end = Ending(outcome, cause, self._now_s)
+        self._history.add(entry)
 
     # -- inside: starting
+
+    def _hold(self, entry: Entry) -> Rejection | None:
+        """Worst-case tokens and money, on every budget above the request; None where they are granted."""
+        return None
+
+    def _wait(self, entry: Entry, cause: str, now_s: float) -> None:
+        """Into the queue, at its place."""
+        entry.begin_wait(cause, now_s)
+        self._waiting.push(entry)
 
     def _place_waiting(self, now_s: float) -> list[Action]:
         """Starts whoever may start now and fits; whose deadline has passed since the last tick is refused instead."""
@@ -284,6 +308,8 @@ class Scheduler:
             expected_tokens=output_tokens,
         )
         entry.attempt = attempt
+        entry.tries.append(attempt)
+        entry.end_wait(now_s)
         self._running.start(attempt)
         self._admission.left_queue(request.band, now_s)
         self.stats.dispatched += 1
@@ -333,7 +359,7 @@ class Scheduler:
             entry.avoid |= {attempt.worker.life}
             entry.waits_since_s = now_s
             self.stats.retried += 1
-        self._waiting.push(entry)
+        self._wait(entry, attempt.cause, now_s)
         return []
 
     def _close(self, attempt: Attempt, tokens: Tokens, *, is_exact: bool, now_s: float) -> list[Action]:
@@ -342,7 +368,9 @@ class Scheduler:
         assert outcome is not None
         self._running.forget(attempt)
         self._waiting.freed(attempt.worker.view.models)
-        actions: list[Action] = [settle_of(attempt, outcome, tokens, is_exact=is_exact)]
+        attempt.ended_s = now_s
+        attempt.settled = settle_of(attempt, outcome, tokens, is_exact=is_exact)
+        actions: list[Action] = [attempt.settled]
         if self._fate(attempt) is not Fate.END:
             return actions + self._requeue(attempt, now_s)
         if attempt.is_answering:
