@@ -71,6 +71,8 @@ class WorkerView:
     max_sequences: int = 1
     max_running: int = DEFAULT_MAX_RUNNING
     """Attempts the worker accepts at once."""
+    num_gpus: int = 1
+    """That count in GPU-seconds."""
     num_running: int = 0
     num_waiting: int = 0
     kv_used_tokens: int = 0
@@ -88,6 +90,7 @@ class WorkerView:
             kv_tokens=info.kv_tokens if info is not None else 0,
             max_sequences=max(info.max_sequences, 1) if info is not None else 1,
             max_running=max_running,
+            num_gpus=info.num_gpus if info is not None else 1,
             num_running=status.num_running,
             num_waiting=status.num_waiting,
             kv_used_tokens=status.kv_used_tokens,
