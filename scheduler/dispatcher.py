@@ -16,9 +16,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from scheduler.accounting.charging import charge_of, charge_of_stranger
+from scheduler.accounting.charging import charge_of
 from scheduler.accounting.settlement import Charge, Settlement
+from scheduler.bookkeeper import Bookkeeper
 from scheduler.committer import Committer
 from scheduler.connection import Connection, Phase, WorkerLink
 from scheduler.core.actions import Abort as AbortAttempt
@@ -28,19 +30,17 @@ from scheduler.core.request import Request
 from scheduler.core.scheduler import Scheduler
 from scheduler.snapshot import Snapshot, take_snapshot
 from scheduler.strangers import Strangers
+from scheduler.stories import with_costs
 from scheduler.streams import Body, End, Head, Stream, Submission
 from workers.types import (
     Abort,
     Call,
     Chunk,
     Ended,
-    EnergyPosting,
-    Numbered,
     Outcome,
     Report,
     Started,
     UsageRecord,
-    WindowRecord,
     WorkerState,
 )
 
@@ -119,9 +119,11 @@ class Dispatcher:
         self._reported_down: set[Connection] = set()
         self._strangers = Strangers()
         self._committer = Committer(settlement)
+        self._bookkeeper = Bookkeeper(
+            core=scheduler, settlement=settlement, on_usage=lambda actions, usage: self._apply(actions, usage=usage)
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._num_links = 0
-        self._bad_windows = 0
         self._is_draining = False
 
     # -- what the service calls
@@ -239,7 +241,8 @@ class Dispatcher:
                         self._send_head(running, attempt_id, now_s)
                     self._apply(core.on_ended(attempt_id, outcome, cause, now_s))
         if report.records:
-            self._on_records(connection, report.records, now_s)
+            self._bookkeeper.book(connection, report.records, now_s)
+            self._committer.add_records(connection)
 
     def _on_chunk(self, running: _Running, attempt_id: str, body: bytes, now_s: float) -> None:
         """Bytes to the reader. What an engine says with a status of 500 or more stays here: it is tried again."""
@@ -261,31 +264,6 @@ class Dispatcher:
         self._core.on_first_byte(attempt_id, now_s)
         running.live.stream.put_head(Head(started.status, started.headers))
         return True
-
-    def _on_records(self, connection: Connection, records: list[Numbered], now_s: float) -> None:
-        """Each record is booked once; what is booked is acknowledged after the next commit."""
-        worker_id = connection.worker_id
-        for numbered in records:
-            if not self.settlement.is_new(worker_id, numbered.number):
-                continue
-            match numbered.record:
-                case UsageRecord() as usage:
-                    if self._core.knows(usage.attempt_id):
-                        self._apply(self._core.on_finished(usage, now_s), usage=usage)
-                    else:
-                        self.settlement.charge(charge_of_stranger(usage, worker_id=worker_id, status=connection.status))
-                case EnergyPosting() as posting:
-                    self.settlement.post_energy(worker_id, posting)
-                    if not self._core.knows(posting.attempt_id):
-                        # Usage comes before its posting: an earlier control plane had it, and its charge with it.
-                        self.settlement.give_up(posting.attempt_id)
-                case WindowRecord() as window:
-                    try:
-                        self.settlement.window(worker_id, window)
-                    except ValueError as error:
-                        self._bad_windows += 1
-                        logger.error("a window was not booked: %s", error)
-        self._committer.add_records(connection)
 
     def _on_lost(self, connection: Connection, cause: str) -> None:
         self._apply(self._core.on_worker_lost(connection.worker_id, cause, self._clock()))
@@ -343,7 +321,9 @@ class Dispatcher:
         live.charge = charge_of(settle, live.submission.request, status=connection.status, usage=usage)
         self.settlement.charge(live.charge)
         if (not settle.is_exact and connection.phase is Phase.CONNECTED) or settle.cause == RENDER_FAILED:
-            self.settlement.give_up(settle.attempt_id)  # its worker lives and does not know it: no posting will come
+            # Its worker lives and does not know it: no posting will come.
+            self.settlement.give_up(settle.attempt_id)
+            self._core.on_energy_lost(settle.attempt_id)
 
     # -- clocks
 
@@ -367,13 +347,28 @@ class Dispatcher:
 
     # -- what can be seen
 
+    def explain(self, request_id: str, *, tenant: str | None = None) -> dict[str, Any] | None:
+        """The life of a request and what it cost; None where it is unknown, too long ago or another ``tenant``'s."""
+        story = self._core.explain(request_id)
+        if story is None or tenant not in (None, story["tenant"]):
+            return None
+        return with_costs(story, self.settlement.details(request_id))
+
+    def what_if(self, request: Request) -> dict[str, Any]:
+        """What would become of this request now; nothing changes."""
+        return self._core.what_if(request, self._clock())
+
+    def quota(self, request: Request) -> list[Any]:
+        """How every budget above a request stands; empty where it has none."""
+        return self._core.quota(request)
+
     def snapshot(self) -> Snapshot:
         """Everything at this moment; costs workers × tenants, so at most once a second please."""
         return take_snapshot(
             self._core,
             self.settlement,
             self._connections.values(),
-            bad_windows=self._bad_windows,
+            bad_windows=self._bookkeeper.bad_windows,
             is_draining=self._is_draining,
         )
 

@@ -170,6 +170,12 @@ class Scheduler:
             self._admission.observe_output(attempt.entry.request, usage.output_tokens)
         return self._close(attempt, tokens_of(usage), is_exact=True, now_s=now_s) + self._place_waiting(now_s)
 
+    def on_energy(self, attempt_id: str, *, energy_mj: int, gpu_us: int) -> None:
+        """What an attempt took was measured: budgets that hold energy for it are settled."""
+
+    def on_energy_lost(self, attempt_id: str) -> None:
+        """No measurement will come: what was held for it is free."""
+
     # -- time
 
     def tick(self, now_s: float) -> list[Action]:
@@ -202,6 +208,15 @@ class Scheduler:
         """The life of a request as plain values; None where it was never seen, or too long ago."""
         entry = self._entries.get(request_id) or self._history.get(request_id)
         return None if entry is None else story_of(entry)
+
+    def what_if(self, request: Request, now_s: float) -> dict[str, Any]:
+        """What would become of this request now; nothing changes."""
+        entry = Entry(request=request, place=self._num_places, waits_since_s=now_s)
+        return {**story_of(entry), "state": "what_if"}
+
+    def quota(self, request: Request) -> list[Any]:
+        """How every budget above a request stands."""
+        return []
 
     def knows(self, attempt_id: str) -> bool:
         """Whether the attempt is not settled yet."""

@@ -1,0 +1,69 @@
+"""Workers' durable records are booked: each once, usage to the core, energy and windows to the accounts.
+
+Called by ``scheduler.dispatcher``. It must never know a stream or when what it booked is committed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from scheduler.accounting.charging import charge_of_stranger
+from scheduler.accounting.settlement import Settlement
+from scheduler.connection import Connection
+from scheduler.core.actions import Action
+from scheduler.core.scheduler import Scheduler
+from workers.types import EnergyPosting, Numbered, UsageRecord, WindowRecord
+
+logger = logging.getLogger("jouleway.dispatcher")
+
+
+class Bookkeeper:
+    """One per dispatcher; ``on_usage`` carries out what the core decides on a usage record."""
+
+    def __init__(
+        self,
+        *,
+        core: Scheduler,
+        settlement: Settlement,
+        on_usage: Callable[[list[Action], UsageRecord], None],
+    ) -> None:
+        self._core = core
+        self._settlement = settlement
+        self._on_usage = on_usage
+        self.bad_windows = 0
+        """Window records that did not add up and were not booked."""
+
+    def book(self, connection: Connection, records: Iterable[Numbered], now_s: float) -> None:
+        """Books what is new; what is booked may be acknowledged after the next commit."""
+        worker_id = connection.worker_id
+        for numbered in records:
+            if not self._settlement.is_new(worker_id, numbered.number):
+                continue
+            match numbered.record:
+                case UsageRecord() as usage:
+                    self._book_usage(connection, usage, now_s)
+                case EnergyPosting() as posting:
+                    self._book_posting(worker_id, posting)
+                case WindowRecord() as window:
+                    self._book_window(worker_id, window)
+
+    def _book_usage(self, connection: Connection, usage: UsageRecord, now_s: float) -> None:
+        if self._core.knows(usage.attempt_id):
+            self._on_usage(self._core.on_finished(usage, now_s), usage)
+        else:
+            self._settlement.charge(charge_of_stranger(usage, worker_id=connection.worker_id, status=connection.status))
+
+    def _book_posting(self, worker_id: str, posting: EnergyPosting) -> None:
+        self._settlement.post_energy(worker_id, posting)
+        self._core.on_energy(posting.attempt_id, energy_mj=posting.energy_mj, gpu_us=posting.gpu_us)
+        if not self._core.knows(posting.attempt_id):
+            # Usage comes before its posting: an earlier control plane had it, and its charge with it.
+            self._settlement.give_up(posting.attempt_id)
+
+    def _book_window(self, worker_id: str, window: WindowRecord) -> None:
+        try:
+            self._settlement.window(worker_id, window)
+        except ValueError as error:
+            self.bad_windows += 1
+            logger.error("a window was not booked: %s", error)
