@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from scheduler.api.errors import ApiError
-from scheduler.core.request import Band
+from scheduler.core.request import Band, DataClass
 
 MAX_HOSTS_REMEMBERED = 256
 _BEARER = re.compile(rb"[Bb]earer ([\x21-\x7e]{1,512})")
@@ -30,6 +30,10 @@ class Caller:
     """Public: from the hash, safe to print."""
     best_band: Band
     """The highest priority that it gets."""
+    data_class: DataClass = DataClass.GENERAL
+    """Of everything that is asked with it; a request may only be stricter."""
+    zones: frozenset[str] | None = None
+    """Where it may run; None = wherever its data class may."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scheduler.core.request import DEFAULT_SLO, FREE, Rates, Slo
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
@@ -19,6 +21,9 @@ class ServedModel:
     expansion: int = 11
     """Characters that the tokenizer's normaliser makes of one, at most: none 1, NFC 3, NFKC 11."""
     created_unix_s: int = 0
+    rates: Rates = FREE
+    """Prices that a request is admitted with."""
+    slo: Slo = DEFAULT_SLO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
