@@ -11,7 +11,7 @@ from scheduler.accounting.settlement import RequestDetails
 
 
 def with_costs(story: dict[str, Any], details: RequestDetails | None) -> dict[str, Any]:
-    """Adds GPU-seconds, joules and their grade to each attempt of ``story``, and says whether all is final.
+    """Adds GPU-seconds, joules, their grade and the price (10⁻⁹ currency units) to each attempt; says what is final.
 
     Energy of an attempt is what its windows measured once its posting is there, before that what was predicted
     (``is_final`` False).
@@ -32,6 +32,7 @@ def with_costs(story: dict[str, Any], details: RequestDetails | None) -> dict[st
                 **attempt,
                 "energy_joules": None if energy_mj is None else energy_mj / 1_000,
                 "gpu_seconds": None if gpu_us is None else gpu_us / 1_000_000,
+                "cost_nano": None if charge is None else charge.cost_nano,
                 "grade": grade,
                 "is_final": posting is not None,
             }

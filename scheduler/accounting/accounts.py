@@ -102,16 +102,20 @@ class TokenTotals:
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    cost_nano: int = 0
     estimated: int = 0
     """Charges taken from the last progress because the worker could not say any more."""
 
-    def add(self, *, input_tokens: int, cached_tokens: int, output_tokens: int, outcome: Outcome) -> None:
+    def add(
+        self, *, input_tokens: int, cached_tokens: int, output_tokens: int, cost_nano: int, outcome: Outcome
+    ) -> None:
         self.attempts += 1
         self.aborted += outcome is Outcome.ABORTED
         self.failed += outcome is Outcome.FAILED
         self.input_tokens += input_tokens
         self.cached_tokens += cached_tokens
         self.output_tokens += output_tokens
+        self.cost_nano += cost_nano
 
 
 @dataclass(slots=True, kw_only=True)
@@ -198,6 +202,8 @@ class TenantRow:
     input_tokens: int
     cached_tokens: int
     output_tokens: int
+    cost_nano: int
+    """Money of its charges, in 10⁻⁹ currency units."""
     energy_mj: int
     gpu_us: int
 
@@ -324,6 +330,7 @@ class Accounts:
                     input_tokens=tokens.input_tokens,
                     cached_tokens=tokens.cached_tokens,
                     output_tokens=tokens.output_tokens,
+                    cost_nano=tokens.cost_nano,
                     energy_mj=energy_mj,
                     gpu_us=gpu_us,
                 )

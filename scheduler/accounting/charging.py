@@ -15,6 +15,7 @@ from workers.types import Grade, UsageRecord, WorkerStatus
 
 def charge_of(settle: Settle, request: Request, *, status: WorkerStatus | None, usage: UsageRecord | None) -> Charge:
     """The charge of an attempt of ours. ``usage`` is None where the worker could not say any more."""
+    tokens = settle.tokens
     charge = Charge(
         request_id=settle.request_id,
         attempt_id=settle.attempt_id,
@@ -27,9 +28,10 @@ def charge_of(settle: Settle, request: Request, *, status: WorkerStatus | None, 
         payer=settle.payer,
         outcome=settle.outcome,
         cause=settle.cause,
-        input_tokens=settle.tokens.input_tokens,
-        cached_tokens=settle.tokens.cached_tokens,
-        output_tokens=settle.tokens.output_tokens,
+        input_tokens=tokens.input_tokens,
+        cached_tokens=tokens.cached_tokens,
+        output_tokens=tokens.output_tokens,
+        cost_nano=settle.cost_nano,
         grade=_grade(status),
         is_exact=settle.is_exact,
     )

@@ -47,6 +47,8 @@ class Charge:
     input_tokens: int
     cached_tokens: int
     output_tokens: int
+    cost_nano: int = 0
+    """Money by the rates that were pinned at admission, in 10⁻⁹ units; what the operator pays for costs nobody."""
     provisional_mj: int = 0
     provisional_gpu_us: int = 0
     grade: Grade = Grade.D
@@ -173,6 +175,7 @@ class Settlement:
             input_tokens=charge.input_tokens,
             cached_tokens=charge.cached_tokens,
             output_tokens=charge.output_tokens,
+            cost_nano=charge.cost_nano,
             outcome=charge.outcome,
         )
         totals.estimated += not charge.is_exact

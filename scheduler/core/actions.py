@@ -99,6 +99,8 @@ class Settle:
     outcome: Outcome
     cause: str
     tokens: Tokens
+    cost_nano: int = 0
+    """Money by the rates pinned at admission, in 10⁻⁹ units; what the operator pays costs nobody."""
     is_exact: bool = True
 
 

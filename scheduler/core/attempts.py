@@ -5,7 +5,7 @@ Owned and changed by ``scheduler.core.scheduler`` alone. It must never know a qu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -156,14 +156,16 @@ def tokens_of(usage: UsageRecord) -> Tokens:
 
 def settle_of(attempt: Attempt, outcome: Outcome, tokens: Tokens, *, is_exact: bool) -> Settle:
     """The one settlement of an attempt that is over."""
+    request, payer = attempt.entry.request, attempt.payer(outcome)
     return Settle(
-        request_id=attempt.entry.request.request_id,
+        request_id=request.request_id,
         attempt_id=attempt.attempt_id,
         worker_id=attempt.worker.worker_id,
-        payer=attempt.payer(outcome),
+        payer=payer,
         outcome=outcome,
         cause=attempt.cause,
         tokens=tokens,
+        cost_nano=request.rates.cost_nano(**asdict(tokens)) if payer is Payer.REQUEST else 0,
         is_exact=is_exact,
     )
 

@@ -1,7 +1,7 @@
 """What operators set and may change while everything runs: budgets, weights, zones, the shape of the queue.
 
-Made from the configuration above the core, given to ``scheduler.core.scheduler`` at its start and at each reload. It must
-never know how a rule is written in a file, nor how one is applied.
+Made from the configuration above the core, given to ``scheduler.core.scheduler`` at its start and at each reload. It
+must never know how a rule is written in a file, nor how one is applied.
 """
 
 from __future__ import annotations
@@ -39,4 +39,5 @@ class Rules:
 
     def __post_init__(self) -> None:
         assert 0 <= self.reserve_ratio < 1, self.reserve_ratio
-        assert self.ageing_s >= 0 and self.ageing_every >= 2, (self.ageing_s, self.ageing_every)
+        assert self.ageing_s >= 0, self.ageing_s
+        assert self.ageing_every >= 2, self.ageing_every

@@ -210,7 +210,7 @@ def test_a_row_that_was_handed_out_does_not_change() -> None:
     before = dataclasses.asdict(row)
     accounts.add_window("w-0", window_of(causes=(("clamped", 1), ("late_steps", 2)), meter="another"))
     tokens = accounts.tokens_of("alpha")
-    tokens.add(input_tokens=1, cached_tokens=0, output_tokens=1, outcome=Outcome.COMPLETED)
+    tokens.add(input_tokens=1, cached_tokens=0, output_tokens=1, cost_nano=5, outcome=Outcome.COMPLETED)
     assert before == dataclasses.asdict(row)
     assert 0 == tenant.attempts
 
@@ -219,7 +219,7 @@ def test_tokens_are_counted_by_outcome() -> None:
     """Aborted and failed attempts are named among all."""
     tokens = Accounts().tokens_of("alpha")
     for outcome in (Outcome.COMPLETED, Outcome.ABORTED, Outcome.FAILED, Outcome.FAILED):
-        tokens.add(input_tokens=7, cached_tokens=2, output_tokens=3, outcome=outcome)
+        tokens.add(input_tokens=7, cached_tokens=2, output_tokens=3, cost_nano=5, outcome=outcome)
     assert (4, 1, 2, 28, 8, 12) == (
         tokens.attempts, tokens.aborted, tokens.failed, tokens.input_tokens, tokens.cached_tokens, tokens.output_tokens
     )  # fmt: skip

@@ -25,6 +25,7 @@ def settle(**fields: object) -> Settle:
         "outcome": Outcome.COMPLETED,
         "cause": "",
         "tokens": Tokens(input_tokens=7, cached_tokens=2, output_tokens=3),
+        "cost_nano": 123,
         **fields,
     }
     return Settle(**values)  # type: ignore[arg-type]
@@ -44,7 +45,7 @@ def test_a_charge_says_whose_it_is_and_what_was_decided() -> None:
         charge.request_id, charge.attempt_id, charge.attempt_number, charge.tenant, charge.project, charge.key_id,
         charge.model, charge.worker_id,
     )  # fmt: skip
-    assert (7, 2, 3) == (charge.input_tokens, charge.cached_tokens, charge.output_tokens)
+    assert (7, 2, 3, 123) == (charge.input_tokens, charge.cached_tokens, charge.output_tokens, charge.cost_nano)
     assert (1.0, 1.5, 2.0, 11, 22, Grade.B) == (
         charge.started_s, charge.first_byte_s, charge.ended_s, charge.provisional_mj, charge.provisional_gpu_us,
         charge.grade,

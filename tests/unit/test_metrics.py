@@ -36,7 +36,7 @@ def energy(worker_id: str, grade: Grade = Grade.A) -> WorkerEnergy:
 def payer(tenant: str) -> TenantRow:
     return TenantRow(
         tenant=tenant, requests=1, attempts=1, aborted=0, failed=0, input_tokens=10, cached_tokens=4, output_tokens=6,
-        energy_mj=1_500, gpu_us=250_000,
+        cost_nano=7_000, energy_mj=1_500, gpu_us=250_000,
     )  # fmt: skip
 
 

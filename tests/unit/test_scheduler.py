@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scheduler.core.actions import Abort, Action, Dispatch, Finish, Payer, Reject, Settle
 from scheduler.core.admission import Limits
 from scheduler.core.queue import QueueLimits
+from scheduler.core.request import Rates
 from scheduler.core.scheduler import Scheduler
 from tests.core_words import MODEL, assert_idle, curves, kinds, of_kind, progress, request, thorough, usage, view
 from workers.types import Outcome, WorkerState
@@ -64,6 +65,18 @@ def test_a_request_is_sent_answered_settled_and_finished() -> None:
     assert ("a-1", Outcome.COMPLETED, "") == (finish.attempt_id, finish.outcome, finish.cause)
     assert not core.knows("a-1")
     assert_idle(core)
+
+
+def test_a_settlement_costs_what_the_rates_say() -> None:
+    """Of the tokens that the worker counted, at the rates of the admission; the operator's attempts cost nobody."""
+    rates = Rates(input_nano=2_000_000, cached_nano=1_000_000, output_nano=10_000_000)
+    core = a_core("w")
+    submit(core, "a", rates=rates)
+    (settle,) = of_kind(core.on_finished(usage("a-1", input_tokens=10, cached_tokens=4, output_tokens=5), 1.0), Settle)
+    assert 6 * 2 + 4 * 1 + 5 * 10 == settle.cost_nano
+    submit(core, "b", rates=rates)
+    (settle,) = of_kind(core.on_finished(usage("b-1", Outcome.FAILED, "engine_error"), 1.0), Settle)
+    assert (Payer.OPERATOR, 0) == (settle.payer, settle.cost_nano)
 
 
 def test_usage_alone_ends_an_attempt() -> None:

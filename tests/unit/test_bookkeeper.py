@@ -1,0 +1,105 @@
+"""Records are booked once each: usage to the core, postings to accounts and budgets, windows to the meter."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from scheduler.accounting.settlement import Charge, Settlement
+from scheduler.bookkeeper import Bookkeeper
+from scheduler.connection import Connection
+from scheduler.core.actions import Action, Payer
+from scheduler.core.scheduler import Scheduler
+from tests.scripted_link import posting_of, status_of, usage_of, window_of
+from workers.types import Numbered, Outcome, Record, UsageRecord
+
+CONNECTION = cast(Connection, SimpleNamespace(worker_id="w-0", status=status_of()))
+
+
+class TellingCore:
+    """Knows the attempts it is given, and keeps what it is told."""
+
+    def __init__(self, *known: str) -> None:
+        self.known = set(known)
+        self.energy: list[tuple[str, int, int]] = []
+
+    def knows(self, attempt_id: str) -> bool:
+        return attempt_id in self.known
+
+    def on_finished(self, usage: UsageRecord, now_s: float) -> list[Action]:
+        self.known.discard(usage.attempt_id)
+        return []
+
+    def on_energy(self, attempt_id: str, *, energy_mj: int, gpu_us: int) -> None:
+        self.energy.append((attempt_id, energy_mj, gpu_us))
+
+
+class Books:
+    """A bookkeeper with a core that knows some attempts; ``usages`` is what it passed on."""
+
+    def __init__(self, *known: str) -> None:
+        self.core = TellingCore(*known)
+        self.settlement = Settlement()
+        self.settlement.open_worker("w-0", incarnation="life-1")
+        self.usages: list[str] = []
+        self.keeper = Bookkeeper(
+            core=cast(Scheduler, self.core),
+            settlement=self.settlement,
+            on_usage=lambda actions, usage: self.usages.append(usage.attempt_id),
+        )
+
+    def book(self, *records: Record, first_number: int = 1) -> None:
+        numbered = [Numbered(first_number + index, record) for index, record in enumerate(records)]
+        self.keeper.book(CONNECTION, numbered, 1.0)
+
+
+def charge(attempt_id: str, **fields: Any) -> Charge:
+    return Charge(
+        request_id=attempt_id.rpartition("-")[0], attempt_id=attempt_id, tenant="alpha", model="m", worker_id="w-0",
+        outcome=Outcome.COMPLETED, input_tokens=7, cached_tokens=0, output_tokens=3, **fields,
+    )  # fmt: skip
+
+
+def test_usage_of_ours_goes_to_the_core_once() -> None:
+    """A repeated number is not booked again, whatever it holds."""
+    books = Books("a-1")
+    books.book(usage_of("a-1"))
+    books.book(usage_of("a-1"))
+    assert ["a-1"] == books.usages
+
+
+def test_usage_of_a_stranger_is_the_operators() -> None:
+    """An earlier control plane began it: executed, so charged, but to no tenant."""
+    books = Books()
+    books.book(usage_of("old-1"))
+    assert [] == books.usages
+    details = books.settlement.details("old")
+    assert details is not None
+    assert [Payer.OPERATOR] == [each.payer for each in details.charges.values()]
+
+
+def test_a_posting_reaches_accounts_and_core() -> None:
+    """What the windows put in flight becomes the tenant's; budgets learn what was measured."""
+    books = Books("a-1")
+    books.settlement.charge(charge("a-1"))
+    books.core.known.clear()
+    books.book(window_of(("a-1", 100, 10)), posting_of("a-1", 100, 10))
+    assert [("a-1", 100, 10)] == books.core.energy
+    balance = books.settlement.accounts.balance()
+    assert (100, 0, 0) == (balance.requests_mj, balance.in_flight_mj, books.settlement.num_open)
+
+
+def test_a_posting_without_a_charge_is_closed_as_well() -> None:
+    """Its charge is in another book: nothing may stay open for it here."""
+    books = Books()
+    books.book(posting_of("old-1", 0, 0))
+    assert 0 == books.settlement.num_open
+
+
+def test_a_window_that_does_not_add_up_is_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    """It changes no account, and the records behind it are booked."""
+    books = Books("a-1")
+    books.book(window_of(idle_mj=51), usage_of("a-1"))
+    assert (1, ["a-1"]) == (books.keeper.bad_windows, books.usages)
+    assert 0 == books.settlement.accounts.balance().meter_mj
+    assert "does not add up" in caplog.text
