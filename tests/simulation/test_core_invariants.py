@@ -6,11 +6,12 @@ import pytest
 
 from scheduler.core.actions import Finish, Reject
 from scheduler.simulation.checker import check
+from scheduler.simulation.draws import draw_scenario
 from scheduler.simulation.driver import simulate
-from scheduler.simulation.scenario import Fault, draw_scenario
+from scheduler.simulation.scenario import Fault
 from scheduler.simulation.trace import Decided, Event
 
-NUM_SEEDS, NUM_PER_TEST = 120, 20
+NUM_SEEDS, NUM_PER_TEST = 120, 60
 
 
 def words(trace: list[Event]) -> Counter[str]:

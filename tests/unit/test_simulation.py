@@ -8,6 +8,7 @@ import pytest
 from scheduler.core.actions import Dispatch, Finish, Payer, Reject, Rejection, Settle, Tokens
 from scheduler.core.admission import Limits
 from scheduler.simulation.checker import check
+from scheduler.simulation.draws import draw_scenario
 from scheduler.simulation.driver import NOTICE_S, Simulation, simulate
 from scheduler.simulation.scenario import (
     Arrival,
@@ -16,7 +17,6 @@ from scheduler.simulation.scenario import (
     Messages,
     Scenario,
     WorkerSetup,
-    draw_scenario,
 )
 from scheduler.simulation.trace import Decided, Ended, Event, FirstByte, Lost, Reported, Stopped, Submitted
 from scheduler.simulation.worker import Bytes, End, SimulatedWorker
