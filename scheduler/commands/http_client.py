@@ -51,7 +51,7 @@ async def _read_head(reader: asyncio.StreamReader) -> Answer:
     head = await reader.readuntil(b"\r\n\r\n")
     first, *rest = head.decode("latin-1").split("\r\n")
     parts = first.split(" ", 2)
-    if len(parts) < 2 or not parts[0].startswith("HTTP/1.") or not parts[1].isdigit():
+    if len(parts) < 2 or not parts[0].startswith("HTTP/1.") or not parts[1].isdecimal():
         raise BadAnswer(f"not an HTTP answer: {first[:80]!r}")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in rest if line)}
     return Answer(status=int(parts[1]), headers=headers)
@@ -114,8 +114,8 @@ async def fetch(
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 30.0,
 ) -> Reply:
-    """One request, the whole answer. Raises: OSError, BadAnswer, TimeoutError."""
-    body = b"" if payload is None else json.dumps(payload).encode()
+    """One request, the whole answer; a payload of bytes is sent as it is. Raises: OSError, BadAnswer, TimeoutError."""
+    body = payload if isinstance(payload, bytes) else b"" if payload is None else json.dumps(payload).encode()
     async with asyncio.timeout(timeout_s), open_request(url, method=method, body=body, headers=headers) as opened:
         answer, chunks = opened
         whole = bytearray()

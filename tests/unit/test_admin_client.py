@@ -1,0 +1,95 @@
+"""Who asks a running control plane finds it and its key, and learns in words and exit code why there is no answer."""
+
+from pathlib import Path
+
+import pytest
+
+from scheduler.commands.admin_client import DEFAULT_URL, KEY_VARIABLE, Listener, admin_listener, ask
+from scheduler.commands.exits import CommandError, ExitCode
+from tests.canned_http import Asked, Told, serving
+
+CONFIG = """
+server: {port: 0}
+admin: {port: %s}
+state_dir: state
+models: {m: {}}
+workers: [{name: w, engine: simulated, model: m}]
+tenants: [{name: t}]
+generate_keys: true
+"""
+
+
+def config(folder: Path, port: str) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(CONFIG % port)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("told", "code"),
+    [
+        (Told(status=401), ExitCode.POLICY),
+        (Told(status=403), ExitCode.POLICY),
+        (Told(status=500, body={}), ExitCode.FAILURE),
+        (Told(status=404, body={}), ExitCode.FAILURE),
+        (Told(body=[1]), ExitCode.FAILURE),
+        (Told(body=b"<html>"), ExitCode.UNAVAILABLE),
+        (None, ExitCode.UNAVAILABLE),
+    ],
+)
+def test_every_bad_answer_has_its_exit_code(told: Told | None, code: ExitCode) -> None:
+    """And no message repeats the key."""
+    with serving(lambda _: told) as url, pytest.raises(CommandError) as caught:
+        ask(Listener(url=url, key="the-key"), "/v1/jouleway/workers")
+    assert code == caught.value.code
+    assert "the-key" not in str(caught.value) + caught.value.remedy
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:99999", "http://[", "127.0.0.1:8001"])
+def test_nobody_there_is_exit_code_6(url: str) -> None:
+    """A closed port, and what is no address."""
+    with pytest.raises(CommandError) as caught:
+        ask(Listener(url=url, key="the-key"), "/v1/jouleway/workers")
+    assert ExitCode.UNAVAILABLE == caught.value.code
+    assert url in str(caught.value)
+
+
+def test_a_key_that_no_header_can_carry_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pasted with a dash that is none, or on two lines."""
+    for key in ("clé–1", "two\nlines"):
+        monkeypatch.setenv(KEY_VARIABLE, key)
+        with pytest.raises(CommandError) as caught:
+            admin_listener(None, None)
+        assert ExitCode.POLICY == caught.value.code
+        assert KEY_VARIABLE in str(caught.value)
+        assert key not in str(caught.value)
+
+
+def test_port_and_key_come_from_the_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An operator on the same machine needs no variable."""
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "admin.key").write_text("key-of-the-file\n")
+    seen: list[Asked] = []
+    with serving(lambda _: Told(body={"a": 1}), seen=seen) as url:
+        listener = admin_listener(config(tmp_path, url.rpartition(":")[2]), None)
+        assert {"a": 1} == ask(listener, "/x")
+    assert ["Bearer key-of-the-file"] == [asked.headers["authorization"] for asked in seen]
+
+
+def test_variable_and_url_go_before_the_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever says something else means it; a slash at the end of a URL is no part of it."""
+    monkeypatch.setenv(KEY_VARIABLE, " own-key ")
+    assert Listener(url=DEFAULT_URL, key="own-key") == admin_listener(None, None)
+    assert "http://10.0.0.1:5" == admin_listener(config(tmp_path, "1"), "http://10.0.0.1:5/").url
+
+
+def test_without_key_or_port_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Port 0 is known to the running process alone; a key is never guessed."""
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    path = config(tmp_path, "0")
+    with pytest.raises(CommandError, match=r"admin\.port is 0"):
+        admin_listener(path, None)
+    with pytest.raises(CommandError) as caught:
+        admin_listener(path, "http://127.0.0.1:1")
+    assert (ExitCode.POLICY, True) == (caught.value.code, KEY_VARIABLE in caught.value.remedy)
