@@ -56,7 +56,6 @@ class Bookkeeper:
 
     def _book_posting(self, worker_id: str, posting: EnergyPosting) -> None:
         self._settlement.post_energy(worker_id, posting)
-        self._core.on_energy(posting.attempt_id, energy_mj=posting.energy_mj, gpu_us=posting.gpu_us)
         if not self._core.knows(posting.attempt_id):
             # Usage comes before its posting: an earlier control plane had it, and its charge with it.
             self._settlement.give_up(posting.attempt_id)

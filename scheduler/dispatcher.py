@@ -108,6 +108,7 @@ class Dispatcher:
     ) -> None:
         self._core = scheduler
         self.settlement = settlement
+        settlement.on_settled = scheduler.on_energy
         self._on_worker_down = on_worker_down
         self._clock = clock
         self._unix_clock = unix_clock
@@ -323,7 +324,6 @@ class Dispatcher:
         if (not settle.is_exact and connection.phase is Phase.CONNECTED) or settle.cause == RENDER_FAILED:
             # Its worker lives and does not know it: no posting will come.
             self.settlement.give_up(settle.attempt_id)
-            self._core.on_energy_lost(settle.attempt_id)
 
     # -- clocks
 

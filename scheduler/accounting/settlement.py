@@ -11,6 +11,7 @@ memory of closed attempts then answers stragglers, and energy that still arrives
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from scheduler.accounting.accounts import OPERATOR, Accounts
@@ -119,6 +120,8 @@ class Settlement:
         self, accounts: Accounts | None = None, *, max_details: int = MAX_DETAILS, max_closed: int = MAX_CLOSED
     ) -> None:
         self.accounts = accounts or Accounts()
+        self.on_settled: Callable[[str, int, int], None] = lambda attempt_id, energy_mj, gpu_us: None
+        """Hears of every attempt once what it took is booked: (id, mJ, GPU-µs), after its charge and exactly once."""
         self._max_details = max_details
         self._max_closed = max_closed
         self._open: dict[str, _OpenAttempt] = {}
@@ -296,6 +299,7 @@ class Settlement:
         self._closed[attempt_id] = attempt.account
         while len(self._closed) > self._max_closed:
             self._closed.popitem(last=False)
+        self.on_settled(attempt_id, attempt.energy_mj, attempt.gpu_us)
 
     def _details_of(self, charge: Charge) -> RequestDetails:
         details = self._details.get(charge.request_id)

@@ -12,8 +12,14 @@ from typing import NamedTuple
 from scheduler.core.actions import Dispatch, Payer, Settle, Tokens
 from scheduler.core.cluster import Claim, Worker
 from scheduler.core.placement import Placement, Work
-from scheduler.core.request import Request
+from scheduler.core.request import Band, Request
 from workers.types import Outcome, Progress, UsageRecord
+
+
+MAX_PREEMPTIONS = 3
+"""Of one request: no flood of a higher band can keep it from ever ending."""
+
+PREEMPTED_CAUSE = "preempted"
 
 
 class Wait(NamedTuple):
@@ -46,6 +52,8 @@ class Entry:
     num_losses: int = 0
     num_bounces: int = 0
     """Attempts that the worker refused because it was full."""
+    num_preemptions: int = 0
+    """Attempts that had to make room for a higher band."""
     avoid: frozenset[int] = frozenset()
     """Lives of the workers where it failed."""
     cancel_reason: str = ""
@@ -108,6 +116,13 @@ class Attempt:
         return self.is_answering and not is_answered and not self.entry.cancel_reason
 
     @property
+    def is_preemptable(self) -> bool:
+        """Batch-class work of which nobody saw a byte may make room, a bounded number of times: then it stays."""
+        entry = self.entry
+        is_batch = entry.request.band == Band.FLEX and entry.num_preemptions < MAX_PREEMPTIONS
+        return is_batch and self.outcome is None and self.is_repeatable
+
+    @property
     def max_tokens(self) -> int:
         """The most it can put out."""
         return self.entry.granted_tokens * self.entry.request.num_sequences
@@ -143,10 +158,13 @@ class Attempt:
 
     def payer(self, outcome: Outcome) -> Payer:
         """The request pays what it was given, and what its own client broke off; work in vain is the operator's."""
-        if outcome in (Outcome.COMPLETED, Outcome.REFUSED) or self.has_first_byte:
+        if self.has_first_byte:
             return Payer.REQUEST
-        is_own = self.is_answering and self.entry.is_cancelled_by_client
-        return Payer.REQUEST if is_own else Payer.OPERATOR
+        if not self.is_answering:
+            return Payer.OPERATOR  # even one that completed after its request was taken from it
+        if outcome in (Outcome.COMPLETED, Outcome.REFUSED):
+            return Payer.REQUEST
+        return Payer.REQUEST if self.entry.is_cancelled_by_client else Payer.OPERATOR
 
 
 def tokens_of(usage: UsageRecord) -> Tokens:

@@ -170,11 +170,8 @@ class Scheduler:
             self._admission.observe_output(attempt.entry.request, usage.output_tokens)
         return self._close(attempt, tokens_of(usage), is_exact=True, now_s=now_s) + self._place_waiting(now_s)
 
-    def on_energy(self, attempt_id: str, *, energy_mj: int, gpu_us: int) -> None:
-        """What an attempt took was measured: budgets that hold energy for it are settled."""
-
-    def on_energy_lost(self, attempt_id: str) -> None:
-        """No measurement will come: what was held for it is free."""
+    def on_energy(self, attempt_id: str, energy_mj: int, gpu_us: int) -> None:
+        """What a settled attempt took is booked: budgets that hold energy for it are settled with it."""
 
     # -- time
 

@@ -1,4 +1,4 @@
-"""Records are booked once each: usage to the core, postings to accounts and budgets, windows to the meter."""
+"""Records are booked once each: usage to the core, postings to the accounts, windows to the meter."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,11 +17,10 @@ CONNECTION = cast(Connection, SimpleNamespace(worker_id="w-0", status=status_of(
 
 
 class TellingCore:
-    """Knows the attempts it is given, and keeps what it is told."""
+    """Knows the attempts it is given, until it is told of their end."""
 
     def __init__(self, *known: str) -> None:
         self.known = set(known)
-        self.energy: list[tuple[str, int, int]] = []
 
     def knows(self, attempt_id: str) -> bool:
         return attempt_id in self.known
@@ -29,9 +28,6 @@ class TellingCore:
     def on_finished(self, usage: UsageRecord, now_s: float) -> list[Action]:
         self.known.discard(usage.attempt_id)
         return []
-
-    def on_energy(self, attempt_id: str, *, energy_mj: int, gpu_us: int) -> None:
-        self.energy.append((attempt_id, energy_mj, gpu_us))
 
 
 class Books:
@@ -78,13 +74,11 @@ def test_usage_of_a_stranger_is_the_operators() -> None:
     assert [Payer.OPERATOR] == [each.payer for each in details.charges.values()]
 
 
-def test_a_posting_reaches_accounts_and_core() -> None:
-    """What the windows put in flight becomes the tenant's; budgets learn what was measured."""
+def test_a_posting_moves_what_is_in_flight() -> None:
+    """What the windows put in flight becomes the tenant's."""
     books = Books("a-1")
     books.settlement.charge(charge("a-1"))
-    books.core.known.clear()
     books.book(window_of(("a-1", 100, 10)), posting_of("a-1", 100, 10))
-    assert [("a-1", 100, 10)] == books.core.energy
     balance = books.settlement.accounts.balance()
     assert (100, 0, 0) == (balance.requests_mj, balance.in_flight_mj, books.settlement.num_open)
 

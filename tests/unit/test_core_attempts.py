@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from scheduler.core.actions import Payer, Tokens
 from scheduler.core.attempts import (
+    MAX_PREEMPTIONS,
     WORKER_CAUSES,
     Attempt,
     Entry,
@@ -20,6 +21,7 @@ from scheduler.core.attempts import (
 )
 from scheduler.core.cluster import Claim, Cluster
 from scheduler.core.placement import Placement
+from scheduler.core.request import Band
 from tests.core_words import progress, request, thorough, usage, view
 from workers.types import Outcome, Progress
 
@@ -136,6 +138,33 @@ def test_who_pays(attempt: Attempt, payer: Payer) -> None:
     """The request what it was given and what its client broke off, the operator what was in vain."""
     assert attempt.outcome is not None
     assert payer is attempt.payer(attempt.outcome)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.COMPLETED, Outcome.REFUSED])
+def test_what_completes_after_its_request_was_taken_from_it_is_the_operators(outcome: Outcome) -> None:
+    """An abort and a completion cross: another attempt answers, and only that one is paid."""
+    attempt = an_attempt()
+    assert Payer.REQUEST == attempt.payer(outcome)
+    attempt.entry.attempt = None
+    assert Payer.OPERATOR == attempt.payer(outcome)
+
+
+def test_batch_work_makes_room_only_while_nobody_saw_a_byte_and_not_for_ever() -> None:
+    """Whoever ends already, answers visibly, was cancelled or made room often enough stays."""
+    assert not an_attempt(band=Band.DEFAULT).is_preemptable
+    assert an_attempt(band=Band.FLEX).is_preemptable
+    for name, value in (("has_first_byte", True), ("outcome", Outcome.FAILED)):
+        attempt = an_attempt(band=Band.FLEX)
+        setattr(attempt, name, value)
+        assert not attempt.is_preemptable
+    for name, value in (
+        ("cancel_reason", "deadline_exceeded"),
+        ("num_preemptions", MAX_PREEMPTIONS),
+        ("attempt", None),
+    ):
+        attempt = an_attempt(band=Band.FLEX)
+        setattr(attempt.entry, name, value)
+        assert not attempt.is_preemptable
 
 
 # -- what becomes of the request

@@ -323,6 +323,22 @@ def test_the_last_counter_is_that_of_the_last_window() -> None:
     assert (900, None) == (settlement.last_counter_mj("w-0"), settlement.last_counter_mj("w-1"))
 
 
+@pytest.mark.parametrize("is_given_up", [False, True])
+def test_whoever_holds_energy_hears_once_what_was_booked(is_given_up: bool) -> None:
+    """With a posting or without one: the amounts of the windows, after the charge, never again."""
+    settlement, heard = opened(), []
+    settlement.on_settled = lambda *words: heard.append((*words, settlement.is_charged("a-1")))
+    settlement.window("w-0", window_of(("a-1", 40, 4)))
+    settlement.charge(charge_of("a-1"))
+    assert [] == heard
+    for _ in range(2):
+        if is_given_up:
+            settlement.give_up("a-1")
+        else:
+            settlement.post_energy("w-0", posting_of("a-1", 999, 999))
+    assert [("a-1", 40, 4, True)] == heard
+
+
 # -- bounds
 
 
