@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scheduler.commands.admin_client import admin_listener, ask
+from scheduler.commands.control_plane import admin_listener, ask
 from scheduler.commands.exits import ExitCode
 from scheduler.commands.output import print_json, print_lines, print_table
 

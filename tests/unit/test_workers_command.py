@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from scheduler.commands import workers
-from scheduler.commands.admin_client import KEY_VARIABLE
+from scheduler.commands.control_plane import ADMIN_KEY_VARIABLE
 from scheduler.commands.exits import ExitCode
 from tests.canned_http import Asked, Told, serving
 
@@ -22,7 +22,7 @@ def test_the_table_shows_state_load_meter_and_complaints(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The key travels in the header; health is said in words below the table."""
-    monkeypatch.setenv(KEY_VARIABLE, "the-key")
+    monkeypatch.setenv(ADMIN_KEY_VARIABLE, "the-key")
     seen: list[Asked] = []
     with serving(lambda _: Told(body={"workers": [WORKER]}), seen=seen) as url:
         assert ExitCode.OK == workers.run(config_path=None, url=url, as_json=False)
@@ -39,7 +39,7 @@ def test_the_table_shows_state_load_meter_and_complaints(
 
 def test_json_is_passed_on_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """One document."""
-    monkeypatch.setenv(KEY_VARIABLE, "the-key")
+    monkeypatch.setenv(ADMIN_KEY_VARIABLE, "the-key")
     with serving(lambda _: Told(body={"workers": [WORKER]})) as url:
         workers.run(config_path=None, url=url, as_json=True)
     assert {"workers": [WORKER]} == json.loads(capsys.readouterr().out)

@@ -1,23 +1,26 @@
-"""Asks the admin listener of a running control plane: where it is, with which key, and what its answers mean.
+"""A running control plane as the commands see it: where its listeners are, with which key, what its answers mean.
 
-Called by the commands that show a running control plane. It must never take a key as a flag, nor print one.
+Called by the commands that ask one. It must never take a key as a flag, nor print one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from scheduler.commands import configuration
 from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.commands.http_client import BadAnswer, Reply, fetch
 from scheduler.config import Config
 
-KEY_VARIABLE = "JOULEWAY_ADMIN_KEY"
-DEFAULT_URL = "http://127.0.0.1:8001"
+ADMIN_KEY_VARIABLE = "JOULEWAY_ADMIN_KEY"
+ADMIN_URL = "http://127.0.0.1:8001"
+KEY_VARIABLE = "JOULEWAY_API_KEY"
+SERVER_URL = "http://127.0.0.1:8000"
 TIMEOUT_S = 10.0
 
 
@@ -26,16 +29,42 @@ class Listener:
     """Where to ask, and as whom."""
 
     url: str
-    key: str
-    variable: str = KEY_VARIABLE
-    """Where the key is expected: what the remedy names."""
-    key_place: str = "admin.key_file"
+    key: str = field(repr=False)
+    remedy: str
+    """Where the right key is to be had."""
 
 
 def admin_listener(config_path: Path | None, url: str | None) -> Listener:
     """Of a configuration, a URL or both. Raises: CommandError, with the remedy."""
     config = None if config_path is None else configuration.load(config_path)
-    return Listener(url=(url or _url_of(config)).rstrip("/"), key=_key(config))
+    return Listener(
+        url=root_of(url or _admin_url(config)),
+        key=_admin_key(config),
+        remedy=f"export {ADMIN_KEY_VARIABLE} from admin.key_file",
+    )
+
+
+def tenant_listener(url: str) -> Listener:
+    """The OpenAI endpoint, asked as a tenant. Raises: CommandError, with the remedy."""
+    remedy = f"export {KEY_VARIABLE}, a key of your tenant"
+    key = _key_of(KEY_VARIABLE)
+    if not key:
+        raise CommandError("the key is not known", code=ExitCode.POLICY, remedy=remedy)
+    return Listener(url=root_of(url), key=key, remedy=remedy)
+
+
+def root_of(url: str) -> str:
+    """Without ``/v1``, which clients of OpenAI give, and slashes at its end. Raises: CommandError."""
+    try:
+        parts = urlsplit(url)
+        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise CommandError(
+            f"{url!r} is no http:// or https:// address", code=ExitCode.USAGE, remedy="give it as serve prints it"
+        )
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 async def send(listener: Listener, path: str, *, payload: object = None) -> Reply:
@@ -48,18 +77,14 @@ async def send(listener: Listener, path: str, *, payload: object = None) -> Repl
             headers={"Authorization": f"Bearer {listener.key}"},
             timeout_s=TIMEOUT_S,
         )
-    except (OSError, BadAnswer, TimeoutError, ValueError) as error:
+    except (OSError, BadAnswer, TimeoutError) as error:
         raise unreachable(listener, error) from None
 
 
 def read(listener: Listener, path: str, reply: Reply) -> dict[str, Any]:
     """The JSON object of a good answer. Raises: CommandError with its exit code."""
     if reply.status in (401, 403):
-        raise CommandError(
-            f"{listener.url} refuses the key",
-            code=ExitCode.POLICY,
-            remedy=f"export {listener.variable} from {listener.key_place}",
-        )
+        raise CommandError(f"{listener.url} refuses the key", code=ExitCode.POLICY, remedy=listener.remedy)
     try:
         value = reply.json()
     except BadAnswer as error:
@@ -74,18 +99,6 @@ def ask(listener: Listener, path: str) -> dict[str, Any]:
     return read(listener, path, asyncio.run(send(listener, path)))
 
 
-def key_of(variable: str) -> str:
-    """The key in an environment variable, empty where there is none. Raises: CommandError where it can be no key."""
-    key = os.environ.get(variable, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise CommandError(
-            f"what {variable} holds is no key: it has characters that no header can carry",
-            code=ExitCode.POLICY,
-            remedy="copy the key once more, as one line",
-        )
-    return key
-
-
 def unreachable(listener: Listener, error: Exception) -> CommandError:
     """Nobody answers there, or not what we asked for."""
     return CommandError(
@@ -95,9 +108,9 @@ def unreachable(listener: Listener, error: Exception) -> CommandError:
     )
 
 
-def _url_of(config: Config | None) -> str:
+def _admin_url(config: Config | None) -> str:
     if config is None:
-        return DEFAULT_URL
+        return ADMIN_URL
     if config.admin.port == 0:
         raise CommandError(
             "admin.port is 0: any free one was taken", code=ExitCode.USAGE, remedy="give --url as serve prints it"
@@ -106,9 +119,9 @@ def _url_of(config: Config | None) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{config.admin.port}"
 
 
-def _key(config: Config | None) -> str:
+def _admin_key(config: Config | None) -> str:
     """From the environment, else from the key's file where this user may read it."""
-    key = key_of(KEY_VARIABLE)
+    key = _key_of(ADMIN_KEY_VARIABLE)
     if key:
         return key
     if config is not None:
@@ -119,5 +132,17 @@ def _key(config: Config | None) -> str:
     raise CommandError(
         "the admin key is not known",
         code=ExitCode.POLICY,
-        remedy=f"export {KEY_VARIABLE}, or give --config and run as the user who may read admin.key_file",
+        remedy=f"export {ADMIN_KEY_VARIABLE}, or give --config and run as the user who may read admin.key_file",
     )
+
+
+def _key_of(variable: str) -> str:
+    """The key in an environment variable, empty where there is none. Raises: CommandError where it can be no key."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise CommandError(
+            f"what {variable} holds is no key: it has characters that no header can carry",
+            code=ExitCode.POLICY,
+            remedy="copy the key once more, as one line",
+        )
+    return key

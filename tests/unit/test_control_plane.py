@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.commands.admin_client import DEFAULT_URL, KEY_VARIABLE, Listener, admin_listener, ask
+from scheduler.commands.control_plane import (
+    ADMIN_KEY_VARIABLE,
+    ADMIN_URL,
+    KEY_VARIABLE,
+    Listener,
+    admin_listener,
+    ask,
+    root_of,
+    tenant_listener,
+)
 from scheduler.commands.exits import CommandError, ExitCode
 from tests.canned_http import Asked, Told, serving
 
@@ -40,34 +49,57 @@ def config(folder: Path, port: str) -> Path:
 def test_every_bad_answer_has_its_exit_code(told: Told | None, code: ExitCode) -> None:
     """And no message repeats the key."""
     with serving(lambda _: told) as url, pytest.raises(CommandError) as caught:
-        ask(Listener(url=url, key="the-key"), "/v1/jouleway/workers")
+        ask(Listener(url=url, key="the-key", remedy="ask"), "/v1/jouleway/workers")
     assert code == caught.value.code
     assert "the-key" not in str(caught.value) + caught.value.remedy
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:99999", "http://[", "127.0.0.1:8001"])
-def test_nobody_there_is_exit_code_6(url: str) -> None:
-    """A closed port, and what is no address."""
+def test_nobody_there_is_exit_code_6() -> None:
+    """A closed port."""
     with pytest.raises(CommandError) as caught:
-        ask(Listener(url=url, key="the-key"), "/v1/jouleway/workers")
+        ask(Listener(url="http://127.0.0.1:1", key="the-key", remedy="ask"), "/v1/jouleway/workers")
     assert ExitCode.UNAVAILABLE == caught.value.code
-    assert url in str(caught.value)
+    assert "http://127.0.0.1:1" in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://[", "127.0.0.1:8001", "ftp://h", "http://h:0", ""])
+def test_what_is_no_address_is_exit_code_2(url: str) -> None:
+    """Before anything is sent."""
+    with pytest.raises(CommandError) as caught:
+        root_of(url)
+    assert ExitCode.USAGE == caught.value.code
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "//"])
+def test_an_address_is_taken_as_clients_write_it(end: str) -> None:
+    """OpenAI's clients want ``/v1`` at the end of theirs."""
+    assert "https://h:1/under" == root_of("https://h:1/under" + end)
+
+
+def test_a_tenants_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nowhere else."""
+    monkeypatch.setenv(KEY_VARIABLE, "k")
+    assert ("http://h:1", "k") == (tenant_listener("http://h:1/v1").url, tenant_listener("http://h:1").key)
+    monkeypatch.delenv(KEY_VARIABLE)
+    with pytest.raises(CommandError) as caught:
+        tenant_listener("http://h:1")
+    assert (ExitCode.POLICY, True) == (caught.value.code, KEY_VARIABLE in caught.value.remedy)
 
 
 def test_a_key_that_no_header_can_carry_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pasted with a dash that is none, or on two lines."""
     for key in ("clé–1", "two\nlines"):
-        monkeypatch.setenv(KEY_VARIABLE, key)
+        monkeypatch.setenv(ADMIN_KEY_VARIABLE, key)
         with pytest.raises(CommandError) as caught:
             admin_listener(None, None)
         assert ExitCode.POLICY == caught.value.code
-        assert KEY_VARIABLE in str(caught.value)
+        assert ADMIN_KEY_VARIABLE in str(caught.value)
         assert key not in str(caught.value)
 
 
 def test_port_and_key_come_from_the_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An operator on the same machine needs no variable."""
-    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(ADMIN_KEY_VARIABLE, raising=False)
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "admin.key").write_text("key-of-the-file\n")
     seen: list[Asked] = []
@@ -79,17 +111,17 @@ def test_port_and_key_come_from_the_configuration(monkeypatch: pytest.MonkeyPatc
 
 def test_variable_and_url_go_before_the_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whoever says something else means it; a slash at the end of a URL is no part of it."""
-    monkeypatch.setenv(KEY_VARIABLE, " own-key ")
-    assert Listener(url=DEFAULT_URL, key="own-key") == admin_listener(None, None)
+    monkeypatch.setenv(ADMIN_KEY_VARIABLE, " own-key ")
+    assert (ADMIN_URL, "own-key") == (admin_listener(None, None).url, admin_listener(None, None).key)
     assert "http://10.0.0.1:5" == admin_listener(config(tmp_path, "1"), "http://10.0.0.1:5/").url
 
 
 def test_without_key_or_port_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Port 0 is known to the running process alone; a key is never guessed."""
-    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(ADMIN_KEY_VARIABLE, raising=False)
     path = config(tmp_path, "0")
     with pytest.raises(CommandError, match=r"admin\.port is 0"):
         admin_listener(path, None)
     with pytest.raises(CommandError) as caught:
         admin_listener(path, "http://127.0.0.1:1")
-    assert (ExitCode.POLICY, True) == (caught.value.code, KEY_VARIABLE in caught.value.remedy)
+    assert (ExitCode.POLICY, True) == (caught.value.code, ADMIN_KEY_VARIABLE in caught.value.remedy)
