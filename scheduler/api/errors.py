@@ -5,6 +5,8 @@ Called by every file of ``scheduler.api``. It must never know a request's body.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 MAX_MESSAGE_CHARS = 1000
@@ -33,8 +35,11 @@ class ApiError(Exception):
         param: str | None = None,
         retry_after_s: int | None = None,
         should_retry: bool | None = None,
+        kind: str | None = None,
+        budget: dict[str, object] | None = None,
         headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
+        """``kind``: OpenAI's ``type`` where it is not that of the status. ``budget``: what refused, as figures."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -42,11 +47,23 @@ class ApiError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
         self.should_retry = should_retry
+        self.kind = kind
+        self.budget = budget
         self.headers = headers
 
     def body(self) -> bytes:
         """The JSON."""
-        return error_body(self.status, self.message, code=self.code, param=self.param)
+        return _bounded(self.message, self._object)
+
+    def event(self) -> bytes:
+        """The same inside a stream that has begun: openai-python raises APIError on it."""
+        return b"data: " + self.body() + b"\n\n"
+
+    def _object(self, message: str) -> dict[str, object]:
+        fields = error_object(self.status, message, code=self.code, param=self.param, kind=self.kind)
+        if self.budget is not None:
+            fields["error"]["budget"] = self.budget
+        return fields
 
     def header_list(self) -> list[tuple[bytes, bytes]]:
         """What the status needs beside the body."""
@@ -63,13 +80,15 @@ def kind_of(status: int) -> str:
     return SERVER if status >= 500 else KIND_BY_STATUS.get(status, INVALID)
 
 
-def error_object(status: int, message: str, *, code: str | None, param: str | None = None) -> dict[str, object]:
+def error_object(
+    status: int, message: str, *, code: str | None, param: str | None = None, kind: str | None = None
+) -> dict[str, dict[str, object]]:
     """``{"error": {...}}`` as a value."""
     shortened = message if len(message) <= MAX_MESSAGE_CHARS else message[: MAX_MESSAGE_CHARS - 1] + "…"
     return {
         "error": {
             "message": shortened,
-            "type": kind_of(status),
+            "type": kind or kind_of(status),
             "param": None if param is None else param[:MAX_WORD_CHARS],
             "code": None if code is None else code[:MAX_WORD_CHARS],
         }
@@ -78,17 +97,14 @@ def error_object(status: int, message: str, *, code: str | None, param: str | No
 
 def error_body(status: int, message: str, *, code: str | None, param: str | None = None) -> bytes:
     """The JSON of an error."""
-    body = msgspec.json.encode(error_object(status, message, code=code, param=param))
+    return _bounded(message, lambda text: error_object(status, text, code=code, param=param))
+
+
+def _bounded(message: str, fields_of: Callable[[str], object]) -> bytes:
+    body = msgspec.json.encode(fields_of(message))
     if len(body) > MAX_BODY_BYTES:  # escapes take up to six bytes a character
-        body = msgspec.json.encode(
-            error_object(status, f"{message[: MAX_MESSAGE_CHARS // 3]}…", code=code, param=param)
-        )
+        body = msgspec.json.encode(fields_of(f"{message[: MAX_MESSAGE_CHARS // 3]}…"))
     return body
-
-
-def error_event(status: int, message: str, *, code: str | None) -> bytes:
-    """The same inside a stream that has begun: openai-python raises APIError on it."""
-    return b"data: " + error_body(status, message, code=code) + b"\n\n"
 
 
 class _EngineError(msgspec.Struct):

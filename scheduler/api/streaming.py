@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 
 from scheduler.accounting.settlement import Charge
-from scheduler.api.errors import ApiError, engine_error_body, error_event
+from scheduler.api.errors import ApiError, engine_error_body
 from scheduler.api.exchange import JSON, Exchange, Header, Message, Send
 from scheduler.streams import Body, End, Head, Stream
 from workers.types import Outcome
@@ -196,7 +196,7 @@ class EventStream:
         error = self._failure(end)
         if not self._exchange.is_begun:
             raise error
-        await self._exchange.write(error_event(error.status, error.message, code=error.code), more=False)
+        await self._exchange.write(error.event(), more=False)
 
     async def _begin(self, content_type: bytes) -> None:
         await self._exchange.start(200, [(b"content-type", content_type), *STREAM_HEADERS])

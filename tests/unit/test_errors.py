@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.api.errors import ApiError, engine_error_body, error_body, error_event, error_object, kind_of
+from scheduler.api.errors import ApiError, engine_error_body, error_body, error_object, kind_of
 
 
 def error_of(body: bytes) -> dict[str, Any]:
@@ -58,10 +58,28 @@ def test_headers_say_when_to_come_back() -> None:
 
 def test_an_error_event_is_one_event() -> None:
     """openai-python raises APIError on it."""
-    event = error_event(503, "Lost.", code="worker_lost")
+    event = ApiError(503, "Lost.", code="worker_lost").event()
     assert event.startswith(b"data: {")
     assert 1 == event.count(b"\n\n")
     assert "worker_lost" == error_of(event.removeprefix(b"data: ").strip())["code"]
+
+
+def test_a_budget_that_refused_stands_in_the_error() -> None:
+    """As figures, inside the object that clients hand on; the type may be narrower than the status."""
+    budget = {"level": "tenant acme", "limit": 10, "left": 3}
+    error = ApiError(429, "Spent.", code="insufficient_quota", kind="insufficient_quota", budget=dict(budget))
+    found = json.loads(error.body())["error"]
+    assert budget == found.pop("budget")
+    expected = {"message": "Spent.", "type": "insufficient_quota", "param": None, "code": "insufficient_quota"}
+    assert expected == found
+    assert b"data: %b\n\n" % error.body() == error.event()
+
+
+def test_an_error_with_a_budget_is_bounded_too() -> None:
+    """The message gives way, the figures stay."""
+    error = ApiError(429, "\x00" * 5000, code="insufficient_quota", budget={"level": "task " + "x" * 300})
+    assert len(error.body()) <= 4096
+    assert "task " + "x" * 300 == json.loads(error.body())["error"]["budget"]["level"]
 
 
 # -- what an engine says
