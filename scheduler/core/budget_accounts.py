@@ -171,7 +171,7 @@ class Account:
             parts = self._slots[slot] = [0, 0]
         parts[0] += used
         parts[1] += held
-        assert parts[0] >= 0 and parts[1] >= 0, (self.level, self.measure, parts)
+        assert min(parts) >= 0, (self.level, self.measure, parts)
         self.used += used
         self.held += held
 
@@ -210,3 +210,17 @@ class Account:
     def _end_us(self) -> int:
         end_us = self.window.start_us(self.slot + 1)
         return NEVER_US if end_us is None else end_us
+
+
+def renewed(level: Level, known: tuple[Account, ...], budgets: tuple[Budget, ...]) -> tuple[Account, ...]:
+    """The accounts of a level after its budgets changed: one of the same measure and window keeps what it counted."""
+    kept = {(account.measure, account.window): account for account in known}
+    accounts = []
+    for budget in budgets:
+        account = kept.get((budget.measure, budget.window or _FOREVER))
+        if account is None:
+            account = Account(level, budget, 0)
+        account.change_limit(budget)
+        accounts.append(account)
+    assert len({id(account) for account in accounts}) == len(accounts), f"{level} has two budgets of one kind"
+    return tuple(accounts)

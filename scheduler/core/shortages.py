@@ -77,8 +77,8 @@ def too_many_tasks(level_name: str, most: int) -> Rejection:
         status=429,
         retry_after_s=TASKS_RETRY_AFTER_S,
         message=(
-            f"{level_name!r} would be one more than the {most} tasks that this tenant may have at a time; the totals of "
-            "the others still count. Use a task that exists, or none, or wait until the window of one is over."
+            f"{level_name!r} would be one more than the {most} tasks that this tenant may have at a time; the totals "
+            "of the others still count. Use a task that exists, or none, or wait until the window of one is over."
         ),
     )
 

@@ -1,0 +1,384 @@
+"""Budgets of tenants, projects, keys and tasks: one hold over all of them or none, settled by what was really used.
+
+Called by ``scheduler.core.scheduler``. It must never know a worker, a queue or a clock: the moment that decides the
+windows is the request's own arrival.
+
+``hold`` takes the worst case from every budget above a request, at once. ``trim`` gives back what the prompt turned out
+not to need, ``charge`` turns the hold of tokens and money into use, ``end`` gives back the rest. Energy, GPU-time and
+carbon are measured later: their hold stays until ``post`` or ``drop_energy``. No more than was held is ever taken from
+a budget; what an attempt took beyond it is counted as excess, and the operator's.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from scheduler.core.actions import Rejection, Tokens
+from scheduler.core.budget_accounts import (
+    CONCURRENCY,
+    ENERGY,
+    NUM_PARTS,
+    REQUESTS,
+    Account,
+    Amounts,
+    Budget,
+    BudgetState,
+    Level,
+    Measure,
+    Vector,
+    renewed,
+)
+from scheduler.core.budget_tasks import TaskAccounts
+from scheduler.core.budget_windows import SECOND_US
+from scheduler.core.energy_bounds import EnergyBound
+from scheduler.core.request import Request
+from scheduler.core.shortages import Short, refusal, too_many_tasks
+
+MAX_TASKS_PER_TENANT = 10_000
+ENERGY_PARTS = range(Amounts._fields.index("energy_mj"), Amounts._fields.index("carbon_ug") + 1)
+PART_NAMES = (*Amounts._fields, "requests", "concurrency")
+
+Bound = Callable[[int, int], EnergyBound]
+"""Energy of so many prompt tokens and output tokens of each sequence, at most; more tokens never take less."""
+
+
+class Granted(NamedTuple):
+    """Every budget above the request covers it."""
+
+    output_tokens: int
+    """Of one sequence: what ``max_tokens`` is capped to."""
+
+
+@dataclass(slots=True)
+class Excess:
+    """What attempts took beyond their holds, by part. Of tokens and money there is none unless an engine lies."""
+
+    num_posted: int = 0
+    """Attempts whose energy was measured and had been held."""
+    times: dict[str, int] = field(default_factory=dict)
+    amounts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, part: str, amount: int) -> None:
+        """Nothing where the hold sufficed."""
+        if amount > 0:
+            self.times[part] = self.times.get(part, 0) + 1
+            self.amounts[part] = self.amounts.get(part, 0) + amount
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Hold:
+    """What one request holds of the budgets above it."""
+
+    request: Request
+    bound: Bound | None
+    """None where no budget of energy is above it."""
+    places: tuple[tuple[Account, int], ...]
+    """Accounts, each with the slot that the request belongs to."""
+    prompt_tokens: int
+    output_tokens: int
+    """Of one sequence."""
+    first: Vector
+    """As it was granted."""
+    held: Vector
+    used: Vector
+    charged: list[str] = field(default_factory=list)
+    """Attempts; as many as a request is tried."""
+    num_unposted: int = 0
+    is_over: bool = False
+
+
+class Budgets:
+    """All budgets and all holds. One per core; not thread-safe, for nothing in it waits."""
+
+    def __init__(
+        self,
+        budgets: Mapping[Level, tuple[Budget, ...]] | None = None,
+        task_budgets: Mapping[str, tuple[Budget, ...]] | None = None,
+        *,
+        max_tasks_per_tenant: int = MAX_TASKS_PER_TENANT,
+    ) -> None:
+        """``task_budgets``, by tenant, are what each of its tasks gets."""
+        self.excess = Excess()
+        self._accounts: dict[tuple[str, str], tuple[Account, ...]] = {}
+        self._tasks = TaskAccounts(task_budgets or {}, max_tasks_per_tenant=max_tasks_per_tenant)
+        self._holds: dict[str, _Hold] = {}
+        self._unposted: dict[str, _Hold] = {}
+        """By attempt: charged, and its energy neither measured nor given up."""
+        self._set(budgets or {})
+
+    def reload(
+        self, budgets: Mapping[Level, tuple[Budget, ...]], task_budgets: Mapping[str, tuple[Budget, ...]]
+    ) -> None:
+        """Other limits from now on. What was used and held stays so; a budget of a new kind counts from now on."""
+        self._set(budgets)
+        self._tasks.reload(task_budgets)
+
+    # -- a request's life
+
+    def check(self, request: Request, *, prompt_tokens: int, bound: Bound) -> Granted | Rejection:
+        """What ``hold`` would answer now; nothing is held."""
+        answer = self._examine(request, prompt_tokens, bound)
+        return Granted(answer.output_tokens) if isinstance(answer, _Hold) else answer
+
+    def hold(self, request: Request, *, prompt_tokens: int, bound: Bound) -> Granted | Rejection:
+        """Takes the worst case from every budget above the request, or nothing from any.
+
+        The output is capped to what all of them cover, at least a token of each sequence (none where none is asked
+        for). A refusal names the budget that stays in the way longest.
+        """
+        answer = self._examine(request, prompt_tokens, bound)
+        if not isinstance(answer, _Hold):
+            return answer
+        assert request.request_id not in self._holds, f"{request.request_id} holds already"
+        self._holds[request.request_id] = answer
+        for account, slot in answer.places:
+            account.add(slot, held=account.read(answer.held))
+        if tasks := tuple(account for account, _ in answer.places if account.level.kind == "task"):
+            self._tasks.keep(request.tenant, request.task, tasks)
+        return Granted(answer.output_tokens)
+
+    def trim(self, request_id: str, prompt_tokens: int) -> None:
+        """An engine counted the prompt: what the bound held beyond it comes back.
+
+        Only of a request with one sequence: with more of them nobody knows yet what each prompt has.
+        """
+        hold = self._holds.get(request_id)
+        if hold is None or hold.is_over or hold.charged or hold.request.num_sequences != 1:
+            return
+        if prompt_tokens >= hold.prompt_tokens:
+            return
+        hold.prompt_tokens = prompt_tokens
+        needed = _needed(hold.request, prompt_tokens, hold.output_tokens, hold.bound)
+        self._move(hold, [max(held - need, 0) for held, need in zip(hold.held, needed, strict=True)])
+
+    def charge(self, request_id: str, attempt_id: str, tokens: Tokens, money_nano: int) -> None:
+        """An attempt that the request pays for was settled: its hold becomes use. A second time changes nothing."""
+        hold = self._holds.get(request_id)
+        if hold is None or attempt_id in hold.charged:
+            return
+        amounts = [0] * NUM_PARTS
+        amounts[:4] = tokens.input_tokens, tokens.cached_tokens, tokens.output_tokens, money_nano
+        amounts[REQUESTS] = 0 if hold.charged else 1
+        hold.charged.append(attempt_id)
+        self._use(hold, amounts)
+        if hold.bound is not None:
+            hold.num_unposted += 1
+            self._unposted[attempt_id] = hold
+
+    def end(self, request_id: str) -> None:
+        """The request is over: what it did not use comes back, energy as soon as all of it is measured or given up.
+
+        A request that nothing was charged for does not count as one.
+        """
+        hold = self._holds.get(request_id)
+        if hold is None:
+            return
+        hold.is_over = True
+        release = hold.held.copy()
+        for part in ENERGY_PARTS:
+            release[part] = 0
+        self._move(hold, release)
+        self._close(hold)
+
+    def post(self, attempt_id: str, amounts: EnergyBound) -> EnergyBound:
+        """What a charged attempt took was measured; returns what it took beyond the hold, which the operator pays.
+
+        Nothing happens for an attempt that was never charged, was posted before, or has no budget of energy above it.
+        """
+        hold = self._unposted.pop(attempt_id, None)
+        if hold is None:
+            return EnergyBound()
+        self.excess.num_posted += 1
+        parts = [0] * NUM_PARTS
+        parts[ENERGY_PARTS.start : ENERGY_PARTS.stop] = amounts
+        excess = self._use(hold, parts)
+        self._posted(hold)
+        return EnergyBound(*(excess[part] for part in ENERGY_PARTS))
+
+    def drop_energy(self, attempt_id: str) -> None:
+        """No measurement of this attempt will come: what is held for it comes back."""
+        hold = self._unposted.pop(attempt_id, None)
+        if hold is not None:
+            self._posted(hold)
+
+    # -- what others read
+
+    def states(self, request: Request) -> list[BudgetState]:
+        """How every budget above the request stands at its arrival, from the tenant down."""
+        at_us = _at_us(request.arrival_unix_s)
+        return [account.state(at_us) for account in self._above(request, at_us)]
+
+    def near_limit(self, at_unix_s: float, *, ratio: float = 0.8, most: int = 100) -> list[BudgetState]:
+        """Budgets of which at least this part is used or held, the fullest first."""
+        at_us = _at_us(at_unix_s)
+        states = [account.state(at_us) for account in self._all() if account.used or account.held]
+        full = [state for state in states if 0 < state.used + state.held >= ratio * state.limit]
+        full.sort(key=lambda state: (-(state.used + state.held) / max(state.limit, 1), state.level, state.measure))
+        return full[:most]
+
+    def held_total(self) -> dict[Measure, int]:
+        """What all accounts hold; 0 each when nothing runs and all energy is posted."""
+        totals = dict.fromkeys(Measure, 0)
+        for account in self._all():
+            totals[account.measure] += account.held
+        return totals
+
+    def held_by(self, request_id: str) -> list[dict[str, str | int]]:
+        """What the request held at its admission and used so far, by budget; empty where it is not known (any more).
+
+        Plain values: whoever wants to tell them after its end keeps them.
+        """
+        hold = self._holds.get(request_id)
+        if hold is None:
+            return []
+        return [
+            {
+                "level": str(account.level),
+                "measure": account.measure.value,
+                "window": "" if account.budget.window is None else str(account.budget.window),
+                "limit": account.limit,
+                "held": account.read(hold.first),
+                "settled": account.read(hold.used),
+            }
+            for account, _ in hold.places
+        ]
+
+    @property
+    def num_holds(self) -> int:
+        """Requests that hold something, or wait for a measurement of their energy."""
+        return len(self._holds)
+
+    # -- inside
+
+    def _set(self, budgets: Mapping[Level, tuple[Budget, ...]]) -> None:
+        known = self._accounts
+        self._accounts = {
+            level: renewed(level, known.get(level, ()), of_level) for level, of_level in budgets.items() if of_level
+        }
+
+    def _all(self) -> Iterator[Account]:
+        for accounts in self._accounts.values():
+            yield from accounts
+        yield from self._tasks.accounts()
+
+    def _above(self, request: Request, at_us: int) -> tuple[Account, ...]:
+        """Accounts of the request's tenant, project, key and task."""
+        get = self._accounts.get
+        accounts = get(("tenant", request.tenant), ())
+        if request.project:
+            accounts += get(("project", f"{request.tenant}/{request.project}"), ())
+        accounts += get(("key", request.key_id), ())
+        return accounts + self._tasks.of(request.tenant, request.task, at_us) if request.task else accounts
+
+    def _examine(self, request: Request, prompt_tokens: int, bound: Bound) -> _Hold | Granted | Rejection:
+        """The hold as it would be, not yet taken; Granted where no budget is above the request."""
+        at_us = _at_us(request.arrival_unix_s)
+        accounts = () if request.is_counting else self._above(request, at_us)
+        if not accounts:
+            return Granted(request.max_output_tokens)
+        for account in accounts:
+            account.advance(at_us)
+        if not self._tasks.has_room(request.tenant, request.task, at_us):
+            return too_many_tasks(f"{request.tenant}/{request.task}", self._tasks.most)
+        energy = bound if any(account.measure in ENERGY for account in accounts) else None
+        least, most = min(request.max_output_tokens, 1), request.max_output_tokens
+
+        def covers(tokens: int) -> bool:
+            needed = _needed(request, prompt_tokens, tokens, energy)
+            return all(account.read(needed) <= account.left for account in accounts)
+
+        granted = most if covers(most) else _most_that(covers, least, most)
+        if granted is None:
+            shorts = _shorts(request, prompt_tokens, least, energy, accounts)
+            return refusal(shorts, at_us)
+        needed = _needed(request, prompt_tokens, granted, energy)
+        return _Hold(
+            request=request,
+            bound=energy,
+            places=tuple((account, account.slot) for account in accounts),
+            prompt_tokens=prompt_tokens,
+            output_tokens=granted,
+            first=needed,
+            held=needed.copy(),
+            used=[0] * NUM_PARTS,
+        )
+
+    def _use(self, hold: _Hold, amounts: Vector) -> Vector:
+        """Turns so much of the hold into use, as far as it goes; returns what it was short of."""
+        taken = [min(amount, held) for amount, held in zip(amounts, hold.held, strict=True)]
+        excess = [amount - took for amount, took in zip(amounts, taken, strict=True)]
+        for name, amount in zip(PART_NAMES, excess, strict=True):
+            self.excess.add(name, amount)
+        self._move(hold, taken, taken)
+        return excess
+
+    def _move(self, hold: _Hold, release: Vector, use: Vector | None = None) -> None:
+        """The only change of a hold: gives back, and uses, in every account of it."""
+        for account, slot in hold.places:
+            held, used = account.read(release), 0 if use is None else account.read(use)
+            if held or used:
+                account.add(slot, used=used, held=-held)
+        for part, amount in enumerate(release):
+            hold.held[part] -= amount
+            if use is not None:
+                hold.used[part] += use[part]
+
+    def _posted(self, hold: _Hold) -> None:
+        hold.num_unposted -= 1
+        self._close(hold)
+
+    def _close(self, hold: _Hold) -> None:
+        """Forgets a hold of which nothing can come any more."""
+        if hold.is_over and not hold.num_unposted:
+            self._move(hold, hold.held.copy())
+            del self._holds[hold.request.request_id]
+
+
+def _at_us(unix_s: float) -> int:
+    return int(unix_s * SECOND_US)
+
+
+def _needed(request: Request, prompt_tokens: int, output_tokens: int, bound: Bound | None) -> Vector:
+    """The worst case; ``output_tokens`` of one sequence. Any part of the prompt may come from a cache or may not."""
+    all_output_tokens = output_tokens * request.num_sequences
+    rates = request.rates
+    dearest = rates._replace(input_nano=max(rates.input_nano, rates.cached_nano))
+    energy = EnergyBound() if bound is None else bound(prompt_tokens, output_tokens)
+    needed = [0] * NUM_PARTS
+    needed[:4] = (
+        prompt_tokens,
+        prompt_tokens,
+        all_output_tokens,
+        dearest.cost_nano(input_tokens=prompt_tokens, cached_tokens=0, output_tokens=all_output_tokens),
+    )
+    needed[ENERGY_PARTS.start : ENERGY_PARTS.stop] = energy
+    needed[REQUESTS] = needed[CONCURRENCY] = 1
+    return needed
+
+
+def _shorts(
+    request: Request, prompt_tokens: int, output_tokens: int, bound: Bound | None, accounts: tuple[Account, ...]
+) -> list[Short]:
+    """Accounts that do not cover the least that the request may get."""
+    needed = _needed(request, prompt_tokens, output_tokens, bound)
+    shorts = []
+    for account in accounts:
+        read, left = account.read, account.left
+        if read(needed) > left:
+            fits = _most_that(
+                lambda tokens: read(_needed(request, tokens, output_tokens, bound)) <= left,  # noqa: B023
+                1,
+                prompt_tokens,
+            )
+            shorts.append(Short(account, read(needed), fits))
+    return shorts
+
+
+def _most_that(fits: Callable[[int], bool], least: int, most: int) -> int | None:
+    """The largest number from ``least`` to ``most`` that fits, where smaller ones fit better; None where none does."""
+    if least > most or not fits(least):
+        return None
+    return least + bisect_left(range(least + 1, most + 1), True, key=lambda number: not fits(number))
