@@ -1,0 +1,98 @@
+"""A body and its headers become a request of the core: checked, bounded, priced, and hashed where a cache may know it.
+
+Called by ``scheduler.api.openai`` and ``scheduler.api.what_if``. It must never know a worker or a budget, and it keeps
+nothing of a body.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from scheduler.api import request_headers
+from scheduler.api.access import Caller
+from scheduler.api.errors import ApiError
+from scheduler.api.limits import RelayLimits, ServedModel
+from scheduler.api.prefix import prefix_blocks
+from scheduler.api.request_headers import Headers, Wishes
+from scheduler.api.schemas import Ask, parse
+from scheduler.core.request import Band, Request
+
+MODEL_MISSING = "This model does not exist here: see /v1/models."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """What may be submitted."""
+
+    request: Request
+    ask: Ask
+    wishes: Wishes
+    salt: bytes
+    """Of the tenant's prefix caches."""
+
+
+class Intake:
+    """Checks what can be told without a budget, a queue or an engine."""
+
+    def __init__(
+        self,
+        *,
+        models: Mapping[str, ServedModel],
+        limits: RelayLimits,
+        salt_key: bytes,
+        zones: frozenset[str] | None = None,
+        unix_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``zones``: every configured zone; None = not known here."""
+        self._models = models
+        self._limits = limits
+        self._salt_key = salt_key
+        self._zones = zones
+        self._unix_clock = unix_clock
+        self._salts: dict[str, bytes] = {}
+
+    def admit(
+        self, path: str, headers: Headers, body: bytes, *, caller: Caller, arrival_s: float, request_id: str
+    ) -> Admitted:
+        """Raises: ApiError 400, 403, 404."""
+        limits = self._limits
+        wishes = request_headers.read(headers, caller, known_zones=self._zones)
+        ask = parse(path, body, max_output_tokens=limits.max_output_tokens)
+        model = self._models.get(ask.model)
+        if model is None:
+            raise ApiError(404, MODEL_MISSING, code="model_not_found", param="model")
+        salt = self.salt_of(caller.tenant)
+        request = Request(
+            request_id=request_id,
+            tenant=caller.tenant,
+            project=caller.project,
+            key_id=caller.key_id,
+            model=model.name,
+            band=max(Band.of_service_tier(ask.service_tier), caller.best_band),
+            prompt_tokens_bound=ask.prompt_tokens_bound(model.expansion),
+            max_output_tokens=ask.max_output_tokens or model.default_output_tokens,
+            num_sequences=ask.num_sequences,
+            arrival_s=arrival_s,
+            arrival_unix_s=self._unix_clock(),
+            deadline_s=arrival_s + min(limits.request_timeout_s, wishes.deadline_s or limits.request_timeout_s),
+            body_bytes=len(ask.body),
+            task=wishes.task,
+            data_class=wishes.data_class,
+            zones=wishes.zones,
+            rates=model.rates,
+            slo=model.slo,
+            prefix_blocks=prefix_blocks(ask.body, salt=salt),
+        )
+        return Admitted(request=request, ask=ask, wishes=wishes, salt=salt)
+
+    def salt_of(self, tenant: str) -> bytes:
+        """Keeps tenants' prefix caches apart (design §8): nobody can learn from timing what another one asked."""
+        salt = self._salts.get(tenant)
+        if salt is None:
+            salt = hmac.new(self._salt_key, tenant.encode(), hashlib.sha256).hexdigest()[:32].encode()
+            self._salts[tenant] = salt  # as many as there are configured tenants
+        return salt

@@ -1,0 +1,136 @@
+"""A body and its headers become a request: what the key allows at most, what the model's figures say, no text."""
+
+import json
+from typing import Any
+
+import pytest
+
+from scheduler.api.access import Caller
+from scheduler.api.errors import ApiError
+from scheduler.api.intake import MODEL_MISSING, Admitted, Intake
+from scheduler.api.limits import RelayLimits, ServedModel
+from scheduler.core.request import Band, DataClass, Rates, Slo
+
+CHAT = "/v1/chat/completions"
+HELLO = {"model": "m", "messages": [{"role": "user", "content": "CANARY hello"}]}
+RATES, SLO = Rates(1, 2, 3), Slo(ttft_s=9.0)
+
+
+def intake(zones: frozenset[str] | None = None, **limits: Any) -> Intake:
+    return Intake(
+        models={"m": ServedModel(name="m", default_output_tokens=50, expansion=3, rates=RATES, slo=SLO)},
+        limits=RelayLimits(**limits),
+        salt_key=b"salt",
+        zones=zones,
+        unix_clock=lambda: 1_700_000_000.5,
+    )
+
+
+def admit(
+    body: dict[str, Any] | bytes | None = None,
+    *,
+    headers: dict[bytes, list[bytes]] | None = None,
+    path: str = CHAT,
+    by: Intake | None = None,
+    **caller: Any,
+) -> Admitted:
+    fields = {"tenant": "alpha", "project": "p", "key_id": "key-1", "best_band": Band.PRIORITY, **caller}
+    data = body if isinstance(body, bytes) else json.dumps(HELLO if body is None else body).encode()
+    return (by or intake()).admit(
+        path, headers or {}, data, caller=Caller(**fields), arrival_s=100.0, request_id="req-a"
+    )
+
+
+def refused(*args: Any, **how: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        admit(*args, **how)
+    return caught.value
+
+
+def test_a_body_becomes_a_request_of_its_caller() -> None:
+    """Everything the core needs, nothing of the text."""
+    found = admit({**HELLO, "max_tokens": 9, "n": 2}, by=intake(request_timeout_s=60.0))
+    request = found.request
+    assert ("req-a", "alpha", "p", "key-1", "m", Band.DEFAULT) == (
+        request.request_id, request.tenant, request.project, request.key_id, request.model, request.band,
+    )  # fmt: skip
+    assert (9, 2, 100.0, 160.0, 1_700_000_000.5) == (
+        request.max_output_tokens, request.num_sequences, request.arrival_s, request.deadline_s, request.arrival_unix_s,
+    )  # fmt: skip
+    assert request.prompt_tokens_bound >= 3 * len("CANARY hello")
+    assert request.body_bytes == len(found.ask.body)
+    assert 1 == len(request.prefix_blocks)
+    assert "CANARY" not in repr(request)
+
+
+def test_the_models_prices_and_targets_are_pinned() -> None:
+    """Later price books change nothing for a request that was admitted."""
+    assert (RATES, SLO) == ((request := admit().request).rates, request.slo)
+
+
+def test_without_a_limit_of_its_own_the_models_default_applies() -> None:
+    """Never the whole context."""
+    assert 50 == admit().request.max_output_tokens
+
+
+@pytest.mark.parametrize(
+    ("tier", "best_band", "expected"),
+    [
+        (None, Band.PRIORITY, Band.DEFAULT),
+        ("auto", Band.PRIORITY, Band.DEFAULT),
+        ("priority", Band.PRIORITY, Band.PRIORITY),
+        ("priority", Band.DEFAULT, Band.DEFAULT),
+        (None, Band.FLEX, Band.FLEX),
+        ("flex", Band.PRIORITY, Band.FLEX),
+    ],
+)
+def test_service_tier_is_a_band_that_the_caller_may_have(tier: str | None, best_band: Band, expected: Band) -> None:
+    """A higher tier than the key allows is lowered, as OpenAI does, not refused."""
+    body = {**HELLO, **({"service_tier": tier} if tier else {})}
+    assert expected == admit(body, best_band=best_band).request.band
+
+
+@pytest.mark.parametrize(("asked", "expected_s"), [(b"2.5", 102.5), (b"1e9", 160.0)])
+def test_a_deadline_can_only_be_tightened(asked: bytes, expected_s: float) -> None:
+    """The operator's bound holds whatever the client says."""
+    found = admit(headers={b"x-jouleway-deadline-s": [asked]}, by=intake(request_timeout_s=60.0))
+    assert expected_s == found.request.deadline_s
+
+
+def test_headers_tighten_what_the_key_allows() -> None:
+    """Task, class and zones go with the request."""
+    headers = {b"x-jouleway-task": [b"nightly"], b"x-jouleway-data-class": [b"core"], b"x-jouleway-zones": [b"eu-1"]}
+    request = admit(headers=headers, data_class=DataClass.IMPORTANT, zones=frozenset({"eu-1", "eu-2"})).request
+    assert ("nightly", DataClass.CORE, frozenset({"eu-1"})) == (request.task, request.data_class, request.zones)
+
+
+def test_without_headers_the_keys_class_and_zones_hold() -> None:
+    """No header, no freedom."""
+    request = admit(data_class=DataClass.CORE, zones=frozenset({"eu-1"})).request
+    assert ("", DataClass.CORE, frozenset({"eu-1"})) == (request.task, request.data_class, request.zones)
+
+
+def test_only_configured_zones_can_be_named() -> None:
+    """Where they are known."""
+    headers = {b"x-jouleway-zones": [b"eu-9"]}
+    assert "unknown_zone" == refused(headers=headers, by=intake(zones=frozenset({"eu-1"}))).code
+
+
+def test_an_unknown_model_is_not_found() -> None:
+    """Before it takes a place in a queue."""
+    error = refused({**HELLO, "model": "gpt-x"})
+    assert (404, "model_not_found", "model", MODEL_MISSING) == (error.status, error.code, error.param, error.message)
+
+
+def test_a_wrong_body_names_its_field() -> None:
+    """The schema's own words."""
+    assert (400, "temprature") == ((error := refused({**HELLO, "temprature": 1})).status, error.param)
+
+
+def test_salts_keep_tenants_apart() -> None:
+    """One salt per tenant, the same in every request; prompts of two tenants have no hash in common."""
+    by = intake()
+    first, again, other = admit(by=by), admit(by=by), admit(by=by, tenant="beta")
+    assert first.salt == again.salt != other.salt
+    assert first.request.prefix_blocks == again.request.prefix_blocks != other.request.prefix_blocks
+    assert len(first.salt) <= 64
