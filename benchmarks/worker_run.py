@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from workers.build import build_worker
-from workers.engines.smollm2 import default_folder
+from workers.engines.smollm2 import SMOLLM2
 from workers.types import (
     Abort,
     Ack,
@@ -38,7 +38,7 @@ MODEL = "smollm2-135m"
 def demo_spec(**changes: Any) -> WorkerSpec:
     """vLLM's CPU build with the demo's weights; ``engine_args`` are added to the demo's."""
     engine_args = {
-        "model": str(default_folder()),
+        "model": str(SMOLLM2.default_folder()),
         "max_model_len": 1024,
         "max_num_seqs": 32,
         "enforce_eager": True,

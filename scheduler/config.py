@@ -33,7 +33,8 @@ ENVIRONMENT_PREFIX = "JOULEWAY_"
 """``JOULEWAY_SERVER__PORT=9000`` sets ``server.port``; two underscores go one level down."""
 
 BUILTIN_WEIGHTS = "builtin:smollm2-135m-instruct"
-"""Weights that ``make setup`` builds from a package; no model hub is asked."""
+BUILTIN_EMBEDDING_WEIGHTS = "builtin:all-minilm-l6-v2"
+"""Weights that ``make setup`` builds from packages; no model hub is asked."""
 
 MAX_CONFIG_BYTES = 4 << 20
 
@@ -280,9 +281,9 @@ def _with_paths(config: Config, folder: Path) -> Config:
 
 def weights_folder(weights: str) -> Path | None:
     """The folder that ``weights`` names, built or not; None where it is the name of a model on a hub."""
-    if weights == BUILTIN_WEIGHTS:
+    if weights in (BUILTIN_WEIGHTS, BUILTIN_EMBEDDING_WEIGHTS):
         cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        return Path(cache) / "jouleway" / "models" / BUILTIN_WEIGHTS.removeprefix("builtin:")
+        return Path(cache) / "jouleway" / "models" / weights.removeprefix("builtin:")
     path = Path(weights).expanduser()
     return path if path.is_absolute() or weights.startswith(".") or path.exists() else None
 

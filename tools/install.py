@@ -146,12 +146,12 @@ def install_project() -> None:
 
 def warm_and_build_weights() -> None:
     """On one core the bytecode of what a run imports (its first import is halved), on the other the weights."""
-    say("building the demo's weights (SmolLM2-135M-Instruct) and the bytecode of engine and Ray, side by side")
+    say("building two small models' weights (SmolLM2, MiniLM) and the bytecode of engine and Ray, side by side")
     python = VENV / "bin" / "python"
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     warming = subprocess.Popen([python, "-c", WARM], cwd=ROOT, env=env, **quiet)
-    built = run([python, "-m", "workers.engines.smollm2"], env=env)
+    built = all(run([python, "-m", f"workers.engines.{model}"], env=env) for model in ("smollm2", "minilm"))
     warmed = warming.wait() == 0
     if not built:
         raise InstallFailed("the weights could not be built; the lines above say why")

@@ -10,15 +10,16 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # benchmarks are modu
 
 from benchmarks.token_identity import small_kv_spec
 from benchmarks.worker_run import WorkerRun
-from workers.engines.smollm2 import default_folder, is_complete
+from workers.engines.smollm2 import SMOLLM2
 
 
 @pytest.fixture(scope="session")
 def weights() -> Path:
     """The demo's weights, which `make setup` built."""
-    if not is_complete(default_folder()):
+    folder = SMOLLM2.default_folder()
+    if not SMOLLM2.is_complete(folder):
         pytest.skip("the demo's weights are not built: run `make setup`")
-    return default_folder()
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from scheduler.config import (
+    BUILTIN_EMBEDDING_WEIGHTS,
     BUILTIN_WEIGHTS,
     MAX_CONFIG_BYTES,
     Config,
@@ -348,4 +349,5 @@ def test_builtin_weights_lie_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_p
     """Built or not; a hub's name has no folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert tmp_path / "jouleway/models/smollm2-135m-instruct" == weights_folder(BUILTIN_WEIGHTS)
+    assert tmp_path / "jouleway/models/all-minilm-l6-v2" == weights_folder(BUILTIN_EMBEDDING_WEIGHTS)
     assert (None, Path("/abs/w")) == (weights_folder("some/name"), weights_folder("/abs/w"))

@@ -1,6 +1,6 @@
 """The digest that names a tokenizer: two workers with the same digest count the same tokens.
 
-Called by ``workers.engines.smollm2`` and ``workers.engines.vllm``. It must never load a tokenizer, only read its files.
+Called by ``workers.engines.weights`` and ``workers.engines.vllm``. It must never load a tokenizer, only read its files.
 """
 
 from __future__ import annotations
