@@ -25,12 +25,13 @@ from scheduler.committer import Committer
 from scheduler.connection import Connection, Phase, WorkerLink
 from scheduler.core.actions import Abort as AbortAttempt
 from scheduler.core.actions import Action, Dispatch, Finish, Reject, Rejection, Settle
+from scheduler.core.budget_accounts import BudgetState
 from scheduler.core.cluster import DEFAULT_MAX_RUNNING, WorkerView
 from scheduler.core.request import Request
 from scheduler.core.scheduler import Scheduler
 from scheduler.snapshot import Snapshot, take_snapshot
-from scheduler.strangers import Strangers
 from scheduler.stories import with_costs
+from scheduler.strangers import Strangers
 from scheduler.streams import Body, End, Head, Stream, Submission
 from workers.types import (
     Abort,
@@ -358,7 +359,7 @@ class Dispatcher:
         """What would become of this request now; nothing changes."""
         return self._core.what_if(request, self._clock())
 
-    def quota(self, request: Request) -> list[Any]:
+    def quota(self, request: Request) -> list[BudgetState]:
         """How every budget above a request stands; empty where it has none."""
         return self._core.quota(request)
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scheduler.core.actions import Dispatch, Payer, Settle, Tokens
 from scheduler.core.cluster import Claim, Worker
 from scheduler.core.placement import Placement, Work
 from scheduler.core.request import Band, Request
 from workers.types import Outcome, Progress, UsageRecord
-
 
 MAX_PREEMPTIONS = 3
 """Of one request: no flood of a higher band can keep it from ever ending."""
@@ -65,6 +64,8 @@ class Entry:
     tries: list[Attempt] = field(default_factory=list)
     end: Ending | None = None
     """Set once it is over."""
+    budgets: list[dict[str, Any]] = field(default_factory=list)
+    """What it held and used of each budget above it, once it is over."""
 
     def __post_init__(self) -> None:
         self.granted_tokens = self.request.max_output_tokens
@@ -86,6 +87,8 @@ class Attempt:
     attempt_id: str
     entry: Entry
     worker: Worker
+    zone: str = field(init=False)
+    """Of its worker, when it started."""
     started_s: float
     prompt_tokens: int
     """Expected first, then as the engine counted it."""
@@ -103,6 +106,9 @@ class Attempt:
     first_byte_s: float | None = None
     ended_s: float | None = None
     settled: Settle | None = None
+
+    def __post_init__(self) -> None:
+        self.zone = self.worker.view.zone
 
     @property
     def is_answering(self) -> bool:

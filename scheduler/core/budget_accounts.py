@@ -214,13 +214,12 @@ class Account:
 
 def renewed(level: Level, known: tuple[Account, ...], budgets: tuple[Budget, ...]) -> tuple[Account, ...]:
     """The accounts of a level after its budgets changed: one of the same measure and window keeps what it counted."""
+    kinds = [(budget.measure, budget.window or _FOREVER) for budget in budgets]
+    assert len(set(kinds)) == len(kinds), f"{level} has two budgets of one kind"
     kept = {(account.measure, account.window): account for account in known}
     accounts = []
-    for budget in budgets:
-        account = kept.get((budget.measure, budget.window or _FOREVER))
-        if account is None:
-            account = Account(level, budget, 0)
+    for kind, budget in zip(kinds, budgets, strict=True):
+        account = kept.get(kind) or Account(level, budget, 0)
         account.change_limit(budget)
         accounts.append(account)
-    assert len({id(account) for account in accounts}) == len(accounts), f"{level} has two budgets of one kind"
     return tuple(accounts)

@@ -102,6 +102,10 @@ class EnergyBounds:
         self._worst: dict[str, _Alone | None] = {}
         self._ratios: dict[str, tuple[RatioQuantile, RatioQuantile]] = {}
 
+    def reload(self, carbon_ug_per_mj: Mapping[str, float]) -> None:
+        """Other carbon intensities from now on."""
+        self._carbon_ug_per_mj = dict(carbon_ug_per_mj)
+
     def hear(self, view: WorkerView) -> None:
         """A worker's curves, whenever it reports them."""
         known = self._views.get(view.worker_id)

@@ -23,20 +23,21 @@ from scheduler.core.attempts import (
     Entry,
     Fate,
     Stats,
-    dispatch_of,
     ending_of,
     fate_of,
     settle_of,
     tokens_of,
-    work_of,
 )
+from scheduler.core.budget_accounts import BudgetState
 from scheduler.core.cluster import Cluster, WorkerView
 from scheduler.core.deadlines import Deadlines
 from scheduler.core.history import History, story_of
-from scheduler.core.placement import place
+from scheduler.core.holds import Holds
 from scheduler.core.queue import Queue
 from scheduler.core.request import Request, is_late
+from scheduler.core.rules import Rules
 from scheduler.core.running import Running
+from scheduler.core.starting import Starter
 from scheduler.core.waiting import Waiting
 from workers.types import Outcome, Progress, UsageRecord
 
@@ -44,16 +45,19 @@ from workers.types import Outcome, Progress, UsageRecord
 class Scheduler:
     """Requests, workers and time in; actions out, to be carried out in order. Not thread-safe."""
 
-    def __init__(self, *, models: Iterable[str] = (), limits: Limits | None = None) -> None:
+    def __init__(self, *, models: Iterable[str] = (), limits: Limits | None = None, rules: Rules | None = None) -> None:
         self.limits = limits or Limits()
+        self.rules = rules or Rules()
         self.cluster = Cluster()
         self.queue = Queue(self.limits.queue)
         self.stats = Stats()
         self._admission = Admission(self.cluster, self.queue, self.limits, models=models)
         self._entries: dict[str, Entry] = {}
         self._running = Running(self.cluster, self.limits)
+        self._starter = Starter(self.cluster, self._admission, self._running)
         self._deadlines = Deadlines()
         self._waiting = Waiting(self.queue, max_wait_s=self.limits.max_wait_s)
+        self.holds = Holds(self.rules)
         self._history = History()
         self._num_places = 0
         self._now_s = 0.0
@@ -68,7 +72,7 @@ class Scheduler:
         self._num_places += 1
         entry = Entry(request=request, place=self._num_places, waits_since_s=min(request.arrival_s, now_s))
         self._entries[request.request_id] = entry
-        if (rejection := self._admission.refusal(request, now_s) or self._hold(entry)) is not None:
+        if (rejection := self._admission.refusal(request, now_s) or self.holds.hold(entry)) is not None:
             return [self._reject(request.request_id, rejection)]
         is_first = self.queue.head(request.model) is None
         dispatch = self._start(entry, now_s) if is_first else None
@@ -109,6 +113,7 @@ class Scheduler:
         known = self.cluster.workers.get(view.worker_id)
         was_ready = known is not None and self.cluster.is_ready(known)
         worker = self.cluster.update(view, now_s)
+        self.holds.hear(view)
         self._admission.models.update(view.models)
         self._waiting.freed(view.models)
         if self.cluster.is_ready(worker):
@@ -136,9 +141,11 @@ class Scheduler:
             attempt = self._running.get(progress.attempt_id)
             if attempt is None:
                 continue
-            if not attempt.has_progress:
-                self._admission.observe_prompt(attempt.entry.request, progress.prompt_tokens)
+            is_first = not attempt.has_progress
             self._running.advance(attempt, progress, now_s)
+            if is_first:
+                self._admission.observe_prompt(attempt.entry.request, progress.prompt_tokens)
+                self.holds.counted(attempt)
             self._waiting.freed(attempt.worker.view.models)
 
     def on_first_byte(self, attempt_id: str, now_s: float) -> None:
@@ -172,6 +179,7 @@ class Scheduler:
 
     def on_energy(self, attempt_id: str, energy_mj: int, gpu_us: int) -> None:
         """What a settled attempt took is booked: budgets that hold energy for it are settled with it."""
+        self.holds.book_energy(attempt_id, energy_mj=energy_mj, gpu_us=gpu_us)
 
     # -- time
 
@@ -204,16 +212,16 @@ class Scheduler:
     def explain(self, request_id: str) -> dict[str, Any] | None:
         """The life of a request as plain values; None where it was never seen, or too long ago."""
         entry = self._entries.get(request_id) or self._history.get(request_id)
-        return None if entry is None else story_of(entry)
+        return None if entry is None else {**story_of(entry), "budgets": self.holds.of(entry)}
 
     def what_if(self, request: Request, now_s: float) -> dict[str, Any]:
         """What would become of this request now; nothing changes."""
         entry = Entry(request=request, place=self._num_places, waits_since_s=now_s)
         return {**story_of(entry), "state": "what_if"}
 
-    def quota(self, request: Request) -> list[Any]:
-        """How every budget above a request stands."""
-        return []
+    def quota(self, request: Request) -> list[BudgetState]:
+        """How every budget above a request stands at its arrival, from the tenant down."""
+        return self.holds.budgets.states(request)
 
     def knows(self, attempt_id: str) -> bool:
         """Whether the attempt is not settled yet."""
@@ -275,14 +283,11 @@ class Scheduler:
         """The request is over: what it held is free, and it is only remembered."""
         del self._entries[entry.request.request_id]
         entry.end_wait(self._now_s)
+        self.holds.end(entry)
         entry.end = Ending(outcome, cause, self._now_s)
         self._history.add(entry)
 
     # -- inside: starting
-
-    def _hold(self, entry: Entry) -> Rejection | None:
-        """Worst-case tokens and money, on every budget above the request; None where they are granted."""
-        return None
 
     def _wait(self, entry: Entry, cause: str, now_s: float) -> None:
         """Into the queue, at its place."""
@@ -302,30 +307,9 @@ class Scheduler:
 
     def _start(self, entry: Entry, now_s: float) -> Dispatch | None:
         """Places the request and claims its credit; None where nobody has room."""
-        request, estimates = entry.request, self._admission.estimates_of(entry.request.model)
-        prompt_tokens = estimates.prompt_tokens(request)
-        output_tokens = estimates.output_tokens(request)
-        work = work_of(request, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
-        placement = place(self.cluster, request.model, work, avoid=entry.avoid)
-        if placement is None:
-            return None
-        entry.num_attempts += 1
-        attempt = Attempt(
-            attempt_id=f"{request.request_id}-{entry.num_attempts}",
-            entry=entry,
-            worker=placement.worker,
-            started_s=now_s,
-            last_sign_s=now_s,
-            prompt_tokens=prompt_tokens,
-            expected_tokens=output_tokens,
-        )
-        entry.attempt = attempt
-        entry.tries.append(attempt)
-        entry.end_wait(now_s)
-        self._running.start(attempt)
-        self._admission.left_queue(request.band, now_s)
-        self.stats.dispatched += 1
-        return dispatch_of(attempt, placement)
+        dispatch = self._starter.start(entry, now_s)
+        self.stats.dispatched += dispatch is not None
+        return dispatch
 
     # -- inside: ending an attempt
 
@@ -348,6 +332,7 @@ class Scheduler:
         self.cluster.hold(worker)
         actions = [action for attempt in self._running.on(worker) for action in self._lose(attempt, cause, now_s)]
         self.cluster.remove(worker_id)
+        self.holds.forget(worker_id)
         return actions
 
     def _fate(self, attempt: Attempt) -> Fate:
@@ -382,6 +367,7 @@ class Scheduler:
         self._waiting.freed(attempt.worker.view.models)
         attempt.ended_s = now_s
         attempt.settled = settle_of(attempt, outcome, tokens, is_exact=is_exact)
+        self.holds.settled(attempt)
         actions: list[Action] = [attempt.settled]
         if self._fate(attempt) is not Fate.END:
             return actions + self._requeue(attempt, now_s)

@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 
 from scheduler.core.actions import Abort, Action, Dispatch, Finish, Payer, Reject, Settle
 from scheduler.core.admission import Limits
+from scheduler.core.budget_accounts import Budget, Level, Measure
+from scheduler.core.budget_windows import Window
 from scheduler.core.queue import QueueLimits
 from scheduler.core.request import Rates
+from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
 from tests.core_words import MODEL, assert_idle, curves, kinds, of_kind, progress, request, thorough, usage, view
-from workers.types import Outcome, WorkerState
+from workers.types import Outcome, StepCurves, WorkerState
 
 
 def a_core(*workers: str, max_running: int = 4, **limits: object) -> Scheduler:
@@ -41,6 +44,93 @@ def complete(core: Scheduler, attempt_id: str, now_s: float = 0.0) -> list[Actio
         *core.on_ended(attempt_id, Outcome.COMPLETED, "", now_s),
         *core.on_finished(usage(attempt_id), now_s),
     ]
+
+
+# -- budgets
+
+TENANT = Level("tenant", "t")
+
+
+def a_core_with_budget(limit: int, measure: Measure = Measure.TOKENS) -> Scheduler:
+    """One worker; tenant ``t`` may use so much in an hour."""
+    budgets = {TENANT: (Budget(measure, limit, Window.parse("1h")),)}
+    core = Scheduler(models=[MODEL], rules=Rules(budgets=budgets))
+    core.on_worker_report(view("w"), 0.0)
+    return core
+
+
+def held(core: Scheduler) -> int:
+    return sum(core.holds.budgets.held_total().values())
+
+
+def test_whom_no_budget_covers_is_refused_and_holds_nothing() -> None:
+    """150 tokens each, 300 are there: the third is refused, with the budget that refused it."""
+    core = a_core_with_budget(300)
+    assert ["a-1", "b-1"] == started(submit(core, "a", "b"))
+    (reject,) = submit(core, "c")
+    assert isinstance(reject, Reject)
+    assert (429, "rate_limit_exceeded") == (reject.rejection.status, reject.rejection.reason)
+    assert reject.rejection.shortage is not None
+    assert ("tenant t", 300, 0) == (
+        reject.rejection.shortage.level, reject.rejection.shortage.limit, reject.rejection.shortage.left,
+    )  # fmt: skip
+    complete(core, "a-1")
+    complete(core, "b-1")
+    assert 0 == held(core)
+    (state,) = core.quota(request("d"))
+    assert 2 * 15 == state.used
+
+
+def test_the_engine_may_put_out_what_the_hold_covers() -> None:
+    """20 of 120 tokens are left for the answer."""
+    (dispatch,) = of_kind(submit(a_core_with_budget(120), "a"), Dispatch)
+    assert 20 == dispatch.max_output_tokens
+
+
+@pytest.mark.parametrize("end", ["cancel", "abort", "late", "drain"])
+def test_whoever_never_started_gives_its_hold_back(end: str) -> None:
+    """On every way out of the queue, or past it."""
+    core = a_core_with_budget(10_000)
+    core.on_worker_lost("w", "gone", 0.0)
+    submit(core, "a", deadline_s=5.0)
+    assert 150 == held(core)
+    {
+        "cancel": lambda: core.cancel("a", "client_gone", 1.0),
+        "abort": lambda: core.abort_all("shutting_down", 1.0),
+        "late": lambda: core.tick(6.0),
+        "drain": lambda: core.drain(1.0),
+    }[end]()
+    assert (0, 0) == (core.num_open, held(core))
+    (state,) = core.quota(request("b"))
+    assert 0 == state.used
+
+
+def test_a_retry_holds_once_and_charges_once() -> None:
+    """The first worker dies; the operator pays what it did, the budget pays the answer."""
+    core = a_core_with_budget(10_000)
+    submit(core, "a")
+    core.on_progress([progress("a-1", prompt=80, output=3)], 0.5)
+    core.on_worker_report(view("v"), 1.0)
+    assert ["a-2"] == started(core.on_worker_lost("w", "gone", 2.0))
+    assert 80 + 50 == held(core)
+    complete(core, "a-2", 3.0)
+    (state,) = core.quota(request("b"))
+    assert (0, 15) == (held(core), state.used)
+
+
+def test_energy_is_settled_when_it_is_booked_and_told_by_the_story() -> None:
+    """The request is over long before its window closes."""
+    core = a_core_with_budget(10**9, Measure.ENERGY_MJ)
+    known = StepCurves(time_s=(0.01, 1e-4, 1e-3, 0.0), energy_joules=(1.0, 0.01, 0.1, 0.0), idle_watts=0.0)
+    core.on_worker_report(view("w", curves=known), 0.0)
+    submit(core, "a")
+    complete(core, "a-1")
+    assert held(core) > 0
+    core.on_energy("a-1", 321, 5)
+    assert 0 == held(core)
+    story = core.explain("a")
+    assert story is not None
+    assert [("energy_mj", 321)] == [(each["measure"], each["settled"]) for each in story["budgets"]]
 
 
 # -- the plain life

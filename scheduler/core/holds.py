@@ -1,0 +1,118 @@
+"""What requests hold on the budgets above them, from their admission until their last joule is booked.
+
+Owned by ``scheduler.core.scheduler``. It must never know a queue or why a worker was chosen.
+
+Held is the worst case, before anything starts; the first step's count of the prompt trims it; the end of the attempt
+that is paid charges tokens and money; what is booked of its energy settles joules, GPU-time and carbon.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scheduler.core.actions import Payer, Rejection
+from scheduler.core.attempts import Attempt, Entry
+from scheduler.core.budgets import Budgets
+from scheduler.core.cluster import WorkerView
+from scheduler.core.energy_bounds import EnergyBound, EnergyBounds
+from scheduler.core.rules import Rules
+from workers.types import Outcome
+
+
+class Holds:
+    """Budgets and the energy bounds that they hold by, told what happens to requests and attempts."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.budgets = Budgets(rules.budgets, rules.task_budgets)
+        self._energy = EnergyBounds(carbon_ug_per_mj=rules.carbon_ug_per_mj)
+        self._unbooked: dict[str, Attempt] = {}
+        """Settled attempts whose energy is not booked yet."""
+
+    def reload(self, rules: Rules) -> None:
+        """Other limits from now on; what runs keeps what it holds."""
+        self.budgets.reload(rules.budgets, rules.task_budgets)
+        self._energy.reload(rules.carbon_ug_per_mj)
+
+    # -- workers
+
+    def hear(self, view: WorkerView) -> None:
+        """A worker's curves."""
+        self._energy.hear(view)
+
+    def forget(self, worker_id: str) -> None:
+        """The worker is gone."""
+        self._energy.forget(worker_id)
+
+    # -- one request, in the order of its life
+
+    def hold(self, entry: Entry) -> Rejection | None:
+        """Everything it may use, on every budget above it, or nothing; caps its output to what they cover."""
+        request = entry.request
+        if request.is_counting:
+            return None
+        answer = self.budgets.hold(
+            request,
+            prompt_tokens=request.prompt_tokens_bound,
+            bound=lambda prompt, output: self._energy.bound(request, prompt_tokens=prompt, output_tokens=output),
+        )
+        if isinstance(answer, Rejection):
+            return answer
+        entry.granted_tokens = answer.output_tokens
+        return None
+
+    def counted(self, attempt: Attempt) -> None:
+        """The engine counted its prompt. (Several sequences may share or repeat it: their bound stays.)"""
+        request = attempt.entry.request
+        if request.num_sequences == 1:
+            self.budgets.trim(request.request_id, attempt.prompt_tokens)
+
+    def settled(self, attempt: Attempt) -> None:
+        """Its tokens and money are charged, if its request pays them; its energy follows."""
+        settle = attempt.settled
+        assert settle is not None
+        if attempt.entry.request.is_counting:
+            return
+        self._unbooked[attempt.attempt_id] = attempt
+        if settle.payer is Payer.REQUEST:
+            self.budgets.charge(settle.request_id, settle.attempt_id, settle.tokens, settle.cost_nano)
+
+    def end(self, entry: Entry) -> None:
+        """The request is over: what it did not use of tokens, money and concurrency is free."""
+        request_id = entry.request.request_id
+        entry.budgets = self.budgets.held_by(request_id)
+        self.budgets.end(request_id)
+
+    def book_energy(self, attempt_id: str, *, energy_mj: int, gpu_us: int) -> None:
+        """What a settled attempt took is booked; later words on it are ignored."""
+        attempt = self._unbooked.pop(attempt_id, None)
+        if attempt is None:
+            return
+        settle, entry = attempt.settled, attempt.entry
+        assert settle is not None
+        tokens = settle.tokens
+        if settle.outcome is Outcome.COMPLETED:
+            self._energy.observe(
+                entry.request,
+                prompt_tokens=tokens.input_tokens,
+                output_tokens=tokens.output_tokens,
+                energy_mj=energy_mj,
+                gpu_us=gpu_us,
+            )
+        if settle.payer is Payer.REQUEST:
+            took = EnergyBound(energy_mj, gpu_us, self._energy.carbon_ug(attempt.zone, energy_mj))
+            excess = self.budgets.post(attempt_id, took)
+            for budget in entry.budgets:
+                if budget["measure"] in EnergyBound._fields:
+                    part = EnergyBound._fields.index(budget["measure"])
+                    budget["settled"] += took[part] - excess[part]
+
+    # -- what is asked
+
+    def of(self, entry: Entry) -> list[dict[str, Any]]:
+        """Every budget above a request, and what it held at its admission and used so far of each."""
+        return entry.budgets if entry.end is not None else self.budgets.held_by(entry.request.request_id)
+
+    @property
+    def num_unbooked(self) -> int:
+        """Settled attempts whose energy is not booked yet."""
+        return len(self._unbooked)
