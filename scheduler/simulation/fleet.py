@@ -1,0 +1,336 @@
+"""A fleet of closed-form engines on a virtual clock: thousands of requests a second of wall time.
+
+Called by benchmarks and planning. It must never decide where a request goes: that is the router's, either the
+production core (``CoreRouter``) or a baseline. No chance in it: the same arrivals and router give the same run.
+
+There are no faults and no delays here (``scheduler.simulation.driver`` has them all): an order reaches its engine, and
+a word the core, at the moment it is given. Reports come as rarely as the core tolerates, progress at one period.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from scheduler.core.actions import Abort, Action, Dispatch, Reject
+from scheduler.core.cluster import WorkerView
+from scheduler.core.request import DEFAULT_SLO, Request, Slo
+from scheduler.core.scheduler import Scheduler
+from scheduler.simulation.closed_form import ClosedFormEngine, Job, Stage
+from scheduler.simulation.results import Results, unloaded_ttft_s
+from scheduler.simulation.traces import Arrival
+from workers.engines.simulated_options import SimulatedOptions
+from workers.types import Outcome, Progress, StepCurves, UsageRecord, WorkerState
+
+TICK_S = 0.1
+PROGRESS_PERIOD_S = 0.25
+STATUS_PERIOD_S = 5.0
+"""Half of what the core calls silent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetWorker:
+    """One engine of the fleet."""
+
+    worker_id: str
+    options: SimulatedOptions
+    zone: str = "local"
+
+
+class Router(Protocol):
+    """Who decides. It answers every call by ``fleet.start``, ``fleet.refuse`` and ``fleet.abort``."""
+
+    def open(self, fleet: Fleet) -> None:
+        """The run begins at 0."""
+
+    def arrive(self, number: int, now_s: float) -> None:
+        """Request ``number`` is here."""
+
+    def first_token(self, job: Job, now_s: float) -> None: ...
+
+    def ended(self, job: Job, now_s: float) -> None: ...
+
+    def tick(self, now_s: float) -> None:
+        """Every tenth of a second."""
+
+
+class Fleet:
+    """One run. ``worker_ids`` index the engines."""
+
+    def __init__(self, workers: Sequence[FleetWorker], arrivals: Sequence[Arrival], router: Router) -> None:
+        self.workers = tuple(workers)
+        self.arrivals = arrivals
+        self.engines = [ClosedFormEngine(worker.options) for worker in workers]
+        self.running: list[dict[str, Job]] = [{} for _ in workers]
+        """Attempts that were given to each engine and have not ended."""
+        self._router = router
+        self._events: list[tuple[float, int]] = []
+        """(when, which engine) has a plan that ends; an entry whose time is not the engine's is out of date."""
+        self._num_open = len(arrivals)
+        self._num_attempts = 0
+        self._first_token_s = [math.nan] * len(arrivals)
+        self._ended_s = [math.nan] * len(arrivals)
+        self._worker = [-1] * len(arrivals)
+        self._cached = [0] * len(arrivals)
+        self._preemptions = [0] * len(arrivals)
+
+    # -- what routers order
+
+    def start(
+        self,
+        number: int,
+        worker: int,
+        now_s: float,
+        *,
+        attempt_id: str = "",
+        max_tokens: int = 2**31,
+        priority: int = 1,
+    ) -> bool:
+        """Gives the request to an engine; False where it could never fit there."""
+        arrival = self.arrivals[number]
+        job = Job(
+            number=number,
+            attempt_id=attempt_id or str(number),
+            prompt_tokens=arrival.prompt_tokens,
+            target_tokens=min(arrival.output_tokens, max_tokens),
+            priority=priority,
+            blocks=arrival.full_blocks,
+            worker=worker,
+        )
+        engine = self.engines[worker]
+        before_s = engine.ends_s
+        if not engine.submit(job, now_s):
+            return False
+        self._num_attempts += 1
+        self.running[worker][job.attempt_id] = job
+        if engine.ends_s != before_s:
+            heapq.heappush(self._events, (engine.ends_s, worker))
+        return True
+
+    def abort(self, worker: int, attempt_id: str, now_s: float) -> None:
+        """Ends an attempt; what is unknown or over is left alone."""
+        job = self.running[worker].get(attempt_id)
+        if job is None:
+            return
+        engine = self.engines[worker]
+        if engine.abort(job, now_s):
+            self._end(job, now_s)
+        if engine.ends_s < math.inf:
+            heapq.heappush(self._events, (engine.ends_s, worker))
+
+    def refuse(self, number: int) -> None:
+        """No engine will answer it."""
+        self._num_open -= 1
+
+    def answered(self, job: Job, now_s: float) -> None:
+        """The job answered its request."""
+        number = job.number
+        self._ended_s[number] = now_s
+        self._worker[number] = job.worker
+        self._cached[number] = job.cached_tokens
+        self._preemptions[number] = job.num_preemptions
+        self._num_open -= 1
+
+    # -- the loop
+
+    def run(self) -> Results:
+        """Every request from its arrival to its end."""
+        router, engines, events, arrivals = self._router, self.engines, self._events, self.arrivals
+        began_s, began_cpu_s = time.perf_counter(), time.process_time()
+        router.open(self)
+        next_arrival, num_arrivals = 0, len(arrivals)
+        arrival_s = arrivals[0].arrival_s if arrivals else math.inf
+        tick_s = TICK_S
+        while self._num_open:
+            event_s = events[0][0] if events else math.inf
+            if arrival_s <= event_s and arrival_s <= tick_s:
+                router.arrive(next_arrival, arrival_s)
+                next_arrival += 1
+                arrival_s = arrivals[next_arrival].arrival_s if next_arrival < num_arrivals else math.inf
+            elif event_s <= tick_s:
+                worker = heapq.heappop(events)[1]
+                engine = engines[worker]
+                if engine.ends_s == event_s:
+                    self._finish_steps(engine, worker, event_s)
+            else:
+                router.tick(tick_s)
+                tick_s += TICK_S
+        return self._results(time.perf_counter() - began_s, time.process_time() - began_cpu_s)
+
+    def _finish_steps(self, engine: ClosedFormEngine, worker: int, now_s: float) -> None:
+        done = engine.finish()
+        if engine.ends_s < math.inf:
+            heapq.heappush(self._events, (engine.ends_s, worker))
+        for job in done.started:
+            if job.number >= 0 and self._first_token_s[job.number] != self._first_token_s[job.number]:
+                self._first_token_s[job.number] = now_s
+                self._router.first_token(job, now_s)
+        for job in done.ended:
+            self._end(job, now_s)
+
+    def _end(self, job: Job, now_s: float) -> None:
+        del self.running[job.worker][job.attempt_id]
+        self._router.ended(job, now_s)
+
+    def _results(self, wall_s: float, cpu_s: float) -> Results:
+        prompts = np.array([arrival.prompt_tokens for arrival in self.arrivals], dtype=np.float64)
+        unloaded = [unloaded_ttft_s(prompts, options) for options in {worker.options for worker in self.workers}]
+        return Results(
+            arrivals=self.arrivals,
+            first_token_s=np.array(self._first_token_s),
+            ended_s=np.array(self._ended_s),
+            worker=np.array(self._worker),
+            cached_tokens=np.array(self._cached),
+            num_preemptions=np.array(self._preemptions),
+            unloaded_s=np.min(unloaded, axis=0),
+            num_attempts=self._num_attempts,
+            wall_s=wall_s,
+            cpu_s=cpu_s,
+            joules=sum(engine.joules for engine in self.engines),
+            busy_s=sum(engine.busy_s for engine in self.engines),
+        )
+
+
+class CoreRouter:
+    """The production core, told what its dispatcher would be told."""
+
+    def __init__(
+        self,
+        core: Scheduler,
+        *,
+        model: str,
+        slo: Slo = DEFAULT_SLO,
+        max_output_tokens: int = 4096,
+        progress_period_s: float = PROGRESS_PERIOD_S,
+    ) -> None:
+        self.core = core
+        self._model = model
+        self._slo = slo
+        self._max_output_tokens = max_output_tokens
+        self._progress_ticks = max(round(progress_period_s / TICK_S), 1)
+        self._status_ticks = round(STATUS_PERIOD_S / TICK_S)
+        self._num_ticks = 0
+        self._requests: list[Request] = []
+        self._numbers: dict[str, int] = {}
+        self._indices: dict[str, int] = {}
+        self._workers: dict[str, int] = {}
+        """Of attempts in flight, by attempt id: which engine."""
+
+    def open(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._indices = {worker.worker_id: index for index, worker in enumerate(fleet.workers)}
+        self._requests = [self._request(number, arrival) for number, arrival in enumerate(fleet.arrivals)]
+        self._numbers = {request.request_id: number for number, request in enumerate(self._requests)}
+        self._report(0.0)
+
+    def _request(self, number: int, arrival: Arrival) -> Request:
+        return Request(
+            request_id=f"req-{number:08}",
+            tenant=arrival.tenant,
+            model=self._model,
+            band=arrival.band,
+            prompt_tokens_bound=arrival.prompt_tokens_bound,
+            max_output_tokens=self._max_output_tokens,
+            arrival_s=arrival.arrival_s,
+            body_bytes=arrival.prompt_tokens_bound,
+            slo=self._slo,
+            prefix_blocks=arrival.blocks,
+        )
+
+    def arrive(self, number: int, now_s: float) -> None:
+        self._apply(self.core.submit(self._requests[number], now_s), now_s)
+
+    def first_token(self, job: Job, now_s: float) -> None:
+        self.core.on_progress((self._progress(job, now_s),), now_s)
+        self.core.on_first_byte(job.attempt_id, now_s)
+
+    def ended(self, job: Job, now_s: float) -> None:
+        outcome = Outcome.ABORTED if job.is_aborted else Outcome.COMPLETED
+        if not job.is_aborted and self.core.answers(job.attempt_id):
+            self._fleet.answered(job, now_s)
+        usage = UsageRecord(
+            attempt_id=job.attempt_id,
+            outcome=outcome,
+            input_tokens=job.prompt_tokens,
+            cached_tokens=job.cached_tokens,
+            output_tokens=job.generated_tokens,
+        )
+        self._apply(self.core.on_finished(usage, now_s), now_s)
+
+    def tick(self, now_s: float) -> None:
+        self._num_ticks += 1
+        if self._num_ticks % self._status_ticks == 0:
+            self._report(now_s)
+        if self._num_ticks % self._progress_ticks == 0:
+            for running in self._fleet.running:
+                if running:
+                    self.core.on_progress([self._progress(job, now_s) for job in running.values()], now_s)
+        self._apply(self.core.tick(now_s), now_s)
+
+    def _progress(self, job: Job, now_s: float) -> Progress:
+        is_prefilling = job.stage is Stage.PREFILLING
+        known_tokens = job.computed_tokens if is_prefilling else job.prompt_tokens
+        if job.stage is Stage.WAITING:
+            known_tokens = job.cached_tokens
+        return Progress(
+            job.attempt_id,
+            job.prompt_tokens,
+            job.cached_tokens,
+            max(min(known_tokens, job.prompt_tokens) - job.cached_tokens, 0),
+            self._fleet.engines[job.worker].output_tokens(job, now_s),
+        )
+
+    def _report(self, now_s: float) -> None:
+        for worker, engine in zip(self._fleet.workers, self._fleet.engines, strict=True):
+            options = worker.options
+            view = WorkerView(
+                worker_id=worker.worker_id,
+                state=WorkerState.READY,
+                models=(self._model,),
+                zone=worker.zone,
+                kv_tokens=options.kv_tokens,
+                max_sequences=options.max_sequences,
+                max_running=options.max_sequences,
+                num_running=engine.num_running,
+                num_waiting=engine.num_waiting,
+                kv_used_tokens=engine.kv_used_tokens,
+                curves=curves_of(options),
+            )
+            self._apply(self.core.on_worker_report(view, now_s), now_s)
+
+    def _apply(self, actions: Iterable[Action], now_s: float) -> None:
+        for action in actions:
+            if isinstance(action, Dispatch):
+                self._fleet.start(
+                    self._numbers[action.request_id],
+                    self._indices[action.worker_id],
+                    now_s,
+                    attempt_id=action.attempt_id,
+                    max_tokens=action.max_output_tokens,
+                    priority=action.priority,
+                )
+            elif isinstance(action, Abort):
+                self._fleet.abort(self._indices[action.worker_id], action.attempt_id, now_s)
+            elif isinstance(action, Reject):
+                self._fleet.refuse(self._numbers[action.request_id])
+
+
+def curves_of(options: SimulatedOptions) -> StepCurves:
+    """The curve an engine of these options follows, as its worker would have fitted it."""
+    return StepCurves(
+        time_s=(options.time_t0_s, options.time_prefill_s, options.time_decode_s, options.time_context_s),
+        energy_joules=(
+            options.energy_e0_joules,
+            options.energy_prefill_joules,
+            options.energy_decode_joules,
+            options.energy_context_joules,
+        ),
+        idle_watts=options.idle_watts,
+        source="published constants",
+    )

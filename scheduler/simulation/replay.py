@@ -1,0 +1,104 @@
+"""What a fleet takes and what becomes of a trace on it: policies by name, the limit by turns, the bound on prefix hits.
+
+Called by benchmarks and planning. It must never know how a policy decides. All of it is simulated.
+
+Load is a share of the *round-robin limit*: the highest rate at which round robin over the same fleet still has 99 %
+good requests in the first ten minutes of the trace. So two schedulers at one load got the same requests a second.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from scheduler.core.request import DEFAULT_SLO, Slo
+from scheduler.core.scheduler import Scheduler
+from scheduler.simulation.baselines import LeastRequests, PowerOfTwo, RoundRobin
+from scheduler.simulation.fleet import CoreRouter, Fleet, FleetWorker, Router
+from scheduler.simulation.results import Results
+from scheduler.simulation.traces import Arrival, TraceRow, first, scaled
+from workers.engines.simulated_options import SimulatedOptions
+
+MODEL = "simulated"
+LIMIT_S = 600.0
+"""The part of a trace on which the limit is looked for."""
+LIMIT_GOOD_RATIO = 0.99
+LIMIT_STEP_RATIO = 0.01
+"""How exactly it is found."""
+
+POLICIES: dict[str, Callable[[int], Router]] = {
+    "jouleway": lambda seed: CoreRouter(Scheduler(models=(MODEL,)), model=MODEL),
+    "round-robin": lambda seed: RoundRobin(),
+    "least-requests": lambda seed: LeastRequests(),
+    "power-of-two": lambda seed: PowerOfTwo(seed=seed),
+}
+"""By name, from a seed (which only the one that draws needs)."""
+
+
+def fleet_of(*kinds: tuple[int, str, SimulatedOptions]) -> list[FleetWorker]:
+    """Workers from (how many, name of the kind, engine)."""
+    return [
+        FleetWorker(worker_id=f"{name}-{number:03}", options=options)
+        for count, name, options in kinds
+        for number in range(count)
+    ]
+
+
+def run(policy: str, workers: Sequence[FleetWorker], arrivals: Sequence[Arrival], *, seed: int = 0) -> Results:
+    """Every request through one policy, from the first arrival to the last end."""
+    return Fleet(workers, arrivals, POLICIES[policy](seed)).run()
+
+
+def round_robin_limit_per_s(
+    workers: Sequence[FleetWorker], rows: Sequence[TraceRow], *, slo: Slo = DEFAULT_SLO, seed: int = 0
+) -> float:
+    """The limit that loads are shares of, in requests a second, by bisection."""
+    beginning = first(rows, LIMIT_S)
+
+    def is_good(rate_per_s: float) -> bool:
+        arrivals = scaled(beginning, rate_per_s=rate_per_s, seed=seed)
+        return bool(run("round-robin", workers, arrivals).is_good(slo).mean() >= LIMIT_GOOD_RATIO)
+
+    # Above what the engines can compute with all steps full, nothing is good for long.
+    high = sum(1.0 / _least_busy_s(beginning, worker.options) for worker in workers)
+    low = high / 2
+    while not is_good(low):
+        low, high = low / 2, low
+    while is_good(high):
+        low, high = high, high * 2
+    while high - low > LIMIT_STEP_RATIO * low:
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_good(middle) else (low, middle)
+    return low
+
+
+def _least_busy_s(rows: Sequence[TraceRow], options: SimulatedOptions) -> float:
+    """Mean engine time of a request without the fixed part of steps."""
+    prefill_s = options.time_prefill_s * sum(row.input_tokens for row in rows)
+    decode_s = options.time_decode_s * sum(row.output_tokens for row in rows)
+    return max((prefill_s + decode_s) / len(rows), 1e-9)
+
+
+def pooled_cached_ratio(arrivals: Sequence[Arrival], *, kv_tokens: int | None, block_tokens: int) -> float:
+    """Prompt tokens that one prefix cache before all workers would have had ÷ prompt tokens.
+
+    It is the least recently used blocks that go, every prompt is there the moment it arrives, and nothing else needs
+    the room: no fleet of caches of the same total size can have more. ``kv_tokens`` None: nothing ever goes.
+    """
+    blocks: OrderedDict[int, None] = OrderedDict()
+    max_blocks = kv_tokens // block_tokens if kv_tokens is not None else None
+    cached_tokens = 0
+    for arrival in arrivals:
+        num_hits, wanted = 0, arrival.full_blocks
+        # The last token is always computed: it yields the first output.
+        for block in wanted[: (arrival.prompt_tokens - 1) // block_tokens]:
+            if block not in blocks:
+                break
+            num_hits += 1
+        cached_tokens += num_hits * block_tokens
+        for block in reversed(wanted):  # a prompt's first blocks serve more prompts: they go last
+            blocks[block] = None
+            blocks.move_to_end(block)
+        while max_blocks is not None and len(blocks) > max_blocks:
+            blocks.popitem(last=False)
+    return cached_tokens / sum(arrival.prompt_tokens for arrival in arrivals)
