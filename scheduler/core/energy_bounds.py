@@ -28,6 +28,9 @@ LEAST_RATIO = 2.0**-10
 NUM_BUCKETS = 160
 """Buckets of measured / alone, each 1.1 × the one before: from a thousandth to about 4,000."""
 
+MAX_COEFFICIENT = 1e6
+"""Joules or seconds: no engine needs so much for a step or a token."""
+
 
 class EnergyBound(NamedTuple):
     """Integer mJ, GPU-µs and µg CO₂e."""
@@ -85,9 +88,12 @@ class _Alone(NamedTuple):
 
 
 def _alone_on(view: WorkerView) -> _Alone | None:
+    """None where it reported no curves, or such as no engine has: one NaN would stop every admission."""
     if view.curves is None:
         return None
     energy, time_s, gpus = view.curves.energy_joules, view.curves.time_s, view.num_gpus
+    if not all(0.0 <= coefficient <= MAX_COEFFICIENT for coefficient in (*energy, *time_s)):
+        return None
     pairs = [(1e3 * joules, 1e6 * seconds * gpus) for joules, seconds in zip(energy, time_s, strict=True)]
     return _Alone(step=pairs[0], prefill=pairs[1], decode=pairs[2], context=pairs[3])
 

@@ -1,7 +1,9 @@
 """Energy budgets hold what a request may take: alone on the worst worker first, then what was measured."""
 
 import dataclasses
+import math
 
+import msgspec
 import pytest
 
 from scheduler.core.cluster import WorkerView
@@ -22,6 +24,18 @@ def test_without_curves_nothing_is_held() -> None:
     bounds = EnergyBounds()
     bounds.hear(worker("a", None))
     assert EnergyBound() == bounds.bound(request(), prompt_tokens=100, output_tokens=10)
+
+
+@pytest.mark.parametrize("coefficient", [math.nan, math.inf, -1.0, 1e300])
+def test_curves_that_no_engine_has_are_ignored(coefficient: float) -> None:
+    """One worker's NaN must not stop every admission."""
+    bounds = EnergyBounds()
+    for kind in ("time_s", "energy_joules"):
+        wrong = msgspec.structs.replace(DEAR, **{kind: (coefficient, 0.0, 0.0, 0.0)})
+        bounds.hear(worker("b", wrong))
+        assert EnergyBound() == bounds.bound(request(), prompt_tokens=100, output_tokens=10)
+    bounds.hear(worker("a", CHEAP))
+    assert 100 * 10 + 10 * 2100 == bounds.bound(request(), prompt_tokens=100, output_tokens=10).energy_mj
 
 
 def test_a_bound_is_the_request_alone_on_the_worst_worker() -> None:
