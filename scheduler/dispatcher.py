@@ -369,6 +369,7 @@ class Dispatcher:
             self._core,
             self.settlement,
             self._connections.values(),
+            now_unix_s=self._unix_clock(),
             bad_windows=self._bookkeeper.bad_windows,
             is_draining=self._is_draining,
         )

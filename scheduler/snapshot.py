@@ -6,11 +6,14 @@ Taken by ``scheduler.dispatcher``, read by admin routes and metrics. It must nev
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 
 from scheduler.accounting.accounts import Balance, TenantRow, WorkerEnergy
 from scheduler.accounting.settlement import Settlement
 from scheduler.connection import Connection
+from scheduler.core.budget_accounts import BudgetState
+from scheduler.core.budgets import Excess
 from scheduler.core.cluster import Cluster
 from scheduler.core.queue import BANDS
 from scheduler.core.scheduler import Scheduler
@@ -51,6 +54,29 @@ class BandSnapshot:
     num_requests: int
     num_bytes: int
     retry_after_s: int
+    tenants: tuple[tuple[str, int], ...] = ()
+    """Requests that wait, by tenant, in the order of names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSnapshot:
+    """How one budget stands. Amounts are in the measure's own unit."""
+
+    level: str
+    """``tenant acme``, ``project acme/search``, ``key key-0123456789``, ``task acme/nightly``."""
+    measure: str
+    window: str
+    limit: int
+    used: int
+    held: int
+    left: int
+    resets_unix_s: float | None
+
+    @staticmethod
+    def of(state: BudgetState) -> BudgetSnapshot:
+        """With the words that people and programs read."""
+        words = {"level": str(state.level), "measure": state.measure.value}
+        return BudgetSnapshot(**{**state._asdict(), **words})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +96,7 @@ class Snapshot:
     dispatched: int
     retried: int
     bounced: int
+    preempted: int
     lost_workers: int
     rejected: dict[str, int]
     finished: dict[str, int]
@@ -80,14 +107,25 @@ class Snapshot:
     bad_windows: int
     open_attempts: int
     """Attempts that miss their charge or their posting."""
+    budget_held: dict[str, int]
+    """On all budgets together, by measure."""
+    budgets_near_limit: tuple[BudgetSnapshot, ...]
+    """Used or held to 80 % or more, the fullest first; at most 100."""
+    budget_excess: Excess
     is_draining: bool
 
 
 def take_snapshot(
-    core: Scheduler, settlement: Settlement, connections: Iterable[Connection], *, bad_windows: int, is_draining: bool
+    core: Scheduler,
+    settlement: Settlement,
+    connections: Iterable[Connection],
+    *,
+    now_unix_s: float,
+    bad_windows: int,
+    is_draining: bool,
 ) -> Snapshot:
     """Everything at this moment; costs workers × tenants, so at most once a second please."""
-    accounts, stats = settlement.accounts, core.stats
+    accounts, stats, budgets = settlement.accounts, core.stats, core.holds.budgets
     return Snapshot(
         workers=tuple(
             _worker(core.cluster, each) for each in sorted(connections, key=lambda connection: connection.worker_id)
@@ -109,6 +147,7 @@ def take_snapshot(
         dispatched=stats.dispatched,
         retried=stats.retried,
         bounced=stats.bounced,
+        preempted=stats.preempted,
         lost_workers=stats.lost_workers,
         rejected=dict(stats.rejected),
         finished=dict(stats.finished),
@@ -118,6 +157,9 @@ def take_snapshot(
         duplicate_records=settlement.duplicates_total,
         bad_windows=bad_windows,
         open_attempts=settlement.num_open,
+        budget_held={measure.value: held for measure, held in budgets.held_total().items()},
+        budgets_near_limit=tuple(map(BudgetSnapshot.of, budgets.near_limit(now_unix_s))),
+        budget_excess=deepcopy(budgets.excess),
         is_draining=is_draining,
     )
 

@@ -268,6 +268,7 @@ class Stats:
     dispatched: int = 0
     retried: int = 0
     bounced: int = 0
+    preempted: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     """By reason."""
     finished: dict[str, int] = field(default_factory=dict)

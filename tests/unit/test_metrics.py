@@ -10,8 +10,10 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from scheduler.accounting.accounts import OPERATOR, Accounts, TenantRow, WindowTotals, WorkerEnergy
-from scheduler.metrics import CONTENT_TYPE, METRIC_HELP, OTHER, Labels, Metrics
-from scheduler.snapshot import BandSnapshot, CreditSnapshot, Snapshot, WorkerSnapshot
+from scheduler.core.budgets import Excess
+from scheduler.metric_table import METRIC_HELP
+from scheduler.metrics import CONTENT_TYPE, OTHER, Labels, Metrics
+from scheduler.snapshot import BandSnapshot, BudgetSnapshot, CreditSnapshot, Snapshot, WorkerSnapshot
 from workers.types import Grade, WorkerState, WorkerStatus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,12 +42,26 @@ def payer(tenant: str) -> TenantRow:
     )  # fmt: skip
 
 
+def budget(level: str) -> BudgetSnapshot:
+    return BudgetSnapshot(
+        level=level, measure="tokens", window="1h", limit=10, used=9, held=1, left=0, resets_unix_s=None
+    )
+
+
+def an_excess() -> Excess:
+    excess = Excess()
+    excess.add("energy_mj", 7)
+    excess.add("energy_mj", 2)
+    return excess
+
+
 def snapshot(**values: Any) -> Snapshot:
     fields: dict[str, Any] = {
         "workers": (), "queue": (), "models": (), "ready_models": (), "num_open": 3, "num_running": 2, "submitted": 9,
-        "dispatched": 8, "retried": 1, "bounced": 4, "lost_workers": 1, "rejected": {}, "finished": {},
+        "dispatched": 8, "retried": 1, "bounced": 4, "preempted": 6, "lost_workers": 1, "rejected": {}, "finished": {},
         "balance": Accounts().balance(), "tenants": (), "worker_energy": (), "duplicate_records": 5, "bad_windows": 0,
-        "open_attempts": 2, "is_draining": False, **values,
+        "open_attempts": 2, "budget_held": {}, "budgets_near_limit": (), "budget_excess": Excess(),
+        "is_draining": False, **values,
     }  # fmt: skip
     return Snapshot(**fields)
 
@@ -78,7 +94,8 @@ def full() -> Metrics:
     balance = replace(Accounts().balance(), predicted_over_measured=1.01)
     source = snapshot(
         workers=(worker("w-0", status=status),),
-        queue=(BandSnapshot(band="default", num_requests=1, num_bytes=2, retry_after_s=1),),
+        queue=(BandSnapshot(band="default", num_requests=1, num_bytes=2, retry_after_s=1, tenants=(("alpha", 1),)),),
+        budget_held={"tokens": 5}, budgets_near_limit=(budget("tenant alpha"),), budget_excess=an_excess(),
         rejected={"queue_full": 1}, finished={"completed": 1}, balance=balance, tenants=(payer("alpha"),),
         worker_energy=(energy("w-0"),),
     )  # fmt: skip
@@ -136,6 +153,29 @@ def test_the_content_type_is_that_of_the_text() -> None:
 
 
 # -- a scrape
+
+
+def test_budgets_are_seen_without_a_name_of_theirs() -> None:
+    """Tasks and keys are words of clients: how many are near their limit is counted, by level."""
+    near = tuple(map(budget, ("tenant alpha", "task alpha/night", "task alpha/day")))
+    found = seen(snapshot(budget_held={"tokens": 5}, budgets_near_limit=near, budget_excess=an_excess()))
+    assert 5 == value(found, "jouleway_budget_held", measure="tokens")
+    assert [1, 0, 0, 2] == [
+        value(found, "jouleway_budgets_near_limit", level=kind) for kind in ("tenant", "project", "key", "task")
+    ]
+    assert (9, 2) == (
+        value(found, "jouleway_budget_excess_total", part="energy_mj"),
+        value(found, "jouleway_budget_excess_attempts_total", part="energy_mj"),
+    )
+
+
+def test_who_waits_is_seen_by_tenant_and_money_by_payer() -> None:
+    """Tenants beyond the bound share one row."""
+    band = BandSnapshot(band="flex", num_requests=3, num_bytes=2, retry_after_s=1, tenants=(("alpha", 1), ("beta", 2)))
+    found = seen(snapshot(queue=(band,), tenants=(payer("alpha"), payer("beta"))), max_tenants=2)
+    assert 1 == value(found, "jouleway_queue_tenant_requests", tenant="alpha", band="flex")
+    assert 2 == value(found, "jouleway_queue_tenant_requests", tenant=OTHER, band="flex")
+    assert 7e-6 == value(found, "jouleway_tenant_cost_total", tenant="alpha")
 
 
 def test_a_scrape_reads_one_snapshot() -> None:

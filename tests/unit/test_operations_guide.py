@@ -5,7 +5,7 @@ from pathlib import Path
 
 from scheduler.api.admin import PREFIX, REQUESTS_PREFIX
 from scheduler.api.app import METHODS
-from scheduler.metrics import METRIC_HELP
+from scheduler.metric_table import METRIC_HELP
 
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
 

@@ -8,7 +8,10 @@ import msgspec
 import pytest
 
 from scheduler.accounting.settlement import Settlement
+from scheduler.core.budget_accounts import Budget, Level, Measure
+from scheduler.core.budget_windows import Window
 from scheduler.core.request import Request
+from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
 from scheduler.dispatcher import Dispatcher
 from scheduler.streams import Stream, Submission
@@ -125,3 +128,18 @@ async def test_nothing_of_a_request_is_in_it() -> None:
         await settle_loop()
         assert link.calls[0].body.startswith(b"CANARY")
         assert b"CANARY" not in msgspec.json.encode(dispatcher.snapshot())
+
+
+async def test_budgets_that_are_nearly_used_up_are_seen_in_words() -> None:
+    """26 of 30 tokens are held: whoever watches sees whose, of what, and until when."""
+    budgets = {Level("tenant", "alpha"): (Budget(Measure.TOKENS, 30, Window.parse("total")),)}
+    core = Scheduler(models=[MODEL], rules=Rules(budgets=budgets))
+    dispatcher = Dispatcher(scheduler=core, settlement=Settlement(), tick_s=60.0)
+    submit(dispatcher, 1)
+    found = dispatcher.snapshot()
+    assert (26, 0) == (found.budget_held["tokens"], found.budget_excess.num_posted)
+    (budget,) = msgspec.to_builtins(found.budgets_near_limit)
+    assert {
+        "level": "tenant alpha", "measure": "tokens", "window": "total", "limit": 30, "used": 0, "held": 26, "left": 4,
+        "resets_unix_s": None,
+    } == budget  # fmt: skip
