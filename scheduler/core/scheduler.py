@@ -93,6 +93,12 @@ class Scheduler:
         actions = self._cancel(request_id, reason, now_s, by_client=by_client)
         return actions + self._place_waiting(now_s)
 
+    def reload(self, rules: Rules, now_s: float) -> list[Action]:
+        """Other rules from now on; what runs goes on as it was admitted."""
+        now_s, self.rules = self._advance(now_s), rules
+        self.holds.reload(rules)
+        return self._place_waiting(now_s)
+
     def drain(self, now_s: float) -> list[Action]:
         """From now on nothing new: who waits is refused, who runs may end."""
         self._advance(now_s)
