@@ -1,4 +1,4 @@
-"""The command line: `jouleway serve | demo | workers | down | doctor | bench`.
+"""The command line: `jouleway serve | submit | workers | demo | down | doctor | bench`.
 
 Called by the shell. A command's file is imported when that command runs, so that `--help` answers at once and never
 loads Ray, an engine or numpy. It must never decide anything: arguments in, exit code out.
@@ -7,6 +7,7 @@ loads Ray, an engine or numpy. It must never decide anything: arguments in, exit
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -31,6 +32,15 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="PATH", help="Configuration file (YAML). Unknown keys are errors."),
 ]
+UrlOption = Annotated[str, typer.Option("--url", help="OpenAI endpoint of a control plane.")]
+
+
+class ServiceTier(StrEnum):
+    """OpenAI's words for the priority of a request."""
+
+    FLEX = "flex"
+    DEFAULT = "default"
+    PRIORITY = "priority"
 
 
 def _version(asked: bool) -> None:
@@ -82,6 +92,47 @@ def demo(
     from scheduler.commands import demo as command
 
     raise typer.Exit(command.run(json_path=json_path, num_requests=requests, seed=seed, config_path=config))
+
+
+@app.command(epilog=EXIT_CODES_HELP)
+def submit(
+    jobs: Annotated[Path, typer.Argument(metavar="JOBS.jsonl", help="Requests in OpenAI's batch format, one a line.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PATH", help="Answers; default: JOBS.output.jsonl.")
+    ] = None,
+    errors: Annotated[
+        Path | None, typer.Option("--errors", metavar="PATH", help="Lines without one; default: JOBS.errors.jsonl.")
+    ] = None,
+    url: UrlOption = "http://127.0.0.1:8000",
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Lines that are asked at once.")] = 16,
+    service_tier: Annotated[ServiceTier, typer.Option(help="Priority of lines that name none.")] = ServiceTier.FLEX,
+    task: Annotated[str, typer.Option(help="One total and, where configured, one budget for all lines.")] = "",
+    timeout_s: Annotated[float, typer.Option(min=1.0, max=86_400.0, help="Limit of one try.")] = 3600.0,
+    allow_mixed_models: Annotated[bool, typer.Option("--allow-mixed-models", help="Take a file whose lines name several models.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check the file, ask nothing.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask every line of a file, with its tokens, joules and money as they come in; run it again to go on.
+
+    A line that has its answer is never asked again; lines that failed are. Ctrl-C lets running lines end, a second one
+    hangs up. The key is read from the environment variable JOULEWAY_API_KEY. Exit code 1: some line has no answer (the
+    errors file says why); 5: a budget is used up; 130: stopped. After any of them the same command goes on.
+    """
+    from scheduler.commands import submit as command
+
+    wishes = command.Wishes(
+        source=jobs,
+        output=output,
+        errors=errors,
+        url=url,
+        concurrency=concurrency,
+        service_tier=service_tier.value,
+        task=task,
+        timeout_s=timeout_s,
+        allow_mixed_models=allow_mixed_models,
+        is_check_only=check,
+    )
+    raise typer.Exit(command.run(wishes, as_json=as_json))
 
 
 @app.command(epilog=EXIT_CODES_HELP)

@@ -1,11 +1,14 @@
-"""A small HTTP/1.1 server on loopback for tests of clients: what it answers is a function of what it is asked."""
+"""A small HTTP/1.1 server on loopback for tests of clients: what it answers is a function of what it is asked.
+
+As ours does, it drops what it was about to answer when the client hangs up.
+"""
 
 import asyncio
 import inspect
 import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
 
@@ -38,25 +41,33 @@ def serving(answer: Answer, *, seen: list[Asked] | None = None) -> Iterator[str]
     loop = asyncio.new_event_loop()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
+        with closing(writer), suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             asked = await _read(reader)
             if seen is not None:
                 seen.append(asked)
             told = answer(asked)
-            told = await told if inspect.isawaitable(told) else told
+            if inspect.isawaitable(told):
+                answering, leaving = asyncio.ensure_future(told), asyncio.ensure_future(reader.read(1))
+                try:
+                    await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+                    told = answering.result() if answering.done() else None
+                finally:
+                    answering.cancel()
+                    leaving.cancel()
             if told is not None:
                 writer.write(_written(told))
                 await writer.drain()
-        writer.close()
 
-    server = loop.run_until_complete(asyncio.start_server(handle, "127.0.0.1", 0, limit=1 << 20))
-    port = server.sockets[0].getsockname()[1]
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{port}"
+        starting = asyncio.start_server(handle, "127.0.0.1", 0, limit=1 << 20)
+        server = asyncio.run_coroutine_threadsafe(starting, loop).result(10)
+        try:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        finally:
+            asyncio.run_coroutine_threadsafe(_end(server), loop).result(10)
     finally:
-        asyncio.run_coroutine_threadsafe(_end(server), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -68,6 +79,7 @@ async def _end(server: asyncio.Server) -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.sleep(0)  # connections close in the loop's next round
 
 
 async def _read(reader: asyncio.StreamReader) -> Asked:
