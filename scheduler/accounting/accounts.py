@@ -10,6 +10,7 @@ same moves: its source is the measured step time × GPUs.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -220,6 +221,8 @@ class WorkerEnergy:
     unattributed_mj: int
     in_flight_mj: int
     requests_gpu_us: int
+    output_tokens: int = 0
+    """Of its charges: joules of requests ÷ these is its J/token."""
     windows: WindowTotals
 
 
@@ -231,6 +234,8 @@ class Accounts:
         self.calibration = Book()
         self.tokens: dict[str, TokenTotals] = {}
         self.windows: dict[str, WindowTotals] = {}
+        self.generated: Counter[str] = Counter()
+        """Output tokens of the charges, by worker."""
         self.token_difference = 0
         self.inexact_sequences = 0
         self.posting_difference_mj = 0
@@ -352,6 +357,7 @@ class Accounts:
                     unattributed_mj=total[Kind.UNATTRIBUTED][0],
                     in_flight_mj=total[Kind.IN_FLIGHT][0],
                     requests_gpu_us=total[Kind.REQUESTS][1],
+                    output_tokens=self.generated[worker_id],
                     windows=replace(windows, meters=set(windows.meters), causes=dict(windows.causes)),
                 )
             )

@@ -182,6 +182,7 @@ class Settlement:
             outcome=charge.outcome,
         )
         totals.estimated += not charge.is_exact
+        self.accounts.generated[charge.worker_id] += charge.output_tokens
         if charge.attempt_number == 1:
             self.accounts.tokens_of(charge.tenant).requests += 1
         self.accounts.token_difference += charge.token_difference

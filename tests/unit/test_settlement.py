@@ -199,6 +199,17 @@ def test_the_operator_pays_what_was_executed_in_vain() -> None:
     assert is_closed(settlement)
 
 
+def test_a_worker_has_the_output_tokens_of_its_charges() -> None:
+    """Whoever pays for them; once."""
+    settlement = Settlement()
+    settlement.post_energy("w-0", posting_of("req-a-1", 5, 1))
+    settlement.charge(charge_of("req-a-1", payer=Payer.OPERATOR, outcome=Outcome.FAILED, output_tokens=4))
+    for _ in range(2):
+        settlement.charge(charge_of("req-a-2", attempt_number=2, output_tokens=3))
+    (row,) = settlement.accounts.worker_rows()
+    assert ("w-0", 7) == (row.worker_id, row.output_tokens)
+
+
 def test_a_charge_from_the_last_progress_is_counted_as_estimated() -> None:
     """So that a report can say how much of it is."""
     settlement = opened()
