@@ -14,7 +14,10 @@ import msgspec
 
 from scheduler.api.exchange import new_request_id as random_request_id
 from scheduler.api.intake import Admitted
-from scheduler.api.schemas import CHAT_PATH, COMPLETION_PATH, MEDIA_TOKENS
+from scheduler.api.schema_chat import CHAT_PATH
+from scheduler.api.schema_completion import COMPLETION_PATH
+from scheduler.api.schema_embedding import EMBEDDING_PATH
+from scheduler.api.schema_messages import MESSAGES_PATH
 from scheduler.core.request import Request
 from scheduler.streams import Body, End, Head, Stream, Submission
 from workers.types import Outcome
@@ -26,8 +29,6 @@ MAX_ANSWER_BYTES = 32 << 20
 
 TOKENIZE_PATH = "/tokenize"
 COUNT_PATH = "/v1/messages/count_tokens"
-MESSAGES_PATH = "/v1/messages"
-EMBEDDING_PATH = "/v1/embeddings"
 
 _Raw = msgspec.Raw | msgspec.UnsetType
 
@@ -133,7 +134,7 @@ class Counting:
             self._num_open[request.tenant] -= 1
             if not self._num_open[request.tenant]:
                 del self._num_open[request.tenant]
-        return None if counted is None else counted + MEDIA_TOKENS * ask.media
+        return None if counted is None else counted + ask.media_tokens
 
     async def _ask(self, request: Request, path: str, body: bytes) -> int | None:
         now_s = self._clock()

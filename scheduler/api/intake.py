@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 from scheduler.api import request_headers
 from scheduler.api.access import Caller
+from scheduler.api.ask import Ask
 from scheduler.api.errors import ApiError
 from scheduler.api.limits import RelayLimits, ServedModel
 from scheduler.api.prefix import prefix_blocks
 from scheduler.api.request_headers import Headers, Wishes
-from scheduler.api.schemas import Ask, parse
+from scheduler.api.schemas import parse
 from scheduler.core.request import Band, Request
 
 MODEL_MISSING = "This model does not exist here: see /v1/models."
@@ -74,7 +75,7 @@ class Intake:
             model=model.name,
             band=max(Band.of_service_tier(ask.service_tier), caller.best_band),
             prompt_tokens_bound=ask.prompt_tokens_bound(model.expansion),
-            max_output_tokens=ask.max_output_tokens or model.default_output_tokens,
+            max_output_tokens=model.default_output_tokens if ask.max_output_tokens is None else ask.max_output_tokens,
             num_sequences=ask.num_sequences,
             arrival_s=arrival_s,
             arrival_unix_s=self._unix_clock(),

@@ -8,17 +8,19 @@ import pytest
 
 from scheduler.api.counting import MAX_COUNTS_PER_TENANT, Counting, fits_prompt_tokens, question_of
 from scheduler.api.intake import Admitted
+from scheduler.api.media import IMAGE_TOKENS
 from scheduler.api.request_headers import Wishes
-from scheduler.api.schemas import MEDIA_TOKENS, parse
+from scheduler.api.schemas import parse
 from scheduler.core.actions import Rejection, Shortage
 from scheduler.core.request import Band, DataClass, Request
 from scheduler.streams import End
 from tests.fake_dispatcher import JSON, FakeDispatcher, completed, head
+from tests.image_files import png, url_of
 from workers.types import Outcome
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "hello"}]
-PIXEL = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+PIXEL = {"type": "image_url", "image_url": {"url": url_of(png(1, 1))}}
 
 
 def admitted(path: str = CHAT, *, deadline_s: float | None = 500.0, **fields: Any) -> Admitted:
@@ -162,7 +164,7 @@ async def test_it_is_no_later_than_the_request_itself() -> None:
 async def test_media_stay_at_their_bound() -> None:
     """The counting route knows placeholders only."""
     message = {"role": "user", "content": [PIXEL, PIXEL]}
-    assert 12 + 2 * MEDIA_TOKENS == await Bench().answered(b'{"count":12}', asked=admitted(messages=[message]))
+    assert 12 + 2 * IMAGE_TOKENS == await Bench().answered(b'{"count":12}', asked=admitted(messages=[message]))
 
 
 async def test_both_words_for_the_number_are_read() -> None:

@@ -1,4 +1,4 @@
-"""What a client may write: every bound names its field, nothing repeats a prompt, and what passes is bounded."""
+"""Every route's bodies: each bound names its field, nothing repeats a prompt, and what passes is bounded."""
 
 import json
 import math
@@ -9,32 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.api.errors import ApiError
-from scheduler.api.schemas import (
-    CHAT_PATH,
-    COMPLETION_PATH,
-    DROPPED,
-    MAX_CHOICES,
-    MAX_MESSAGES,
-    MAX_PROMPTS,
-    OPERATOR_ONLY,
-    UNSUPPORTED,
-    Ask,
-    parse,
-)
-
-HELLO = [{"role": "user", "content": "hello"}]
+from scheduler.api.schema_chat import CHAT_PATH
+from scheduler.api.schema_completion import MAX_PROMPTS
+from scheduler.api.schema_fields import MAX_CHOICES, MAX_MESSAGES, OPERATOR_ONLY, SAMPLING_UNSUPPORTED
+from scheduler.api.schemas import ROUTES, TOOLS_EXPANSION, parse
+from tests.schema_bodies import HELLO, LEAST, admitted, body_of, sent
 
 
 def chat(**fields: Any) -> bytes:
-    return json.dumps({"model": "m", "messages": HELLO, **fields}).encode()
-
-
-def completion(**fields: Any) -> bytes:
-    return json.dumps({"model": "m", "prompt": "hello", **fields}).encode()
-
-
-def admitted(body: bytes, *, path: str = CHAT_PATH, max_output_tokens: int = 1000) -> Ask:
-    return parse(path, body, max_output_tokens=max_output_tokens)
+    return body_of(CHAT_PATH, **fields)
 
 
 def refused(body: bytes, *, path: str = CHAT_PATH) -> ApiError:
@@ -47,76 +30,88 @@ def refused(body: bytes, *, path: str = CHAT_PATH) -> ApiError:
 # -- what passes
 
 
-def test_a_chat_is_read() -> None:
-    """Everything that the relay and the core need to know of it."""
-    body = chat(max_completion_tokens=9, n=2, stream=True, stream_options={"include_usage": True}, service_tier="flex")
-    ask = admitted(body)
-    assert (CHAT_PATH, "m", True, True, "flex", 2, 9, 1) == (
-        ask.path, ask.model, ask.is_stream, ask.includes_usage, ask.service_tier, ask.num_sequences,
-        ask.max_output_tokens, ask.messages,
-    )  # fmt: skip
+@pytest.mark.parametrize("path", ROUTES)
+def test_the_least_body_of_every_route_passes(path: str) -> None:
+    """What is read of it is what it says, and what is sent is what was admitted."""
+    ask = admitted(path)
+    assert (path, "m", False, None, 1) == (ask.path, ask.model, ask.is_stream, ask.service_tier, ask.num_sequences)
+    assert {"model": "m", **LEAST[path]}.items() <= {**sent(ask), **LEAST[path]}.items()
 
 
-def test_a_completion_with_several_prompts_is_that_many_sequences() -> None:
-    """Choices × prompts."""
-    ask = admitted(completion(prompt=["a", "b", "c"], n=2, max_tokens=5), path=COMPLETION_PATH)
-    assert (6, 5) == (ask.num_sequences, ask.max_output_tokens)
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("tier", ["auto", "default", "flex", "priority"])
+def test_the_tier_is_read_on_every_route_and_not_sent(path: str, tier: str) -> None:
+    """It is the priority here; engines do not know it."""
+    ask = admitted(path, service_tier=tier)
+    assert tier == ask.service_tier
+    assert "service_tier" not in sent(ask)
 
 
-@pytest.mark.parametrize("prompt", ["text", [1, 2, 3], ["a", "b"], [[1, 2], [3]]])
-def test_a_prompt_is_text_or_tokens_one_or_many(prompt: object) -> None:
-    """OpenAI's four forms."""
-    assert admitted(completion(prompt=prompt), path=COMPLETION_PATH).body
-
-
-def test_the_engine_gets_what_was_admitted_and_its_limit() -> None:
-    """The client's own limit is replaced by the cap, fields of OpenAI's bookkeeping are taken out."""
-    body = chat(max_tokens=500, temperature=0.5, user="u", metadata={"a": "b"}, store=False, service_tier="auto")
-    ask = admitted(body)
-    sent = json.loads(ask.render(7))
-    assert {"model": "m", "messages": HELLO, "temperature": 0.5, "max_completion_tokens": 7} == sent
-    assert not set(DROPPED) & sent.keys()
-    assert 7 == json.loads(admitted(completion(max_tokens=500), path=COMPLETION_PATH).render(7))["max_tokens"]
+@pytest.mark.parametrize("path", ROUTES)
+def test_the_salt_can_be_appended(path: str) -> None:
+    """The relay adds it as the last field."""
+    rendered = admitted(path).render(7)
+    assert "s" == json.loads(b'%b,"cache_salt":"s"}' % rendered[:-1])["cache_salt"]
 
 
 @pytest.mark.parametrize("field", ["ignore_eos", "min_tokens", "top_k"])
 def test_what_benchmark_clients_send_passes(field: str) -> None:
     """vLLM's own serving benchmark and ours."""
     value: object = True if field == "ignore_eos" else 1
-    assert value == json.loads(admitted(chat(**{field: value})).body)[field]
+    assert value == sent(admitted(CHAT_PATH, **{field: value}))[field]
 
 
 def test_null_is_as_good_as_absent() -> None:
     """openai-python sends null for what is not set by some callers."""
-    ask = admitted(chat(max_tokens=None, n=None, stream=None, stop=None, service_tier=None))
+    ask = admitted(CHAT_PATH, max_tokens=None, n=None, stream=None, stop=None, service_tier=None)
     assert (None, 1, False, None) == (ask.max_output_tokens, ask.num_sequences, ask.is_stream, ask.service_tier)
 
 
-@given(st.text(max_size=200), st.text(max_size=200))
-def test_the_prompt_bound_covers_every_byte(system: str, user: str) -> None:
+PROMPTS: dict[str, Any] = {
+    "/v1/chat/completions": lambda text: {"messages": [{"role": "system", "content": text}, HELLO[0]]},
+    "/v1/completions": lambda text: {"prompt": [text, "x"]},
+    "/v1/embeddings": lambda text: {"input": text},
+    "/v1/responses": lambda text: {"instructions": text},
+    "/v1/messages": lambda text: {"system": [{"type": "text", "text": text}]},
+}
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@settings(max_examples=40)
+@given(text=st.text(max_size=300))
+def test_the_prompt_bound_covers_every_byte(path: str, text: str) -> None:
     """A token stands for at least one byte, so no tokenizer can make more tokens of it."""
     try:
-        system_bytes, user_bytes = system.encode(), user.encode()
+        num_bytes = len(text.encode())
     except UnicodeEncodeError:
         return
-    body = chat(messages=[{"role": "system", "content": system}, {"role": "user", "content": user}])
-    bound = admitted(body).prompt_tokens_bound(1)
-    assert bound >= len(system_bytes) + len(user_bytes)
-    assert admitted(body).prompt_tokens_bound(11) >= 11 * (len(system_bytes) + len(user_bytes))
+    ask = admitted(path, **PROMPTS[path](text))
+    assert ask.prompt_tokens_bound(1) >= num_bytes
+    assert ask.prompt_tokens_bound(11) >= 11 * num_bytes
 
 
-def test_tools_count_into_the_prompt_bound() -> None:
-    """A template writes them into the prompt."""
-    tool = {"type": "function", "function": {"name": "f", "description": "x" * 1000, "parameters": {}}}
-    assert admitted(chat(tools=[tool])).prompt_tokens_bound(1) > admitted(chat()).prompt_tokens_bound(1) + 1000
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=30,
+)
 
 
-def test_media_counts_by_piece_and_not_by_byte() -> None:
-    """The base64 of an image is not text."""
-    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A' * 10_000}"}}
-    ask = admitted(chat(messages=[{"role": "user", "content": [{"type": "text", "text": "see"}, image]}]))
-    assert 1 == ask.media
-    assert ask.text_bytes < 1000
+@settings(max_examples=60)
+@given(JSON_VALUES)
+def test_tools_count_as_a_template_may_write_them(schema: Any) -> None:
+    """Indented, with a run of blanks as one token of its own: the compact JSON has fewer bytes than that has tokens."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"x": schema}}}
+    try:
+        indented = json.dumps(tool, indent=4, ensure_ascii=False)
+        num_characters = len(indented.encode())
+    except UnicodeEncodeError:
+        return
+    num_blanks = sum(len(line) - len(line.lstrip(" ")) for line in indented.splitlines())
+    num_runs = sum(line.startswith(" ") for line in indented.splitlines())
+    bound = admitted(CHAT_PATH, tools=[tool]).prompt_tokens_bound(1) - admitted(CHAT_PATH).prompt_tokens_bound(1)
+    assert bound >= num_characters - num_blanks + num_runs
+    assert TOOLS_EXPANSION == 4
 
 
 # -- issue 3, "Bad input"
@@ -195,46 +190,10 @@ def test_an_operator_only_field_is_named_as_such(field: str) -> None:
     assert ("operator_only_parameter", field) == (error.code, error.param)
 
 
-@pytest.mark.parametrize("field", sorted(UNSUPPORTED))
+@pytest.mark.parametrize("field", sorted(SAMPLING_UNSUPPORTED))
 def test_an_unsupported_field_says_why(field: str) -> None:
     """Also false: it is not part of what is served."""
     assert ("unsupported_parameter", field) == ((error := refused(chat(**{field: False}))).code, error.param)
-
-
-@pytest.mark.parametrize(
-    "prompt", [[], [1, "x"], [[1], "x"], [[1, "x"]], [[]], [1.5], [None], {"a": 1}, 5, None, [True]]
-)
-def test_a_prompt_of_another_form_is_refused(prompt: object) -> None:
-    """Mixed and empty lists would be counted wrong."""
-    assert "prompt" == refused(completion(prompt=prompt), path=COMPLETION_PATH).param
-
-
-def test_too_many_prompts_are_refused() -> None:
-    """Each is a sequence in the engine."""
-    assert MAX_PROMPTS == admitted(completion(prompt=["a"] * MAX_PROMPTS), path=COMPLETION_PATH).num_sequences
-    assert "prompt" == refused(completion(prompt=["a"] * (MAX_PROMPTS + 1)), path=COMPLETION_PATH).param
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        {"type": "image_url", "image_url": {"url": "https://example.org/x.png"}},
-        {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}},
-        {"type": "audio_url", "audio_url": {"url": "http://169.254.169.254/"}},
-        {"type": "image_embeds", "image_embeds": "AAAA"},
-        {"type": "text", "text": "x", "image_embeds": "AAAA"},
-        5,
-    ],
-)
-def test_parts_that_would_make_the_engine_fetch_or_unpickle_are_refused(part: object) -> None:
-    """Addresses are not fetched, tensors not loaded."""
-    assert "messages" == refused(chat(messages=[{"role": "user", "content": [part]}])).param
-
-
-@pytest.mark.parametrize("message", [{}, {"content": "x"}, {"role": 5, "content": "x"}, {"role": "user", "content": 5}])
-def test_a_message_without_form_is_refused(message: dict[str, Any]) -> None:
-    """Role and content are what templates read."""
-    assert "messages" == refused(chat(messages=[message])).param
 
 
 @pytest.mark.parametrize(
@@ -256,24 +215,28 @@ def test_no_message_repeats_what_was_sent(fields: dict[str, Any]) -> None:
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 ANYTHING = LEAVES | st.lists(LEAVES, max_size=3) | st.dictionaries(st.text(max_size=5), LEAVES, max_size=3)
-FIELDS = ["model", "messages", "prompt", "n", "max_tokens", "stop", "stream", "tools", "logit_bias", "x"]
+FIELDS = [
+    "model", "messages", "prompt", "n", "max_tokens", "stop", "stream", "tools", "logit_bias", "x", "input", "system",
+    "instructions", "max_output_tokens", "metadata", "dimensions",
+]  # fmt: skip
 
 
-@settings(max_examples=60)
-@given(st.sampled_from([CHAT_PATH, COMPLETION_PATH]), st.dictionaries(st.sampled_from(FIELDS), ANYTHING, max_size=4))
+@settings(max_examples=120)
+@given(st.sampled_from(sorted(ROUTES)), st.dictionaries(st.sampled_from(FIELDS), ANYTHING, max_size=4))
 def test_whatever_is_sent_is_admitted_or_refused(path: str, fields: dict[str, Any]) -> None:
     """No body raises anything but an ApiError, and what passes can be rendered."""
-    body = json.dumps({"model": "m", "messages": HELLO, **fields} if path == CHAT_PATH else fields).encode()
+    body = json.dumps({"model": "m", **LEAST[path], **fields}).encode()
     try:
         ask = parse(path, body, max_output_tokens=1000)
     except ApiError:
         return
     assert 1 <= ask.num_sequences <= MAX_CHOICES * MAX_PROMPTS
+    assert ask.max_output_tokens is None or 0 <= ask.max_output_tokens <= 1000
     json.loads(ask.render(1))
 
 
-@given(st.binary(max_size=60))
-def test_no_bytes_break_the_parser(body: bytes) -> None:
+@given(st.sampled_from(sorted(ROUTES)), st.binary(max_size=60))
+def test_no_bytes_break_the_parser(path: str, body: bytes) -> None:
     """Random bytes are refused."""
     with pytest.raises(ApiError):
-        parse(CHAT_PATH, body, max_output_tokens=10)
+        parse(path, body, max_output_tokens=10)
