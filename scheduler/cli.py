@@ -1,4 +1,4 @@
-"""The command line: `jouleway serve | submit | workers | demo | down | doctor | bench`.
+"""The command line: `jouleway serve | submit | explain | workers | demo | down | doctor | bench`.
 
 Called by the shell. A command's file is imported when that command runs, so that `--help` answers at once and never
 loads Ray, an engine or numpy. It must never decide anything: arguments in, exit code out.
@@ -108,7 +108,9 @@ def submit(
     service_tier: Annotated[ServiceTier, typer.Option(help="Priority of lines that name none.")] = ServiceTier.FLEX,
     task: Annotated[str, typer.Option(help="One total and, where configured, one budget for all lines.")] = "",
     timeout_s: Annotated[float, typer.Option(min=1.0, max=86_400.0, help="Limit of one try.")] = 3600.0,
-    allow_mixed_models: Annotated[bool, typer.Option("--allow-mixed-models", help="Take a file whose lines name several models.")] = False,
+    allow_mixed_models: Annotated[
+        bool, typer.Option("--allow-mixed-models", help="Take a file whose lines name several models.")
+    ] = False,
     check: Annotated[bool, typer.Option("--check", help="Check the file, ask nothing.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -131,6 +133,44 @@ def submit(
         timeout_s=timeout_s,
         allow_mixed_models=allow_mixed_models,
         is_check_only=check,
+    )
+    raise typer.Exit(command.run(wishes, as_json=as_json))
+
+
+@app.command(epilog=EXIT_CODES_HELP)
+def explain(
+    request_id: Annotated[
+        str | None, typer.Argument(metavar="[REQUEST_ID]", help="The x-request-id of an answer.")
+    ] = None,
+    what_if: Annotated[
+        Path | None,
+        typer.Option("--what-if", metavar="BODY.json", help="A request that might be: its body, or a line."),
+    ] = None,
+    route: Annotated[str, typer.Option(help="Of a --what-if body.")] = "/v1/chat/completions",
+    data_class: Annotated[str | None, typer.Option(help="Of a --what-if request: stricter than its key's.")] = None,
+    zones: Annotated[str | None, typer.Option(help="Of a --what-if request: fewer than its key's, by comma.")] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="Endpoint (or, with the admin key alone, the admin listener).")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Tell the life of a request: waits, every worker's filter or score term by term, what it took, its budgets.
+
+    Asks as the tenant of JOULEWAY_API_KEY, which sees its own requests; with --config, or where JOULEWAY_ADMIN_KEY is
+    the only key, as the operator, who sees all. --what-if places a request that is not sent, against the live state.
+    Exit code 7: the terms of some score do not add up to it.
+    """
+    from scheduler.commands import explain as command
+
+    wishes = command.Wishes(
+        request_id=request_id,
+        what_if=what_if,
+        route=route,
+        data_class=data_class,
+        zones=zones,
+        url=url,
+        config=config,
     )
     raise typer.Exit(command.run(wishes, as_json=as_json))
 

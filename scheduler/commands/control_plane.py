@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,16 @@ def root_of(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-async def send(listener: Listener, path: str, *, payload: object = None) -> Reply:
+async def send(
+    listener: Listener, path: str, *, payload: object = None, headers: Mapping[str, str] | None = None
+) -> Reply:
     """One route, whatever its status; a payload makes it a POST. Raises: CommandError where nobody answers."""
     try:
         return await fetch(
             listener.url + path,
             method="GET" if payload is None else "POST",
             payload=payload,
-            headers={"Authorization": f"Bearer {listener.key}"},
+            headers={"Authorization": f"Bearer {listener.key}", **(headers or {})},
             timeout_s=TIMEOUT_S,
         )
     except (OSError, BadAnswer, TimeoutError) as error:

@@ -14,7 +14,7 @@ from scheduler.commands import output
 from scheduler.commands.exits import EXIT_CODES_HELP, CommandError, ExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("serve", "demo", "submit", "workers", "down", "doctor", "bench")
+COMMANDS = ("serve", "demo", "submit", "explain", "workers", "down", "doctor", "bench")
 HEAVY = {"ray", "vllm", "torch", "numpy", "cryptography", "sqlalchemy", "uvicorn", "starlette", "prometheus_client"}
 MAX_IMPORT_S = 0.3
 
@@ -76,7 +76,15 @@ def test_the_exit_codes_are_those_documented() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nope"], ["serve"], ["demo", "--requests", "3"], ["demo", "--requests", "x"], ["down"], ["workers", "--what"]],
+    [
+        ["nope"],
+        ["serve"],
+        ["submit"],
+        ["demo", "--requests", "3"],
+        ["demo", "--requests", "x"],
+        ["down"],
+        ["workers", "--what"],
+    ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """The complaint goes to standard error, and nothing to standard output."""
@@ -166,7 +174,7 @@ def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_secrets_are_never_taken_as_flags_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
     """A flag is seen by everyone who lists processes; keys come from the environment."""
-    for command in ("serve", "demo", "submit", "workers", "down", "doctor"):
+    for command in ("serve", "demo", "submit", "explain", "workers", "down", "doctor"):
         assert run_inside(command, "--help") == ExitCode.OK
         text = capsys.readouterr().out
         assert "--help" in text
