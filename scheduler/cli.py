@@ -1,4 +1,4 @@
-"""The command line: `jouleway serve | submit | explain | workers | demo | down | doctor | bench`.
+"""The command line: `jouleway serve | submit | explain | top | workers | demo | down | doctor | bench`.
 
 Called by the shell. A command's file is imported when that command runs, so that `--help` answers at once and never
 loads Ray, an engine or numpy. It must never decide anything: arguments in, exit code out.
@@ -31,6 +31,9 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="PATH", help="Configuration file (YAML). Unknown keys are errors."),
+]
+AdminUrlOption = Annotated[
+    str | None, typer.Option("--url", help="Admin listener of a running control plane, http://127.0.0.1:PORT.")
 ]
 UrlOption = Annotated[str, typer.Option("--url", help="OpenAI endpoint of a control plane.")]
 
@@ -176,11 +179,27 @@ def explain(
 
 
 @app.command(epilog=EXIT_CODES_HELP)
+def top(
+    config: ConfigOption = None,
+    url: AdminUrlOption = None,
+    once: Annotated[bool, typer.Option("--once", help="Show it once and leave.")] = False,
+    interval_s: Annotated[float, typer.Option(min=0.5, max=3600.0, help="Seconds between two looks.")] = 2.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Watch a running control plane: workers, queues by band and tenant, budgets near their limit; until Ctrl-C.
+
+    With --json each look is one line. The admin key is read from JOULEWAY_ADMIN_KEY, or from the file that --config
+    names.
+    """
+    from scheduler.commands import top as command
+
+    raise typer.Exit(command.run(config_path=config, url=url, is_once=once, interval_s=interval_s, as_json=as_json))
+
+
+@app.command(epilog=EXIT_CODES_HELP)
 def workers(
     config: ConfigOption = None,
-    url: Annotated[
-        str | None, typer.Option("--url", help="Admin listener of a running control plane, http://127.0.0.1:PORT.")
-    ] = None,
+    url: AdminUrlOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List the workers of a running control plane: state, load, meter, grade, power, health.

@@ -14,7 +14,7 @@ from scheduler.commands import output
 from scheduler.commands.exits import EXIT_CODES_HELP, CommandError, ExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("serve", "demo", "submit", "explain", "workers", "down", "doctor", "bench")
+COMMANDS = ("serve", "demo", "submit", "explain", "top", "workers", "down", "doctor", "bench")
 HEAVY = {"ray", "vllm", "torch", "numpy", "cryptography", "sqlalchemy", "uvicorn", "starlette", "prometheus_client"}
 MAX_IMPORT_S = 0.3
 
@@ -94,7 +94,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.Capture
     assert "Error" in captured.err
 
 
-@pytest.mark.parametrize("command", ["serve", "demo", "workers", "down", "doctor"])
+@pytest.mark.parametrize("command", ["serve", "demo", "top", "workers", "down", "doctor"])
 def test_a_missing_configuration_is_exit_code_3(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The file is named; no traceback."""
     assert run_inside(command, "--config", "/no/such/file.yaml") == ExitCode.NOT_FOUND
@@ -104,7 +104,7 @@ def test_a_missing_configuration_is_exit_code_3(command: str, capsys: pytest.Cap
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("command", ["serve", "demo", "workers", "down", "doctor"])
+@pytest.mark.parametrize("command", ["serve", "demo", "top", "workers", "down", "doctor"])
 def test_a_bad_configuration_is_exit_code_2(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown key is an error that names its path."""
     path = tmp_path / "bad.yaml"
@@ -174,7 +174,7 @@ def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_secrets_are_never_taken_as_flags_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
     """A flag is seen by everyone who lists processes; keys come from the environment."""
-    for command in ("serve", "demo", "submit", "explain", "workers", "down", "doctor"):
+    for command in ("serve", "demo", "submit", "explain", "top", "workers", "down", "doctor"):
         assert run_inside(command, "--help") == ExitCode.OK
         text = capsys.readouterr().out
         assert "--help" in text

@@ -29,7 +29,7 @@ STORY: dict[str, Any] = {
     ],
     "budgets": [
         {"level": "tenant acme", "measure": "tokens", "window": "1d", "limit": 100_000, "held": 1264, "settled": 1232},
-        {"level": "key k", "measure": "energy_mj", "window": "1h", "limit": 5_000_000, "held": 40_000, "settled": 9_500},
+        {"level": "key k", "measure": "energy_mj", "window": "1h", "limit": 500_000, "held": 40_000, "settled": 9_500},
         {"level": "tenant acme", "measure": "concurrency", "window": "", "limit": 16, "held": 1, "settled": 0},
     ],
     "is_final": True,
@@ -63,7 +63,7 @@ def test_everything_that_is_known_is_said(capsys: pytest.CaptureFixture[str]) ->
     assert ["w-2", "abroad", "residency", *["–"] * 8] == rows["w-2"]
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "tenant acme tokens 1d 100,000 1,264 1,232" in lines
-    assert "key k J 1h 5,000 40 9.5" in lines
+    assert "key k J 1h 500 40 9.5" in lines
     assert "tenant acme concurrency at once 16 1 0" in lines
 
 
