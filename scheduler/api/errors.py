@@ -119,13 +119,13 @@ class _EngineErrorBody(msgspec.Struct):
 _decode_engine_error = msgspec.json.Decoder(_EngineErrorBody).decode
 
 
-def engine_error_body(status: int, body: bytes) -> bytes:
-    """An engine's error in our shape: vLLM's ``code`` is a number, its types are class names.
+def engine_error(status: int, body: bytes) -> ApiError:
+    """An engine's error as one of ours: vLLM's ``code`` is a number, its types are class names.
 
     A 400 passes its message, which tells the client what to change; of a 5xx nothing of the engine is shown.
     """
     if status >= 500:
-        return error_body(status, "The engine failed on this request.", code="engine_error")
+        return ApiError(status, "The engine failed on this request.", code="engine_error")
     try:
         error = _decode_engine_error(body).error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -134,4 +134,4 @@ def engine_error_body(status: int, body: bytes) -> bytes:
     lowered = message.lower()
     is_length = "context length" in lowered or "max_model_len" in lowered
     code = "context_length_exceeded" if is_length else "model_not_found" if status == 404 else None
-    return error_body(status, message, code=code, param=error.param)
+    return ApiError(status, message, code=code, param=error.param)

@@ -1,6 +1,7 @@
 """One HTTP exchange on raw ASGI: the headers as a table, the body within its bounds, whole answers, errors.
 
-Called by every face of ``scheduler.api``. It must never know a route, a key or what a body means.
+Called by every face of ``scheduler.api``. It must never know a key or what a body means; of its route it knows how to
+say an error.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from scheduler.api.dialects import dialect
 from scheduler.api.errors import ApiError
 
 Scope = MutableMapping[str, Any]
@@ -20,6 +22,7 @@ Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 JSON: Header = (b"content-type", b"application/json")
+NO_STORE: Header = (b"cache-control", b"no-store")
 CLOSE: Header = (b"connection", b"close")
 
 
@@ -35,11 +38,23 @@ def new_request_id() -> str:
 class Exchange:
     """A request and the way back. Everything that is sent begins with ``start``, so that it always carries the id."""
 
-    __slots__ = ("headers", "is_begun", "is_body_read", "method", "path", "receive", "request_id", "send")
+    __slots__ = (
+        "dialect",
+        "headers",
+        "is_begun",
+        "is_body_read",
+        "late_headers",
+        "method",
+        "path",
+        "receive",
+        "request_id",
+        "send",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, request_id: str) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.dialect = dialect(self.path)
         self.headers: dict[bytes, list[bytes]] = {}
         """Every header with all its values in order; ASGI gives the names in lower case."""
         for name, value in scope["headers"]:
@@ -50,6 +65,8 @@ class Exchange:
         self.is_body_read = self.method in ("GET", "HEAD")
         self.is_begun = False
         """Status and headers have left: an error can only follow as a part of the body."""
+        self.late_headers: Callable[[], list[Header]] | None = None
+        """Asked when the answer begins, whatever it is: what is true then."""
 
     # -- in
 
@@ -100,8 +117,11 @@ class Exchange:
     async def start(self, status: int, headers: list[Header]) -> None:
         """Status and headers, with our id among them; once."""
         self.is_begun = True
-        own = (b"x-request-id", self.request_id.encode())
-        await self.send({"type": "http.response.start", "status": status, "headers": [*headers, own]})
+        late = [] if self.late_headers is None else self.late_headers()
+        own = [(b"x-request-id", self.request_id.encode())]
+        if self.dialect.id_header is not None:
+            own.append((self.dialect.id_header, self.request_id.encode()))
+        await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *late, *own]})
 
     async def write(self, data: bytes, *, more: bool) -> None:
         """A part of the body; ``more`` False ends it."""
@@ -113,11 +133,11 @@ class Exchange:
         await self.write(body, more=False)
 
     async def fail(self, error: ApiError) -> None:
-        """An error in OpenAI's shape. Where a body may still be on its way the connection is not used again."""
+        """An error in the route's shape. Where a body may still be on its way the connection is not used again."""
         headers = [JSON, *error.header_list()]
         if not self.is_body_read:
             headers.append(CLOSE)
-        await self.respond(error.status, error.body(), headers)
+        await self.respond(error.status, self.dialect.error_body(error), headers)
 
 
 def _too_large(max_bytes: int) -> ApiError:

@@ -1,6 +1,7 @@
 """Joules so far, as a part of the answer: beside the usage of a whole body, or as one more chunk of a stream.
 
-Called by ``scheduler.api.openai`` where a client asked for it. It must never read a text.
+Called by ``scheduler.api.openai`` where a client asked for it, and where only the usage of an answer is left to say. It
+must never read a text.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from typing import Any
 import msgspec
 
 from scheduler.accounting.settlement import Charge
-from scheduler.api.schemas import CHAT_PATH
+from scheduler.api.dialects import NOTE, dialect
 
 
 def note_of(charge: Charge) -> dict[str, Any]:
-    """What the answer says of its energy: predicted so far; the posting will say what was measured."""
+    """What the answer says of its cost (10⁻⁹ currency units) and of its energy: predicted so far; the posting will say
+    what was measured.
+    """
     return {
+        "cost_nano": charge.cost_nano,
         "energy_joules": charge.provisional_mj / 1000,
         "gpu_seconds": charge.provisional_gpu_us / 1_000_000,
         "grade": charge.grade.value,
@@ -24,24 +28,19 @@ def note_of(charge: Charge) -> dict[str, Any]:
     }
 
 
-def note_event(charge: Charge, *, path: str, model: str, created_unix_s: int) -> bytes:
-    """One more chunk in OpenAI's shape, without choices, as the usage chunk is: every client reads it."""
-    is_chat = path == CHAT_PATH
-    chunk: dict[str, Any] = {
-        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{charge.attempt_id}",
-        "object": "chat.completion.chunk" if is_chat else "text_completion",
-        "created": created_unix_s,
-        "model": model,
-        "choices": [],
-        "usage": {
-            "prompt_tokens": charge.input_tokens,
-            "completion_tokens": charge.output_tokens,
-            "total_tokens": charge.input_tokens + charge.output_tokens,
-            "prompt_tokens_details": {"cached_tokens": charge.cached_tokens},
-        },
-        "jouleway": note_of(charge),
-    }
-    return b"data: %b\n\n" % msgspec.json.encode(chunk)
+def note_event(charge: Charge, *, path: str, created_unix_s: int) -> bytes:
+    """One more event before the last one of a stream; clients that do not know it pass over it."""
+    return dialect(path).note_event(charge, note_of(charge), created_unix_s=created_unix_s)
+
+
+def usage_body(charge: Charge, *, path: str, created_unix_s: int) -> bytes:
+    """A whole answer of which nothing but the usage is left."""
+    return dialect(path).usage_body(charge, note_of(charge), created_unix_s=created_unix_s)
+
+
+def usage_stream(charge: Charge, *, path: str, created_unix_s: int) -> bytes:
+    """The same as a stream."""
+    return dialect(path).usage_stream(charge, note_of(charge), created_unix_s=created_unix_s)
 
 
 def with_note(body: bytes, charge: Charge) -> bytes:
@@ -50,4 +49,4 @@ def with_note(body: bytes, charge: Charge) -> bytes:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError):
         return body
-    return msgspec.json.encode({**fields, "jouleway": note_of(charge)})
+    return msgspec.json.encode({**fields, NOTE: note_of(charge)})

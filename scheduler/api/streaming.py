@@ -1,9 +1,9 @@
 """A streamed answer on its way to one client: comments while it waits, opaque bytes, the end only after the charge.
 
-Called by ``scheduler.api.openai``. It must never parse a chunk; it knows where events end and how ``[DONE]`` looks.
+Called by ``scheduler.api.openai``. It must never parse a chunk; it knows where events end and how the last one begins.
 
-What leaves: whole events only, so that an error can follow at any time; ``data: [DONE]`` is held back until the End
-came, which the dispatcher sends after the charge is durable.
+What leaves: whole events only, so that an error can follow at any time; the last event of the route's dialect (such as
+``data: [DONE]``) is held back until the End came, which the dispatcher sends after the charge is durable.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import asyncio
 from collections.abc import Callable
 
 from scheduler.accounting.settlement import Charge
-from scheduler.api.errors import ApiError, engine_error_body
+from scheduler.api.errors import ApiError, engine_error
 from scheduler.api.exchange import JSON, Exchange, Header, Message, Send
 from scheduler.streams import Body, End, Head, Stream
 from workers.types import Outcome
 
-DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
 STREAM_HEADERS: list[Header] = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
@@ -33,26 +32,28 @@ class SlowReader(Exception):
 
 
 class EventHold:
-    """Passes whole events on and keeps back what is not one yet, and ``[DONE]``."""
+    """Passes whole events on and keeps back what is not one yet, and the last event of a stream."""
 
-    __slots__ = ("held",)
+    __slots__ = ("_last_events", "held")
 
-    def __init__(self) -> None:
+    def __init__(self, last_events: tuple[bytes, ...]) -> None:
+        """``last_events``: how those begin after which a client takes its answer for whole."""
+        self._last_events = last_events
         self.held = b""
 
     def take(self, data: bytes) -> bytes:
         """What may leave now of all that came so far."""
         if self.held:
             data = self.held + data
-        if data.endswith(DONE):
-            cut = len(data) - len(DONE)
-        elif data.endswith(b"\n\n"):
-            self.held = b""
-            return data
-        else:
-            cut = data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0
-            if len(data) - cut > MAX_EVENT_BYTES:
-                cut = len(data)
+        cut = data.rfind(b"\n\n") + 2  # behind the last whole event; 1: there is none
+        if cut == 1:
+            cut = 0
+        elif cut == len(data):
+            start = data.rfind(b"\n\n", 0, -2) + 2
+            if data.startswith(self._last_events, start if start > 1 else 0):
+                cut = start if start > 1 else 0
+        if len(data) - cut > MAX_EVENT_BYTES and not data.startswith(self._last_events, cut):
+            cut = len(data)
         self.held = data[cut:]
         return data[:cut]
 
@@ -121,7 +122,7 @@ class EventStream:
         failure: Callable[[End], ApiError],
         last_event: Callable[[Charge], bytes] | None = None,
     ) -> None:
-        """``failure`` says an End without an answer; ``last_event`` is written before ``[DONE]``."""
+        """``failure`` says an End without an answer; ``last_event`` is written before the engine's last one."""
         self._stream = stream
         self._exchange = exchange
         self._keep_alive_s = keep_alive_s
@@ -157,7 +158,8 @@ class EventStream:
 
     async def _pass_on(self) -> None:
         """The hot path: one write for all that came since the last one."""
-        stream, hold, send = self._stream, EventHold(), self._exchange.send
+        stream, send = self._stream, self._exchange.send
+        hold = EventHold(self._exchange.dialect.last_events)
         while True:
             item = await stream.next()
             if type(item) is Body:
@@ -182,21 +184,22 @@ class EventStream:
         self.end = item
         if self._stream.is_closed:
             return
-        body = engine_error_body(head.status, b"".join(parts))
+        error = engine_error(head.status, b"".join(parts))
+        dialect = self._exchange.dialect
         if self._exchange.is_begun:
-            await self._exchange.write(b"data: %b\n\n" % body, more=False)
+            await self._exchange.write(dialect.error_event(error), more=False)
         else:
-            await self._exchange.respond(head.status, body, [JSON])
+            await self._exchange.respond(head.status, dialect.error_body(error), [JSON])
 
     async def _fail(self, end: End) -> None:
-        """An error chunk and no ``[DONE]``; before the first byte an error with a status."""
+        """An error event and no last one; before the first byte an error with a status."""
         self.end = end
         if self._stream.is_closed:
             return
         error = self._failure(end)
         if not self._exchange.is_begun:
             raise error
-        await self._exchange.write(error.event(), more=False)
+        await self._exchange.write(self._exchange.dialect.error_event(error), more=False)
 
     async def _begin(self, content_type: bytes) -> None:
         await self._exchange.start(200, [(b"content-type", content_type), *STREAM_HEADERS])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.api.errors import ApiError, engine_error_body, error_body, error_object, kind_of
+from scheduler.api.errors import ApiError, engine_error, error_body, error_object, kind_of
 
 
 def error_of(body: bytes) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def engine_body(message: str, **fields: object) -> bytes:
 
 def test_a_number_as_code_becomes_null() -> None:
     """vLLM's code is the status; OpenAI's is a word or null."""
-    error = error_of(engine_error_body(400, engine_body("temperature must be positive", param="temperature")))
+    error = error_of(engine_error(400, engine_body("temperature must be positive", param="temperature")).body())
     expected = {"message": "temperature must be positive", "type": "invalid_request_error", "param": "temperature"}
     assert {**expected, "code": None} == error
 
@@ -103,18 +103,18 @@ def test_a_number_as_code_becomes_null() -> None:
 )
 def test_a_context_that_is_too_long_has_openais_word(message: str) -> None:
     """Agents shorten their history on it."""
-    assert "context_length_exceeded" == error_of(engine_error_body(400, engine_body(message)))["code"]
+    assert "context_length_exceeded" == error_of(engine_error(400, engine_body(message)).body())["code"]
 
 
 def test_a_missing_model_has_openais_word() -> None:
     """Also where only the engine knew."""
-    assert "model_not_found" == error_of(engine_error_body(404, engine_body("no such LoRA")))["code"]
+    assert "model_not_found" == error_of(engine_error(404, engine_body("no such LoRA")).body())["code"]
 
 
 @pytest.mark.parametrize("status", [500, 503])
 def test_nothing_of_an_engines_failure_is_shown(status: int) -> None:
     """Its text may hold paths, tensors, prompts."""
-    body = engine_error_body(status, engine_body("SECRET /models/x.py line 3"))
+    body = engine_error(status, engine_body("SECRET /models/x.py line 3")).body()
     assert b"SECRET" not in body
     assert "engine_error" == error_of(body)["code"]
 
@@ -124,4 +124,4 @@ def test_nothing_of_an_engines_failure_is_shown(status: int) -> None:
 )
 def test_an_error_without_an_error_object_still_has_a_body(body: bytes) -> None:
     """In our words."""
-    assert "The engine refused this request." == error_of(engine_error_body(400, body))["message"]
+    assert "The engine refused this request." == error_of(engine_error(400, body).body())["message"]

@@ -185,3 +185,19 @@ async def test_a_get_has_no_body_to_wait_for() -> None:
     wire = Wire()
     await exchange(wire, method="GET").fail(ApiError(404, "No.", code="route_not_found"))
     assert b"connection" not in dict(wire.sent[0]["headers"])
+
+
+@pytest.mark.parametrize("is_failure", [True, False])
+async def test_late_headers_are_asked_once_when_the_answer_begins(is_failure: bool) -> None:
+    """Of an error as of an answer: they say what is true then, not at the arrival."""
+    wire = Wire()
+    asked = exchange(wire)
+    state = [b"early"]
+    asked.late_headers = lambda: [(b"x-state", state.pop())]
+    state[0] = b"late"
+    if is_failure:
+        await asked.fail(ApiError(429, "No.", code=None))
+    else:
+        await asked.respond(200, b"{}", [])
+    assert (b"x-state", b"late") in wire.sent[0]["headers"]
+    assert [] == state

@@ -4,15 +4,16 @@ import json
 
 import pytest
 
-from scheduler.api.metering_note import note_event, note_of, with_note
+from scheduler.api.metering_note import note_event, note_of, usage_body, with_note
 from tests.fake_dispatcher import charge
 
 
 def test_a_note_says_what_was_predicted_so_far() -> None:
     """Marked provisional, with the grade of its meter and the id of its receipt."""
     assert {
-        "energy_joules": 1.5, "gpu_seconds": 0.25, "grade": "A", "provisional": True, "request_id": "req-x",
-    } == note_of(charge())  # fmt: skip
+        "cost_nano": 40, "energy_joules": 1.5, "gpu_seconds": 0.25, "grade": "A", "provisional": True,
+        "request_id": "req-x",
+    } == note_of(charge(cost_nano=40))  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ def test_a_note_says_what_was_predicted_so_far() -> None:
 )
 def test_the_last_chunk_has_the_shape_of_its_route(path: str, name: str, kind: str) -> None:
     """No choices, as the usage chunk: every client reads it."""
-    event = note_event(charge(), path=path, model="m", created_unix_s=1_700_000_000)
+    event = note_event(charge(), path=path, created_unix_s=1_700_000_000)
     assert event.startswith(b"data: {")
     assert event.endswith(b"}\n\n")
     assert {
@@ -35,6 +36,16 @@ def test_the_last_chunk_has_the_shape_of_its_route(path: str, name: str, kind: s
         },
         "jouleway": note_of(charge()),
     } == json.loads(event.removeprefix(b"data: "))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/v1/chat/completions", "chat.completion"), ("/v1/completions", "text_completion")]
+)
+def test_where_only_the_usage_is_left_it_has_the_shape_of_a_whole_answer(path: str, kind: str) -> None:
+    """The same fields as the last chunk, under the name of a whole answer."""
+    body = json.loads(usage_body(charge(), path=path, created_unix_s=5))
+    chunk = json.loads(note_event(charge(), path=path, created_unix_s=5).removeprefix(b"data: "))
+    assert {**chunk, "object": kind} == body
 
 
 def test_a_whole_answer_keeps_its_bytes_field_by_field() -> None:

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from scheduler.accounting.settlement import Charge
 from scheduler.api.errors import ApiError
 from scheduler.api.exchange import Exchange, Message
-from scheduler.api.streaming import DONE, KEEP_ALIVE, MAX_EVENT_BYTES, EventHold, EventStream, PatientSend, SlowReader
+from scheduler.api.streaming import KEEP_ALIVE, MAX_EVENT_BYTES, EventHold, EventStream, PatientSend, SlowReader
 from scheduler.streams import End, Stream
 from tests.fake_dispatcher import JSON, completed, head
 from workers.types import Outcome
+
+DONE = b"data: [DONE]\n\n"
+LAST = (b"data: [DONE]", b"event: message_stop")
 
 
 class Client:
@@ -68,27 +71,38 @@ async def settle() -> None:
 # -- what may leave
 
 
-@given(st.integers(0, 6), st.booleans(), st.randoms(use_true_random=False))
-def test_however_a_stream_is_cut_whole_events_leave_and_done_stays(
-    num_events: int, has_done: bool, random_cut: random.Random
+STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+
+
+@given(st.integers(0, 6), st.sampled_from([b"", DONE, STOP]), st.randoms(use_true_random=False))
+def test_however_a_stream_is_cut_whole_events_leave_and_the_last_one_stays(
+    num_events: int, last: bytes, random_cut: random.Random
 ) -> None:
-    """At every moment what left ends between two events, nothing is lost, and [DONE] is the last thing held."""
-    events = [b"data: %d\n\n" % random_cut.randrange(10**6) for _ in range(num_events)]
-    whole = b"".join(events) + (DONE if has_done else b"")
-    hold, left, start = EventHold(), b"", 0
+    """At every moment what left ends between two events, nothing is lost, and the last event is what is held."""
+    names = [b"", b"event: x\n"]
+    events = [b"%bdata: %d\n\n" % (random_cut.choice(names), random_cut.randrange(10**6)) for _ in range(num_events)]
+    whole = b"".join(events) + last
+    hold, left, start = EventHold(LAST), b"", 0
     while start < len(whole):
         size = random_cut.randint(1, 30)
         left += hold.take(whole[start : start + size])
         assert not left or left.endswith(b"\n\n")
-        assert DONE not in left
         start += size
-    assert whole == left + hold.held
-    assert (DONE if has_done else b"") == hold.held
+    assert (b"".join(events), last) == (left, hold.held)
+
+
+def test_a_long_last_event_is_held_as_well() -> None:
+    """The last event of a response repeats its whole text: no piece of it leaves before the charge."""
+    hold = EventHold((b"event: response.completed",))
+    data = b"event: response.completed\ndata: " + b"x" * MAX_EVENT_BYTES
+    assert b"data: 1\n\n" == hold.take(b"data: 1\n\n" + data)
+    assert b"" == hold.take(b"x" * 100) + hold.take(b"\n\n")
+    assert data + b"x" * 100 + b"\n\n" == hold.held
 
 
 def test_an_event_without_an_end_is_bounded() -> None:
     """A broken engine cannot make the relay keep its output for ever."""
-    hold = EventHold()
+    hold = EventHold(LAST)
     data = b"x" * (MAX_EVENT_BYTES + 1)
     assert data == hold.take(data)
     assert b"" == hold.held
@@ -96,7 +110,7 @@ def test_an_event_without_an_end_is_bounded() -> None:
 
 def test_done_in_the_middle_of_what_came_is_data() -> None:
     """Only the last event can be the end."""
-    hold = EventHold()
+    hold = EventHold(LAST)
     data = DONE + b"data: 1\n\n"
     assert data == hold.take(DONE) + hold.take(b"data: 1\n\n")
 
