@@ -105,6 +105,11 @@ class Stream:
     def is_closed(self) -> bool:
         return self._is_closed
 
+    @property
+    def end(self) -> End | None:
+        """The End where it is here already, whatever is still unread before it."""
+        return self._end
+
     def _take(self) -> Head | Body | End | None:
         if self._head is not None:
             head, self._head = self._head, None

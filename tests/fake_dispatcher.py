@@ -6,10 +6,14 @@ Used by tests of ``scheduler.api`` (``from tests.fake_dispatcher import FakeDisp
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from scheduler.accounting.settlement import Charge
 from scheduler.core.actions import Rejection
+from scheduler.core.budget_accounts import BudgetState
+from scheduler.core.request import Request
 from scheduler.streams import Body, End, Head, Stream, Submission
 from workers.types import Grade, Outcome
 
@@ -28,13 +32,19 @@ class Ready:
 class FakeDispatcher:
     """``submissions`` and ``streams`` in order; ``closed`` holds (request id, reason)."""
 
-    def __init__(self, *, rejection: Rejection | None = None, ends_on_close: bool = True) -> None:
+    def __init__(self, *, rejections: Iterable[Rejection | None] = (), ends_on_close: bool = True) -> None:
+        """``rejections``: of the first submissions in their order; None admits, as does the end of the list."""
         self.submissions: list[Submission] = []
         self.streams: list[Stream] = []
         self.closed: list[tuple[str, str]] = []
         self.ready = Ready()
+        self.states: list[BudgetState] = []
+        """How the budgets stand, whoever asks."""
+        self.stories: dict[str, dict[str, Any]] = {}
+        self.asked: list[Request] = []
+        """What-ifs and questions for the quota."""
         self.num_snapshots = 0
-        self._rejection = rejection
+        self.rejections = list(rejections)
         self._ends_on_close = ends_on_close
         self._submitted = asyncio.Event()
 
@@ -43,8 +53,9 @@ class FakeDispatcher:
         self.submissions.append(submission)
         self.streams.append(stream)
         self._submitted.set()
-        if self._rejection is not None:
-            stream.put_end(End(rejection=self._rejection, cause=self._rejection.reason))
+        rejection = self.rejections.pop(0) if self.rejections else None
+        if rejection is not None:
+            stream.put_end(End(rejection=rejection, cause=rejection.reason))
         return stream
 
     def _on_close(self, request_id: str, reason: str) -> None:
@@ -55,6 +66,18 @@ class FakeDispatcher:
     def snapshot(self) -> Ready:
         self.num_snapshots += 1
         return self.ready
+
+    def quota(self, request: Request) -> list[BudgetState]:
+        self.asked.append(request)
+        return self.states
+
+    def explain(self, request_id: str, *, tenant: str | None = None) -> dict[str, Any] | None:
+        story = self.stories.get(request_id)
+        return story if story is not None and tenant in (None, story["tenant"]) else None
+
+    def what_if(self, request: Request) -> dict[str, Any]:
+        self.asked.append(request)
+        return {"request_id": request.request_id, "state": "what_if"}
 
     async def stream(self) -> Stream:
         """The latest stream, once there is one."""

@@ -1,4 +1,4 @@
-"""The public ASGI application: host, route, key, body, then the relay; an id and an OpenAI body on every answer.
+"""The public ASGI application: host, route, key, body, then who answers; an id and an OpenAI body on every answer.
 
 Called by ``scheduler.service`` through uvicorn. It must never know a worker or a price; no header and no body of a
 client reaches the log.
@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
 
-from scheduler.api.access import Hosts, Keys
+from scheduler.api.access import Caller, Hosts, Keys
+from scheduler.api.dialects import authorizations
 from scheduler.api.errors import ApiError
-from scheduler.api.exchange import JSON, ClientGone, Exchange, Receive, Scope, Send
+from scheduler.api.exchange import JSON, NO_STORE, ClientGone, Exchange, Receive, Scope, Send
 from scheduler.api.exchange import new_request_id as random_request_id
+from scheduler.api.explain import REQUESTS_PREFIX, WHAT_IF_PATH, Explains, life_of, what_if
+from scheduler.api.intake import MODEL_MISSING, Intake
 from scheduler.api.limits import RelayLimits, ServedModel
-from scheduler.api.openai import MODEL_MISSING, Relay, Submits
-from scheduler.api.schemas import CHAT_PATH, COMPLETION_PATH
+from scheduler.api.openai import Relay, Submits
+from scheduler.api.schemas import ROUTES
 from scheduler.metrics import Metrics
 from scheduler.snapshot import Snapshot
 
@@ -30,17 +34,20 @@ READY_MAX_AGE_S = 1.0
 """``/ready`` is open to everybody and a snapshot costs work: one a second at most."""
 
 MODELS_PATH = "/v1/models"
+READS = ("GET", "HEAD")
 METHODS = {
-    CHAT_PATH: ("POST",),
-    COMPLETION_PATH: ("POST",),
-    MODELS_PATH: ("GET", "HEAD"),
-    "/health": ("GET", "HEAD"),
-    "/ready": ("GET", "HEAD"),
+    **dict.fromkeys(ROUTES, ("POST",)),
+    WHAT_IF_PATH: ("POST",),
+    MODELS_PATH: READS,
+    "/health": READS,
+    "/ready": READS,
 }
+PREFIXES = (f"{MODELS_PATH}/", REQUESTS_PREFIX)
+"""What follows is a name; all of them are read."""
 OPEN_PATHS = ("/health", "/ready")
 
 
-class Dispatches(Submits, Protocol):
+class Dispatches(Submits, Explains, Protocol):
     """What the application needs of a dispatcher."""
 
     def snapshot(self) -> Snapshot: ...
@@ -62,7 +69,11 @@ class RelayApp:
         unix_clock: Callable[[], float] = time.time,
         new_request_id: Callable[[], str] = random_request_id,
         cache_salt_key: bytes | None = None,
+        zones: frozenset[str] | None = None,
     ) -> None:
+        """``cache_salt_key`` None: a new one, so that prefix caches are not shared with the process before. ``zones``:
+        every configured one; None = any name may be one.
+        """
         self._dispatcher = dispatcher
         self._keys = keys
         self._hosts = hosts
@@ -70,14 +81,20 @@ class RelayApp:
         self._metrics = metrics
         self._clock = clock
         self._new_request_id = new_request_id
+        self._intake = Intake(
+            models=models,
+            limits=limits,
+            salt_key=secrets.token_bytes(32) if cache_salt_key is None else cache_salt_key,
+            zones=zones,
+            unix_clock=unix_clock,
+        )
         self._relay = Relay(
             dispatcher=dispatcher,
-            models=models,
+            intake=self._intake,
             limits=limits,
             metrics=metrics,
             clock=clock,
             unix_clock=unix_clock,
-            cache_salt_key=cache_salt_key,
         )
         self._models = {f"{MODELS_PATH}/{name}": _model_body(model) for name, model in models.items()}
         listed = b",".join(self._models[path] for path in sorted(self._models))
@@ -113,25 +130,21 @@ class RelayApp:
         """Raises: ApiError, ClientGone."""
         arrival_s = self._clock()
         path = exchange.path
-        methods = METHODS.get(path, ())
+        methods = READS if path.startswith(PREFIXES) else METHODS.get(path, ())
         if path in OPEN_PATHS and exchange.method in methods:
             await self._probe(exchange, arrival_s)
             return
         self._hosts.check(exchange.headers.get(b"host", []))
-        if path.startswith(f"{MODELS_PATH}/"):
-            methods = METHODS[MODELS_PATH]
         if not methods:
             raise ApiError(404, "There is no such route here.", code="route_not_found")
         if exchange.method not in methods:
             allow = ((b"allow", ", ".join(methods).encode()),)
             raise ApiError(405, f"This route takes {' and '.join(methods)}.", code="method_not_allowed", headers=allow)
-        caller = self._keys.caller(exchange.headers.get(b"authorization", []))
-        if "GET" in methods:
-            await self._list(exchange)
-            return
-        limits = self._limits
-        body = await exchange.read_body(max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s)
-        await self._relay.answer(exchange, body, caller=caller, arrival_s=arrival_s)
+        caller = self._keys.caller(authorizations(exchange.headers))
+        if methods is READS:
+            await self._read(exchange, caller)
+        else:
+            await self._take(exchange, caller, arrival_s)
 
     async def _probe(self, exchange: Exchange, now_s: float) -> None:
         """For load balancers, which ask by address and without a key."""
@@ -142,11 +155,27 @@ class RelayApp:
         else:
             await exchange.respond(503, b'{"status":"no worker is ready"}', [JSON])
 
-    async def _list(self, exchange: Exchange) -> None:
-        body = self._models.get(exchange.path)
+    async def _read(self, exchange: Exchange, caller: Caller) -> None:
+        """Raises: ApiError 404."""
+        path = exchange.path
+        if path.startswith(REQUESTS_PREFIX):
+            life = life_of(self._dispatcher, path.removeprefix(REQUESTS_PREFIX), tenant=caller.tenant)
+            await exchange.respond(200, life, [JSON, NO_STORE])
+            return
+        body = self._models.get(path)
         if body is None:
             raise ApiError(404, MODEL_MISSING, code="model_not_found", param="model")
         await exchange.respond(200, body, [JSON])
+
+    async def _take(self, exchange: Exchange, caller: Caller, arrival_s: float) -> None:
+        """A body, and what is done with it. Raises: ApiError, ClientGone."""
+        limits = self._limits
+        body = await exchange.read_body(max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s)
+        if exchange.path == WHAT_IF_PATH:
+            told = what_if(self._dispatcher, self._intake, exchange, body, caller=caller, arrival_s=arrival_s)
+            await exchange.respond(200, told, [JSON, NO_STORE])
+            return
+        await self._relay.answer(exchange, body, caller=caller, arrival_s=arrival_s)
 
     def _is_ready(self, now_s: float) -> bool:
         """Whether some worker takes work; at most a second old."""

@@ -1,32 +1,31 @@
 """The relay: an admitted body becomes a submission, the stream of its answer becomes an HTTP answer.
 
-Called by ``scheduler.api.app`` for ``/v1/chat/completions`` and ``/v1/completions``. It must never know a worker, a
-queue or a price, and it never keeps, logs or counts a text.
+Called by ``scheduler.api.app`` for every route that generates. It must never know a worker, a queue or a price, and it
+never keeps, logs or counts a text.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
+import dataclasses
 import logging
-import math
-import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import msgspec
+from typing import Protocol
 
 from scheduler.accounting.settlement import Charge
 from scheduler.api.access import Caller
-from scheduler.api.errors import ApiError, engine_error_body
-from scheduler.api.exchange import JSON, Exchange, Receive, Send
-from scheduler.api.limits import RelayLimits, ServedModel
-from scheduler.api.schemas import CHAT_PATH, Ask, parse
-from scheduler.api.streaming import EventStream, PatientSend, SlowReader
-from scheduler.core.attempts import is_workers_fault
+from scheduler.api.counting import Counting, fits_prompt_tokens
+from scheduler.api.errors import ApiError, engine_error
+from scheduler.api.exchange import JSON, Exchange, Header, Receive, Send
+from scheduler.api.failures import failure_of
+from scheduler.api.idempotency import Idempotency, Run
+from scheduler.api.intake import Admitted, Intake
+from scheduler.api.limits import RelayLimits
+from scheduler.api.metering_note import note_event, usage_body, usage_stream, with_note
+from scheduler.api.quota_headers import Standing, quota_headers
+from scheduler.api.streaming import EVENT_STREAM, EventStream, PatientSend, SlowReader
 from scheduler.core.request import Band, Request
 from scheduler.metrics import Metrics
 from scheduler.streams import Body, End, Head, Stream, Submission
@@ -34,13 +33,9 @@ from workers.types import Outcome
 
 logger = logging.getLogger("jouleway.api")
 
-DEADLINE_HEADER = b"x-jouleway-deadline-s"
-METERING_HEADER = b"x-jouleway-metering"
-
-MODEL_MISSING = "This model does not exist here: see /v1/models."
 CLIENT_GONE = "client_gone"
 SLOW_READER = "slow_reader"
-LOST_RETRY_AFTER_S = 1
+REPLAYED: Header = (b"x-jouleway-replayed", b"1")
 
 
 class Submits(Protocol):
@@ -48,18 +43,22 @@ class Submits(Protocol):
 
     def submit(self, submission: Submission) -> Stream: ...
 
+    def quota(self, request: Request) -> Iterable[Standing]: ...
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Call:
     """One request on its way, and what is observed of it."""
 
-    request: Request
-    ask: Ask
-    is_metered: bool
+    admitted: Admitted
     created_unix_s: int
     dispatched_s: float | None = None
     first_byte_s: float | None = None
     end: End | None = None
+
+    @property
+    def request(self) -> Request:
+        return self.admitted.request
 
 
 class Relay:
@@ -69,38 +68,46 @@ class Relay:
         self,
         *,
         dispatcher: Submits,
-        models: Mapping[str, ServedModel],
+        intake: Intake,
         limits: RelayLimits,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
         unix_clock: Callable[[], float] = time.time,
-        cache_salt_key: bytes | None = None,
     ) -> None:
-        """``cache_salt_key`` None: a new one, so that prefix caches are not shared with the process before."""
         self._dispatcher = dispatcher
-        self._models = models
+        self._intake = intake
         self._limits = limits
         self._metrics = metrics
         self._clock = clock
         self._unix_clock = unix_clock
-        self._salt_key = secrets.token_bytes(32) if cache_salt_key is None else cache_salt_key
-        self._salts: dict[str, bytes] = {}
+        self._counting = Counting(submit=dispatcher.submit, clock=clock)
+        self._idempotency = Idempotency(clock=clock)
 
     async def answer(self, exchange: Exchange, body: bytes, *, caller: Caller, arrival_s: float) -> None:
         """From an admitted caller's body to the last byte. Raises: ApiError while nothing was sent."""
-        call = self._call(exchange, body, caller=caller, arrival_s=arrival_s)
-        salt = self._salt_of(caller.tenant)
+        admitted = self._intake.admit(
+            exchange.path, exchange.headers, body, caller=caller, arrival_s=arrival_s, request_id=exchange.request_id
+        )
+        call = _Call(admitted=admitted, created_unix_s=int(self._unix_clock()))
+        run = self._begin_run(admitted, body)
+        if run is None:
+            await self._run(call, exchange)
+        elif run.charge is not None:
+            await self._replay(call, run.charge, exchange)
+        else:
+            try:
+                await self._run(call, exchange)
+            finally:
+                self._idempotency.end(run, _charge_of(call.end))
 
-        def render(max_output_tokens: int, priority: int) -> bytes:
-            call.dispatched_s = self._clock()
-            return b'%b,"cache_salt":"%b"}' % (call.ask.render(max_output_tokens)[:-1], salt)
-
-        stream = self._dispatcher.submit(Submission(request=call.request, path=exchange.path, render=render))
+    async def _run(self, call: _Call, exchange: Exchange) -> None:
+        exchange.late_headers = lambda: self._quota_headers(call.request)
+        stream = await self._submit(call)
         watch = asyncio.create_task(_watch(exchange.receive, stream), name=f"watch-{exchange.request_id}")
         plain_send = exchange.send
         try:
             async with PatientSend(plain_send, longest_s=self._limits.slow_reader_s) as exchange.send:
-                await (self._stream if call.ask.is_stream else self._whole)(call, stream, exchange)
+                await (self._stream if call.admitted.ask.is_stream else self._whole)(call, stream, exchange)
         except SlowReader:
             _abort_connection(plain_send)
             await self._give_up(call, stream, SLOW_READER)
@@ -114,39 +121,53 @@ class Relay:
 
     # -- in
 
-    def _call(self, exchange: Exchange, body: bytes, *, caller: Caller, arrival_s: float) -> _Call:
-        limits = self._limits
-        deadline_s = arrival_s + min(limits.request_timeout_s, _deadline(exchange.headers) or limits.request_timeout_s)
-        is_metered = _is_metered(exchange.headers)
-        ask = parse(exchange.path, body, max_output_tokens=limits.max_output_tokens)
-        model = self._models.get(ask.model)
-        if model is None:
-            raise ApiError(404, MODEL_MISSING, code="model_not_found", param="model")
-        request = Request(
-            request_id=exchange.request_id,
-            tenant=caller.tenant,
-            project=caller.project,
-            key_id=caller.key_id,
-            model=model.name,
-            band=max(Band.of_service_tier(ask.service_tier), caller.best_band),
-            prompt_tokens_bound=ask.prompt_tokens_bound(model.expansion),
-            max_output_tokens=ask.max_output_tokens or model.default_output_tokens,
-            num_sequences=ask.num_sequences,
-            arrival_s=arrival_s,
-            deadline_s=deadline_s,
-            body_bytes=len(ask.body),
-        )
-        return _Call(request=request, ask=ask, is_metered=is_metered, created_unix_s=int(self._unix_clock()))
+    def _begin_run(self, admitted: Admitted, body: bytes) -> Run | None:
+        """None where the client gave no key. Raises: ApiError 409, 422, 503."""
+        key = admitted.wishes.idempotency_key
+        if key is None:
+            return None
+        return self._idempotency.begin(admitted.request.tenant, key, admitted.ask.path, body, salt=admitted.salt)
 
-    def _salt_of(self, tenant: str) -> bytes:
-        """Keeps tenants' prefix caches apart (design §8): nobody can learn from timing what another one asked."""
-        salt = self._salts.get(tenant)
-        if salt is None:
-            salt = hmac.new(self._salt_key, tenant.encode(), hashlib.sha256).hexdigest()[:32].encode()
-            self._salts[tenant] = salt  # as many as there are configured tenants
-        return salt
+    async def _submit(self, call: _Call) -> Stream:
+        """Where a budget refused the bound of the prompt but not every prompt, its real tokens decide."""
+        stream = self._dispatcher.submit(self._submission(call))
+        if fits_prompt_tokens(stream.end) is None:
+            return stream
+        request = call.request
+        counted = await self._counting.prompt_tokens(call.admitted)
+        if counted is None or counted >= request.prompt_tokens_bound:
+            return stream
+        request = dataclasses.replace(request, prompt_tokens_bound=counted)
+        call.admitted = dataclasses.replace(call.admitted, request=request)
+        return self._dispatcher.submit(self._submission(call))
+
+    def _submission(self, call: _Call) -> Submission:
+        ask, salt = call.admitted.ask, call.admitted.salt
+
+        def render(max_output_tokens: int, priority: int) -> bytes:
+            call.dispatched_s = self._clock()
+            return b'%b,"cache_salt":"%b"}' % (ask.render(max_output_tokens)[:-1], salt)
+
+        return Submission(request=call.request, path=ask.path, render=render)
+
+    def _quota_headers(self, request: Request) -> list[Header]:
+        """How its budgets stand when the answer begins, which may be in another window than its arrival."""
+        now_unix_s = self._unix_clock()
+        return quota_headers(
+            self._dispatcher.quota(dataclasses.replace(request, arrival_unix_s=now_unix_s)), now_unix_s
+        )
 
     # -- out
+
+    async def _replay(self, call: _Call, charge: Charge, exchange: Exchange) -> None:
+        """This key ran before: its usage and the id of its receipt; the text is not kept."""
+        path = call.admitted.ask.path
+        if call.admitted.ask.is_stream:
+            body = usage_stream(charge, path=path, created_unix_s=call.created_unix_s)
+            await exchange.respond(200, body, [(b"content-type", EVENT_STREAM), REPLAYED])
+        else:
+            body = usage_body(charge, path=path, created_unix_s=call.created_unix_s)
+            await exchange.respond(200, body, [JSON, REPLAYED])
 
     async def _stream(self, call: _Call, stream: Stream, exchange: Exchange) -> None:
         events = EventStream(
@@ -155,12 +176,18 @@ class Relay:
             keep_alive_s=self._limits.keep_alive_s,
             clock=self._clock,
             failure=failure_of,
-            last_event=(lambda charge: _metering_event(call, charge)) if call.is_metered else None,
+            last_event=self._note_of(call),
         )
         try:
             await events.run()
         finally:
             call.first_byte_s, call.end = events.first_byte_s, events.end
+
+    def _note_of(self, call: _Call) -> Callable[[Charge], bytes] | None:
+        """What is written before the last event, where the client asked for it."""
+        if not call.admitted.wishes.is_metered:
+            return None
+        return lambda charge: note_event(charge, path=call.admitted.ask.path, created_unix_s=call.created_unix_s)
 
     async def _whole(self, call: _Call, stream: Stream, exchange: Exchange) -> None:
         """Head and body are held until the End: then the charge is durable and the status is sure."""
@@ -183,9 +210,9 @@ class Relay:
             raise failure_of(item)
         body = b"".join(parts)
         if head.status >= 400:
-            body = engine_error_body(head.status, body)
-        elif call.is_metered and item.charge is not None:
-            body = _with_metering(body, item.charge)
+            body = exchange.dialect.error_body(engine_error(head.status, body))
+        elif call.admitted.wishes.is_metered and item.charge is not None:
+            body = with_note(body, item.charge)
         content_type = next(((b"content-type", value) for name, value in head.headers if name == b"content-type"), JSON)
         await exchange.respond(head.status, body, [content_type])
 
@@ -235,106 +262,16 @@ def _outcome_of(end: End | None) -> str:
     return end.outcome.value if end.outcome is not None else "failed"
 
 
+def _charge_of(end: End | None) -> Charge | None:
+    """Of a whole answer; None where there was none, so that it may be asked again."""
+    return end.charge if end is not None and end.outcome is Outcome.COMPLETED else None
+
+
 async def _watch(receive: Receive, stream: Stream) -> None:
     """Hears the client leave, at any time."""
     while (await receive())["type"] != "http.disconnect":
         pass
     stream.close(CLIENT_GONE)
-
-
-def failure_of(end: End) -> ApiError:
-    """Why there is no (whole) answer, in the client's terms; the word is the one that the log and metrics have."""
-    if (rejection := end.rejection) is not None:
-        is_late = rejection.reason.startswith("deadline")
-        return ApiError(
-            rejection.status,
-            rejection.message,
-            code=rejection.reason,
-            param="model" if rejection.reason == "model_not_found" else None,
-            retry_after_s=rejection.retry_after_s,
-            should_retry=False if is_late else None,
-        )
-    cause = end.cause.partition(":")[0] or "engine_error"
-    if cause == "deadline_exceeded":
-        return ApiError(504, "The deadline passed before the answer was complete.", code=cause, should_retry=False)
-    if cause == "shutting_down":
-        return ApiError(503, "The service is shutting down.", code=cause, retry_after_s=LOST_RETRY_AFTER_S)
-    if is_workers_fault(cause):
-        message = "The worker that computed this answer was lost."
-        return ApiError(503, message, code=cause, retry_after_s=LOST_RETRY_AFTER_S)
-    return ApiError(500, "The engine failed on this request.", code=cause)
-
-
-# -- headers of ours
-
-
-def _deadline(headers: Mapping[bytes, list[bytes]]) -> float | None:
-    """Seconds that the client gives, if it says so. Raises: ApiError 400."""
-    values = headers.get(DEADLINE_HEADER)
-    if values is None:
-        return None
-    try:
-        seconds = float(values[0]) if len(values) == 1 and len(values[0]) <= 32 else math.nan
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds > 0):
-        name = DEADLINE_HEADER.decode()
-        raise ApiError(400, f"{name}: expected seconds above 0, once.", code="invalid_value", param=name)
-    return seconds
-
-
-def _is_metered(headers: Mapping[bytes, list[bytes]]) -> bool:
-    """Whether the answer shall state joules. Raises: ApiError 400."""
-    values = headers.get(METERING_HEADER)
-    if values is None or values == [b"0"]:
-        return False
-    if values != [b"1"]:
-        name = METERING_HEADER.decode()
-        raise ApiError(400, f"{name}: expected 0 or 1, once.", code="invalid_value", param=name)
-    return True
-
-
-# -- joules so far
-
-
-def _metering(charge: Charge) -> dict[str, Any]:
-    """What the answer says of its energy: predicted so far; the posting will say what was measured."""
-    return {
-        "energy_joules": charge.provisional_mj / 1000,
-        "gpu_seconds": charge.provisional_gpu_us / 1_000_000,
-        "grade": charge.grade.value,
-        "provisional": True,
-        "request_id": charge.request_id,
-    }
-
-
-def _metering_event(call: _Call, charge: Charge) -> bytes:
-    """One more chunk in OpenAI's shape, without choices, as the usage chunk is: every client reads it."""
-    is_chat = call.ask.path == CHAT_PATH
-    chunk: dict[str, Any] = {
-        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{charge.attempt_id}",
-        "object": "chat.completion.chunk" if is_chat else "text_completion",
-        "created": call.created_unix_s,
-        "model": call.request.model,
-        "choices": [],
-        "usage": {
-            "prompt_tokens": charge.input_tokens,
-            "completion_tokens": charge.output_tokens,
-            "total_tokens": charge.input_tokens + charge.output_tokens,
-            "prompt_tokens_details": {"cached_tokens": charge.cached_tokens},
-        },
-        "jouleway": _metering(charge),
-    }
-    return b"data: %b\n\n" % msgspec.json.encode(chunk)
-
-
-def _with_metering(body: bytes, charge: Charge) -> bytes:
-    """A whole answer with its joules beside the usage; a body that is no JSON object is left alone."""
-    try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return body
-    return msgspec.json.encode({**fields, "jouleway": _metering(charge)})
 
 
 def _abort_connection(send: Send) -> None:

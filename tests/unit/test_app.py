@@ -93,6 +93,27 @@ async def test_a_model_that_is_not_served_is_not_found() -> None:
     assert (404, "model_not_found") == (asked.status, asked.error()["code"])
 
 
+async def test_a_tenant_sees_the_life_of_its_own_requests() -> None:
+    """That of another tenant is not told from one that never was."""
+    bench = Bench()
+    bench.dispatcher.stories = {each: {"tenant": each, "state": "waiting"} for each in KEYS}
+    own = await bench.ask("/v1/jouleway/requests/alpha", key=KEY)
+    assert (200, {"tenant": "alpha", "state": "waiting"}, "no-store") == (
+        own.status, own.json(), own.headers["cache-control"],
+    )  # fmt: skip
+    other, nobody = [await bench.ask(f"/v1/jouleway/requests/{each}", key=KEY) for each in ("beta", "nobody")]
+    assert (404, other.body) == (other.status, nobody.body)
+
+
+async def test_a_what_if_runs_nothing() -> None:
+    """The core is asked; nothing is submitted."""
+    bench = Bench()
+    asked = await bench.ask("/v1/jouleway/what-if", {"url": CHAT, "body": HELLO}, key=KEY)
+    assert (200, {"request_id": "req-fixed", "state": "what_if"}) == (asked.status, asked.json())
+    assert ("alpha", 100.0) == ((request := bench.dispatcher.asked[0]).tenant, request.arrival_s)
+    assert [] == bench.dispatcher.submissions
+
+
 async def test_health_and_readiness_need_no_key_and_no_host() -> None:
     """Load balancers ask by address."""
     bench = Bench()
@@ -135,6 +156,12 @@ async def test_readiness_is_looked_up_once_a_second() -> None:
         (CHAT, {"key": KEY, "method": "GET"}, 405, "method_not_allowed"),
         ("/v1/models", {"key": KEY, "method": "POST"}, 405, "method_not_allowed"),
         ("/health", {"method": "POST"}, 405, "method_not_allowed"),
+        ("/v1/jouleway/requests/req-a", {"key": None}, 401, "invalid_api_key"),
+        ("/v1/jouleway/requests/req-nobody", {"key": KEY}, 404, "request_not_found"),
+        ("/v1/jouleway/requests/", {"key": KEY}, 404, "request_not_found"),
+        ("/v1/jouleway/requests/req-a", {"key": KEY, "method": "DELETE"}, 405, "method_not_allowed"),
+        ("/v1/jouleway/what-if", {"key": KEY}, 405, "method_not_allowed"),
+        ("/v1/jouleway/snapshot", {"key": KEY}, 404, "route_not_found"),
     ],
 )
 async def test_each_refusal_has_its_status_word_and_id(path: str, how: dict[str, Any], status: int, code: str) -> None:

@@ -1,6 +1,7 @@
 """The relay: what is submitted, what is answered, what is counted, on every way a request can end."""
 
 import asyncio
+import dataclasses
 import json
 import logging
 from collections.abc import Iterable
@@ -11,9 +12,11 @@ import pytest
 from scheduler.api.access import Caller
 from scheduler.api.errors import ApiError
 from scheduler.api.exchange import Exchange, Message
+from scheduler.api.intake import Intake
 from scheduler.api.limits import RelayLimits, ServedModel
-from scheduler.api.openai import MODEL_MISSING, Relay, failure_of
-from scheduler.core.actions import Rejection
+from scheduler.api.openai import Relay
+from scheduler.core.actions import Rejection, Shortage
+from scheduler.core.budget_accounts import BudgetState, Level, Measure
 from scheduler.core.request import Band
 from scheduler.metrics import Metrics
 from scheduler.streams import End, Stream
@@ -80,16 +83,21 @@ class Bench:
     def __init__(self, dispatcher: FakeDispatcher | None = None, **limits: Any) -> None:
         self.dispatcher = dispatcher or FakeDispatcher()
         self.metrics = Seen()
-        self.clock = Clock()
+        self.clock, self.unix_clock = Clock(), Clock()
+        self.unix_clock.now_s = 1_700_000_000.5
         self.client = Client()
         self.relay = Relay(
             dispatcher=self.dispatcher,
-            models={"m": ServedModel(name="m", default_output_tokens=50, expansion=3)},
+            intake=Intake(
+                models={"m": ServedModel(name="m", default_output_tokens=50, expansion=3)},
+                limits=RelayLimits(**limits),
+                salt_key=b"salt",
+                unix_clock=self.unix_clock,
+            ),
             limits=RelayLimits(**limits),
             metrics=self.metrics,
             clock=self.clock,
-            unix_clock=lambda: 1_700_000_000.5,
-            cache_salt_key=b"salt",
+            unix_clock=self.unix_clock,
         )
 
     def ask(
@@ -101,15 +109,35 @@ class Bench:
         best_band: Band = Band.PRIORITY,
         tenant: str = "alpha",
     ) -> asyncio.Task[None]:
+        """Begins a request."""
+        return self.exchange_and_task(body, path=path, headers=headers, best_band=best_band, tenant=tenant)[1]
+
+    def exchange_and_task(
+        self,
+        body: dict[str, Any] | None = None,
+        *,
+        path: str = CHAT,
+        headers: Iterable[tuple[str, str]] = (),
+        best_band: Band = Band.PRIORITY,
+        tenant: str = "alpha",
+    ) -> tuple[Exchange, asyncio.Task[None]]:
         raw = [(name.encode(), value.encode()) for name, value in headers]
         scope = {"type": "http", "method": "POST", "path": path, "headers": raw}
         exchange = Exchange(scope, self.client.receive, self.client.send, request_id="req-a")
         caller = Caller(tenant=tenant, project="p", key_id="key-1", best_band=best_band)
         data = json.dumps(HELLO if body is None else body).encode()
-        return asyncio.create_task(self.relay.answer(exchange, data, caller=caller, arrival_s=self.clock.now_s))
+        answer = self.relay.answer(exchange, data, caller=caller, arrival_s=self.clock.now_s)
+        return exchange, asyncio.create_task(answer)
 
     async def stream(self) -> Stream:
         return await self.dispatcher.stream()
+
+    async def stream_number(self, index: int) -> Stream:
+        """Once there is one."""
+        async with asyncio.timeout(5):
+            while len(self.dispatcher.streams) <= index:
+                await asyncio.sleep(0)
+        return self.dispatcher.streams[index]
 
     async def refused(self, body: dict[str, Any] | None = None, **ask: Any) -> ApiError:
         with pytest.raises(ApiError) as caught:
@@ -138,15 +166,6 @@ async def test_a_body_becomes_a_request_of_its_caller() -> None:
     assert CHAT == submission.path
 
 
-async def test_without_a_limit_of_its_own_the_models_default_applies() -> None:
-    """Never the whole context."""
-    bench = Bench()
-    bench.ask()
-    await bench.stream()
-    assert 50 == bench.dispatcher.submissions[0].request.max_output_tokens
-    bench.client.gone.set()
-
-
 async def test_the_engine_gets_the_cap_and_the_tenants_salt() -> None:
     """The engine itself ends the text; prefix caches of tenants are apart, those of one tenant are shared."""
     bench = Bench()
@@ -160,67 +179,6 @@ async def test_the_engine_gets_the_cap_and_the_tenants_salt() -> None:
     assert first == second != other
     assert "service_tier" not in bodies[0]
     bench.client.gone.set()
-
-
-@pytest.mark.parametrize(
-    ("tier", "best_band", "expected"),
-    [
-        (None, Band.PRIORITY, Band.DEFAULT),
-        ("auto", Band.PRIORITY, Band.DEFAULT),
-        ("priority", Band.PRIORITY, Band.PRIORITY),
-        ("priority", Band.DEFAULT, Band.DEFAULT),
-        (None, Band.FLEX, Band.FLEX),
-        ("flex", Band.PRIORITY, Band.FLEX),
-    ],
-)
-async def test_service_tier_is_a_band_that_the_caller_may_have(
-    tier: str | None, best_band: Band, expected: Band
-) -> None:
-    """A higher tier than the key allows is lowered, as OpenAI does, not refused."""
-    bench = Bench()
-    bench.ask({**HELLO, **({"service_tier": tier} if tier else {})}, best_band=best_band)
-    await bench.stream()
-    assert expected == bench.dispatcher.submissions[0].request.band
-    bench.client.gone.set()
-
-
-@pytest.mark.parametrize(("asked", "expected_s"), [("2.5", 102.5), ("1e9", 160.0)])
-async def test_a_deadline_can_only_be_tightened(asked: str, expected_s: float) -> None:
-    """The operator's bound holds whatever the client says."""
-    bench = Bench(request_timeout_s=60.0)
-    bench.ask(headers=[("x-jouleway-deadline-s", asked)])
-    await bench.stream()
-    assert expected_s == bench.dispatcher.submissions[0].request.deadline_s
-    bench.client.gone.set()
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon", "", "1" * 40])
-async def test_a_deadline_that_is_none_is_refused(value: str) -> None:
-    """A wrong header is an error that names it, never a silent default."""
-    bench = Bench()
-    error = await bench.refused(headers=[("x-jouleway-deadline-s", value)])
-    assert (400, "x-jouleway-deadline-s") == (error.status, error.param)
-    assert [] == bench.dispatcher.submissions
-
-
-async def test_a_deadline_given_twice_is_refused() -> None:
-    """Nobody could say which one was meant."""
-    error = await Bench().refused(headers=[("x-jouleway-deadline-s", "1"), ("x-jouleway-deadline-s", "2")])
-    assert 400 == error.status
-
-
-async def test_a_metering_header_that_is_neither_0_nor_1_is_refused() -> None:
-    """The same."""
-    error = await Bench().refused(headers=[("x-jouleway-metering", "yes")])
-    assert (400, "x-jouleway-metering") == (error.status, error.param)
-
-
-async def test_an_unknown_model_is_not_found() -> None:
-    """Before it takes a place in a queue."""
-    bench = Bench()
-    error = await bench.refused({**HELLO, "model": "gpt-x"})
-    assert (404, "model_not_found", "model", MODEL_MISSING) == (error.status, error.code, error.param, error.message)
-    assert [] == bench.dispatcher.submissions
 
 
 # -- whole answers
@@ -255,7 +213,8 @@ async def test_joules_so_far_stand_beside_the_usage() -> None:
     await task
     fields = json.loads(bench.client.body)
     assert {
-        "energy_joules": 1.5, "gpu_seconds": 0.25, "grade": "A", "provisional": True, "request_id": "req-a",
+        "cost_nano": 0, "energy_joules": 1.5, "gpu_seconds": 0.25, "grade": "A", "provisional": True,
+        "request_id": "req-a",
     } == fields.pop("jouleway")  # fmt: skip
     assert json.loads(ANSWER) == fields
 
@@ -384,7 +343,7 @@ async def test_times_are_observed_once_per_request() -> None:
 async def test_a_rejection_is_an_error_with_status_reason_and_retry(body: dict[str, Any]) -> None:
     """The reason is the code, the same word as in metrics and log."""
     rejection = Rejection(reason="queue_full", status=503, retry_after_s=7, message="Full.")
-    bench = Bench(FakeDispatcher(rejection=rejection))
+    bench = Bench(FakeDispatcher(rejections=[rejection]))
     error = await bench.refused(body)
     assert (503, "queue_full", 7, "Full.", None) == (
         error.status, error.code, error.retry_after_s, error.message, error.should_retry,
@@ -393,30 +352,195 @@ async def test_a_rejection_is_an_error_with_status_reason_and_retry(body: dict[s
     assert [] == bench.dispatcher.closed
 
 
-@pytest.mark.parametrize(
-    ("end", "status", "code", "retry_after_s", "should_retry"),
-    [
-        (End(outcome=Outcome.FAILED, cause="worker_lost"), 503, "worker_lost", 1, None),
-        (End(outcome=Outcome.FAILED, cause="stalled"), 503, "stalled", 1, None),
-        (End(outcome=Outcome.FAILED, cause="engine_error:ValueError"), 500, "engine_error", None, None),
-        (End(outcome=Outcome.FAILED, cause=""), 500, "engine_error", None, None),
-        (End(outcome=Outcome.FAILED, cause="render_failed"), 500, "render_failed", None, None),
-        (End(outcome=Outcome.ABORTED, cause="deadline_exceeded"), 504, "deadline_exceeded", None, False),
-        (End(outcome=Outcome.ABORTED, cause="shutting_down"), 503, "shutting_down", 1, None),
-        (
-            End(rejection=Rejection(reason="deadline_infeasible", status=504, message="Late.")),
-            504, "deadline_infeasible", None, False,
-        ),
-    ],
-)  # fmt: skip
-def test_every_end_without_an_answer_has_a_status(
-    end: End, status: int, code: str, retry_after_s: int | None, should_retry: bool | None
-) -> None:
-    """Whoever lost a worker may try again; whoever is late need not."""
-    error = failure_of(end)
-    assert (status, code, retry_after_s, should_retry) == (
-        error.status, error.code, error.retry_after_s, error.should_retry,
+# -- budgets
+
+
+def short(fits_prompt_tokens: int | None, *, needed: int = 5000) -> Rejection:
+    """A budget of 100 tokens refused."""
+    shortage = Shortage(
+        level="tenant alpha", measure="tokens", window="1d", limit=100, left=60, needed=needed,
+        fits_prompt_tokens=fits_prompt_tokens,
     )  # fmt: skip
+    return Rejection(reason="insufficient_quota", status=429, message=f"Needs {needed}.", shortage=shortage)
+
+
+async def test_an_answer_says_how_its_budgets_stand_when_it_begins() -> None:
+    """Asked at that moment, which may be in another window than the arrival."""
+    bench = Bench()
+    level = Level("tenant", "alpha")
+    task = bench.ask()
+    stream = await bench.stream()
+    bench.unix_clock.now_s += 60
+    bench.dispatcher.states = [
+        BudgetState(level, Measure.TOKENS, "1h", 100, 40, 20, 40, bench.unix_clock.now_s + 90),
+    ]
+    stream.put_head(head(200, JSON))
+    stream.put_body(ANSWER)
+    stream.put_end(completed())
+    await task
+    found = {name: value for name, value in bench.client.messages[0]["headers"] if name.startswith(b"x-ratelimit-")}
+    assert {
+        b"x-ratelimit-limit-tokens": b"100",
+        b"x-ratelimit-remaining-tokens": b"40",
+        b"x-ratelimit-reset-tokens": b"1m30s",
+    } == found
+    assert [1_700_000_060.5] == [request.arrival_unix_s for request in bench.dispatcher.asked]
+
+
+async def test_a_refusal_by_budget_has_the_headers_too() -> None:
+    """Whoever is refused needs them most; they are asked when the error is sent."""
+    bench = Bench(FakeDispatcher(rejections=[short(None)]))
+    bench.dispatcher.states = [BudgetState(Level("tenant", "alpha"), Measure.REQUESTS, "1m", 5, 5, 0, 0, None)]
+    exchange, task = bench.exchange_and_task()
+    with pytest.raises(ApiError) as caught:
+        await task
+    await exchange.fail(caught.value)
+    assert (b"x-ratelimit-remaining-requests", b"0") in bench.client.messages[0]["headers"]
+    assert (b"x-should-retry", b"false") in bench.client.messages[0]["headers"]
+
+
+async def test_where_only_the_bound_was_refused_an_engine_counts() -> None:
+    """The request is submitted again with its real tokens, under the same id."""
+    bench = Bench(FakeDispatcher(rejections=[short(40)]))
+    task = bench.ask()
+    question = await bench.stream_number(1)
+    assert ("/tokenize", True) == (
+        (asked := bench.dispatcher.submissions[1]).path, asked.request.is_counting,
+    )  # fmt: skip
+    question.put_head(head(200, JSON))
+    question.put_body(b'{"count":12}')
+    question.put_end(completed())
+    stream = await bench.stream_number(2)
+    first, again = bench.dispatcher.submissions[0].request, bench.dispatcher.submissions[2].request
+    assert dataclasses.replace(first, prompt_tokens_bound=12) == again
+    stream.put_head(head(200, JSON))
+    stream.put_body(ANSWER)
+    stream.put_end(completed())
+    await asyncio.wait_for(task, 5)
+    assert 200 == bench.client.status
+    assert ["completed"] == [seen["outcome"] for seen in bench.metrics.observed]
+
+
+async def test_a_prompt_that_is_too_long_is_refused_with_its_real_figures() -> None:
+    """The second refusal names what it really needs."""
+    bench = Bench(FakeDispatcher(rejections=[short(40), None, short(40, needed=95)]))
+    task = bench.ask()
+    question = await bench.stream_number(1)
+    question.put_head(head(200, JSON))
+    question.put_body(b'{"count":45}')
+    question.put_end(completed())
+    with pytest.raises(ApiError) as caught:
+        await asyncio.wait_for(task, 5)
+    assert (429, "Needs 95.") == (caught.value.status, caught.value.message)
+    assert 3 == len(bench.dispatcher.submissions)
+
+
+@pytest.mark.parametrize("count", [b'{"count":1000000}', b"{}"])
+async def test_a_count_that_does_not_help_leaves_the_refusal(count: bytes) -> None:
+    """No better bound, or none at all."""
+    bench = Bench(FakeDispatcher(rejections=[short(40)]))
+    task = bench.ask()
+    question = await bench.stream_number(1)
+    question.put_head(head(200, JSON))
+    question.put_body(count)
+    question.put_end(completed())
+    with pytest.raises(ApiError) as caught:
+        await asyncio.wait_for(task, 5)
+    assert (429, 2) == (caught.value.status, len(bench.dispatcher.submissions))
+
+
+async def test_a_budget_that_no_prompt_fits_asks_no_engine() -> None:
+    """The refusal is final."""
+    bench = Bench(FakeDispatcher(rejections=[short(None)]))
+    assert 429 == (await bench.refused()).status
+    assert 1 == len(bench.dispatcher.submissions)
+
+
+# -- idempotency keys
+
+
+KEY = [("idempotency-key", "k-1")]
+
+
+async def answered(bench: Bench, body: dict[str, Any] = HELLO, end: End | None = None) -> None:
+    """One whole run under the key."""
+    num_before = len(bench.dispatcher.streams)
+    task = bench.ask(body, headers=KEY)
+    stream = await bench.stream_number(num_before)
+    stream.put_head(head(200) if body.get("stream") else head(200, JSON))
+    stream.put_body(b"data: {}\n\ndata: [DONE]\n\n" if body.get("stream") else ANSWER)
+    stream.put_end(end or completed(attempt_id="req-a-1"))
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("body", [HELLO, STREAM])
+async def test_a_key_that_ran_answers_with_its_usage(body: dict[str, Any]) -> None:
+    """Status, tokens and the id of the receipt in the shape of the route; nothing runs, and no text comes back."""
+    bench = Bench()
+    await answered(bench, body)
+    bench.client.messages.clear()
+    await bench.ask(body, headers=KEY)
+    assert (200, 1) == (bench.client.status, len(bench.dispatcher.submissions))
+    assert (b"x-jouleway-replayed", b"1") in bench.client.messages[0]["headers"]
+    events = bench.client.body.split(b"\n\n")
+    fields = json.loads(events[0].removeprefix(b"data: "))
+    assert ("chatcmpl-req-a-1", [], 10, "req-x") == (
+        fields["id"], fields["choices"], fields["usage"]["total_tokens"], fields["jouleway"]["request_id"],
+    )  # fmt: skip
+    if body is STREAM:
+        assert ("chat.completion.chunk", b"data: [DONE]") == (fields["object"], events[1])
+    else:
+        assert "chat.completion" == fields["object"]
+
+
+async def test_a_key_in_flight_conflicts() -> None:
+    """The first run goes on; another body is told apart at once."""
+    bench = Bench()
+    bench.ask(headers=KEY)
+    await bench.stream()
+    assert 409 == (await bench.refused(headers=KEY)).status
+    assert 422 == (await bench.refused({**HELLO, "seed": 1}, headers=KEY)).status
+    assert 1 == len(bench.dispatcher.submissions)
+    bench.client.gone.set()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        End(outcome=Outcome.FAILED, cause="worker_lost"),
+        End(outcome=Outcome.ABORTED, cause="deadline_exceeded"),
+        End(rejection=Rejection(reason="queue_full", status=503, message="Full."), cause="queue_full"),
+    ],
+)
+async def test_what_was_not_answered_may_run_again(end: End) -> None:
+    """A failure is not remembered."""
+    bench = Bench()
+    await answered(bench, end=end)
+    bench.client.messages.clear()
+    await answered(bench)
+    assert (200, ANSWER, 2) == (bench.client.status, bench.client.body, len(bench.dispatcher.submissions))
+
+
+async def test_a_client_that_left_before_the_end_may_ask_again() -> None:
+    """Its key is free once the request was settled."""
+    bench = Bench()
+    task = bench.ask(headers=KEY)
+    await bench.stream()
+    bench.client.gone.set()
+    await task
+    bench.client.gone.clear()
+    await answered(bench)
+    assert 200 == bench.client.status
+
+
+async def test_keys_of_tenants_do_not_meet() -> None:
+    """The same words, two requests."""
+    bench = Bench()
+    bench.ask(headers=KEY)
+    await bench.stream_number(0)
+    bench.ask(headers=KEY, tenant="beta")
+    await bench.stream_number(1)
+    bench.client.gone.set()
 
 
 # -- who leaves

@@ -45,6 +45,16 @@ async def test_items_come_in_order_whenever_they_are_read() -> None:
     assert DONE is await stream.next()
 
 
+async def test_the_end_can_be_seen_before_what_is_unread() -> None:
+    """A refusal is there as soon as it was submitted."""
+    stream = Case().stream
+    stream.put_body(b"one")
+    assert stream.end is None
+    stream.put_end(DONE)
+    assert DONE is stream.end
+    assert Body(b"one") == await stream.next()
+
+
 async def test_a_reader_that_keeps_up_gets_each_body_by_itself() -> None:
     """Bytes are joined only where nobody read them yet."""
     stream = Case().stream
