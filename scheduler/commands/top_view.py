@@ -47,8 +47,11 @@ def digest(snapshot: Fields, *, at_unix_s: float) -> dict[str, Any]:
         "totals": {
             "num_open": snapshot["num_open"],
             "num_running": snapshot["num_running"],
+            "submitted": snapshot["submitted"],
             "finished": sum(snapshot["finished"].values()),
+            "finished_by_outcome": snapshot["finished"],
             "rejected": sum(snapshot["rejected"].values()),
+            "rejected_by_reason": snapshot["rejected"],
             "preempted": snapshot["preempted"],
             "power_watts": sum(watts) if watts else None,
             "joules_per_token": _joules_per_token(snapshot["worker_energy"]),
