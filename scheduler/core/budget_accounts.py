@@ -117,7 +117,20 @@ READS: dict[Measure, Callable[[Vector], int]] = {
 class Account:
     """One budget of one level. Only slots that count are kept, so it is bounded; its time never goes back."""
 
-    __slots__ = ("_slots", "_until_us", "budget", "held", "level", "limit", "measure", "read", "slot", "used", "window")
+    __slots__ = (
+        "_num_slots",
+        "_slots",
+        "_until_us",
+        "budget",
+        "held",
+        "level",
+        "limit",
+        "measure",
+        "read",
+        "slot",
+        "used",
+        "window",
+    )
 
     def __init__(self, level: Level, budget: Budget, at_us: int) -> None:
         self.level = level
@@ -131,6 +144,7 @@ class Account:
         self.held = 0
         self._slots: dict[int, list[int]] = {}
         """Used and held by slot."""
+        self._num_slots = self.window.num_slots
         self.slot = self.window.slot_of(at_us)
         """The running one."""
         self._until_us = self._end_us()
@@ -156,7 +170,7 @@ class Account:
             return
         self.slot = self.window.slot_of(at_us)
         self._until_us = self._end_us()
-        oldest = self.slot - self.window.num_slots + 1
+        oldest = self.slot - self._num_slots + 1
         for slot in [slot for slot in self._slots if slot < oldest]:
             used, held = self._slots.pop(slot)
             self.used -= used
@@ -164,7 +178,7 @@ class Account:
 
     def add(self, slot: int, *, used: int = 0, held: int = 0) -> None:
         """Changes what is used and held in a slot; nothing where the slot no longer counts."""
-        if slot <= self.slot - self.window.num_slots:
+        if slot <= self.slot - self._num_slots:
             return
         parts = self._slots.get(slot)
         if parts is None:
@@ -189,7 +203,7 @@ class Account:
     def state(self, at_us: int) -> BudgetState:
         """How it stands at a moment that may lie ahead; changes nothing."""
         slot = max(self.window.slot_of(at_us), self.slot)
-        counting = {at: parts for at, parts in self._slots.items() if at > slot - self.window.num_slots}
+        counting = {at: parts for at, parts in self._slots.items() if at > slot - self._num_slots}
         used, held = (sum(parts[place] for parts in counting.values()) for place in (0, 1))
         if self.window.kind is Kind.ROLLING:
             newest = max((at for at, parts in counting.items() if any(parts)), default=None)

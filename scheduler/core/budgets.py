@@ -177,11 +177,13 @@ class Budgets:
         if hold is None:
             return
         hold.is_over = True
+        if not hold.num_unposted:
+            self._close(hold)
+            return
         release = hold.held.copy()
         for part in ENERGY_PARTS:
             release[part] = 0
         self._move(hold, release)
-        self._close(hold)
 
     def post(self, attempt_id: str, amounts: EnergyBound) -> EnergyBound:
         """What a charged attempt took was measured; returns what it took beyond the hold, which the operator pays.
@@ -195,14 +197,14 @@ class Budgets:
         parts = [0] * NUM_PARTS
         parts[ENERGY_PARTS.start : ENERGY_PARTS.stop] = amounts
         excess = self._use(hold, parts)
-        self._posted(hold)
+        self._measured(hold)
         return EnergyBound(*(excess[part] for part in ENERGY_PARTS))
 
     def drop_energy(self, attempt_id: str) -> None:
         """No measurement of this attempt will come: what is held for it comes back."""
         hold = self._unposted.pop(attempt_id, None)
         if hold is not None:
-            self._posted(hold)
+            self._measured(hold)
 
     # -- what others read
 
@@ -310,8 +312,9 @@ class Budgets:
         """Turns so much of the hold into use, as far as it goes; returns what it was short of."""
         taken = [min(amount, held) for amount, held in zip(amounts, hold.held, strict=True)]
         excess = [amount - took for amount, took in zip(amounts, taken, strict=True)]
-        for name, amount in zip(PART_NAMES, excess, strict=True):
-            self.excess.add(name, amount)
+        if any(excess):
+            for name, amount in zip(PART_NAMES, excess, strict=True):
+                self.excess.add(name, amount)
         self._move(hold, taken, taken)
         return excess
 
@@ -326,15 +329,16 @@ class Budgets:
             if use is not None:
                 hold.used[part] += use[part]
 
-    def _posted(self, hold: _Hold) -> None:
+    def _measured(self, hold: _Hold) -> None:
+        """One attempt less whose energy is awaited."""
         hold.num_unposted -= 1
-        self._close(hold)
+        if hold.is_over and not hold.num_unposted:
+            self._close(hold)
 
     def _close(self, hold: _Hold) -> None:
-        """Forgets a hold of which nothing can come any more."""
-        if hold.is_over and not hold.num_unposted:
-            self._move(hold, hold.held.copy())
-            del self._holds[hold.request.request_id]
+        """Nothing can come any more: what is left is free, and the hold is forgotten."""
+        self._move(hold, hold.held.copy())
+        del self._holds[hold.request.request_id]
 
 
 def _at_us(unix_s: float) -> int:
