@@ -106,7 +106,7 @@ class ClosedFormEngine:
         self._num_waiting = 0
         self._prefilling: list[Job] = []
         self._ends: list[tuple[int, int, Job]] = []
-        """Decoding sequences by the step at which they end; those that left otherwise are passed over."""
+        """(step at which it ends, when it joined, who); those that left otherwise are passed over."""
         self._num_decoding = 0
         self._step = 0
         """Decode steps so far."""
@@ -115,6 +115,7 @@ class ClosedFormEngine:
         self._plan: _Plan | None = None
         self._blocked: tuple[Job, int] | None = None
         self._num_arrivals = 0
+        self._num_joined = 0
         self._has_aborts = False
 
     # -- what is in it
@@ -153,7 +154,7 @@ class ClosedFormEngine:
         self._enqueue(job)
         if self._plan is None:
             self._begin(now_s)
-        elif self._waiting[0][2] is job:
+        elif self._first_waiting() is job:
             self._cut(now_s)  # nobody before it waits in vain
         return True
 
@@ -182,8 +183,7 @@ class ClosedFormEngine:
         self._plan = None
         self.num_steps += plan.num_steps
         self._pay(plan, ended_s)
-        started: list[Job] = []
-        ended: list[Job] = []
+        started, ended = list[Job](), list[Job]()
         if plan.num_decoding:
             self._cache.take(plan.num_decoding * plan.num_steps)
             self._step += plan.num_steps
@@ -201,8 +201,8 @@ class ClosedFormEngine:
             ended += [job for job in started if job.generated_tokens >= job.target_tokens]
         if self._has_aborts:
             self._has_aborts = False
-            decoding = [job for _, _, job in self._ends if job.stage is Stage.DECODING]
-            ended += [job for job in (*decoding, *self._prefilling) if job.is_aborted and job not in ended]
+            computed = (*self._decoding(), *self._prefilling)
+            ended += [job for job in computed if job.is_aborted and job not in ended]
         for job in ended:
             self._leave(job)  # after the step's tokens were taken: what is cached gives way to them
             job.stage = Stage.CLOSED
@@ -250,11 +250,10 @@ class ClosedFormEngine:
     def _admit(self, chunks: list[tuple[Job, int, int]], budget: int, room: int) -> None:
         """Newcomers by (priority, arrival) while there is budget, a place, and room for their whole prompt."""
         cache, block_tokens = self._cache, self.options.block_tokens
-        while self._waiting and budget > 0 and self.num_running < self.options.max_sequences:
-            job = self._waiting[0][2]
-            if job.stage is not Stage.WAITING:
-                heapq.heappop(self._waiting)
-                continue
+        while budget > 0 and self.num_running < self.options.max_sequences:
+            job = self._first_waiting()
+            if job is None:
+                return
             if self._blocked is not None and self._blocked[0] is job and room <= self._blocked[1]:
                 return
             hit_tokens = claimed_tokens = num_blocks = 0
@@ -292,9 +291,7 @@ class ClosedFormEngine:
 
     def _duration_s(self, plan: _Plan, num_steps: int) -> float:
         options, num_decoding = self.options, plan.num_decoding
-        num_outputs = num_decoding
-        if plan.chunks:
-            num_outputs += sum(chunk[2] for chunk in plan.chunks)
+        num_outputs = num_decoding + sum(chunk[2] for chunk in plan.chunks)
         step_s = options.time_t0_s + options.time_decode_s * num_outputs + options.time_prefill_s * plan.prefill_tokens
         return num_steps * step_s + options.time_context_s * _context_sum(plan, num_steps)
 
@@ -339,7 +336,8 @@ class ClosedFormEngine:
         self._num_decoding += 1
         self._context_base += job.computed_tokens - self._step
         if job.generated_tokens < job.target_tokens:
-            heapq.heappush(self._ends, (job.end_step, job.arrival, job))
+            self._num_joined += 1
+            heapq.heappush(self._ends, (job.end_step, self._num_joined, job))
         return True
 
     def _leave(self, job: Job) -> None:
@@ -365,8 +363,7 @@ class ClosedFormEngine:
         """Preempts the worst until every decoding job has room for one more token; True if one had to go."""
         has_preempted = False
         while self._cache.free_tokens < self._num_decoding:
-            decoding = [job for _, _, job in self._ends if job.stage is Stage.DECODING]
-            job = max((*decoding, *self._prefilling), key=_rank)
+            job = max((*self._decoding(), *self._prefilling), key=lambda job: (job.priority, job.arrival))
             self._leave(job)
             job.high_water = max(job.high_water, job.computed_tokens)
             job.computed_tokens = 0
@@ -376,15 +373,20 @@ class ClosedFormEngine:
             has_preempted = True
         return has_preempted
 
+    def _decoding(self) -> list[Job]:
+        """In the order in which they joined; a preemption may have left an older entry."""
+        entries = sorted((joined, job) for end_step, joined, job in self._ends if end_step == job.end_step)
+        return list(dict.fromkeys(job for _, job in entries if job.stage is Stage.DECODING))
+
+    def _first_waiting(self) -> Job | None:
+        while self._waiting and self._waiting[0][2].stage is not Stage.WAITING:
+            heapq.heappop(self._waiting)
+        return self._waiting[0][2] if self._waiting else None
+
     def _enqueue(self, job: Job) -> None:
         job.stage = Stage.WAITING
         heapq.heappush(self._waiting, (job.priority, job.arrival, job))
         self._num_waiting += 1
-
-
-def _rank(job: Job) -> tuple[int, int]:
-    """Lower runs first and is preempted last."""
-    return job.priority, job.arrival
 
 
 def _chunk(job: Job, num_tokens: int) -> tuple[Job, int, int]:

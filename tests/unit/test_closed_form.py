@@ -6,10 +6,11 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.simulation.closed_form import NEVER_S, ClosedFormEngine, Job, Stage
+from tests.core_words import thorough
 from workers.engines.simulated_core import SimulatedCore
 from workers.engines.simulated_options import SimulatedOptions
 from workers.engines.simulated_plan import SequenceState, SimulatedSequence
@@ -193,14 +194,14 @@ def asks(draw: st.DrawFn) -> list[Ask]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@thorough
 @given(asks())
 def test_jumps_equal_steps_where_everything_is_tight(drawn: list[Ask]) -> None:
     """Chunks, priorities, preemption, recomputation, shared prefixes, eviction and aborts, at random."""
     assert_equal(TIGHT, drawn)
 
 
-@settings(max_examples=30, deadline=None)
+@thorough
 @given(asks())
 def test_jumps_equal_steps_where_there_is_room(drawn: list[Ask]) -> None:
     """The same requests on an engine that takes them all at once."""
@@ -221,6 +222,29 @@ def test_the_tight_engine_is_tight() -> None:
     assert sum(each.num_preemptions for each in told) > 5
     assert sum(each.cached_tokens for each in told) > 1_000
     assert sum(math.isnan(each.first_token_s) for each in told) > 0
+
+
+def test_a_newcomer_is_not_hidden_by_one_that_left_before_it() -> None:
+    """Who was aborted while it waited first in line does not keep who comes after it from the next step."""
+    drawn = [
+        Ask(at_s=0.0, prompt_tokens=900, output_tokens=200),
+        Ask(at_s=0.5, prompt_tokens=400, output_tokens=10, abort_after_s=0.1),
+        Ask(at_s=0.7, prompt_tokens=10, output_tokens=10),
+    ]
+    told = assert_equal(TIGHT, drawn).told
+    assert math.isnan(told[1].first_token_s)
+    assert told[2].first_token_s < 0.75
+
+
+def test_an_abort_after_a_preemption_ends_a_request_once() -> None:
+    """A preempted request has two entries among those that end; aborted, it frees its KV once."""
+    drawn = [
+        Ask(at_s=0.0, prompt_tokens=500, output_tokens=200, priority=0),
+        Ask(at_s=0.2, prompt_tokens=500, output_tokens=290, priority=2, abort_after_s=2.0),
+    ]
+    told = assert_equal(TIGHT, drawn).told
+    assert told[1].num_preemptions > 0
+    assert told[1].output_tokens < 290
 
 
 def test_a_busy_published_engine_equals_its_steps() -> None:
