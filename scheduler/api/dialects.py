@@ -151,7 +151,7 @@ def _response(charge: Charge, note: Note, created_unix_s: int) -> dict[str, Any]
         "tools": [],
         "usage": {
             "input_tokens": charge.input_tokens,
-            "input_tokens_details": {"cached_tokens": charge.cached_tokens},
+            "input_tokens_details": {"cached_tokens": charge.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": charge.output_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": charge.input_tokens + charge.output_tokens,

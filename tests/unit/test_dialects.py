@@ -113,7 +113,8 @@ def test_a_stream_of_the_usage_alone_ends_as_its_route_does(path: str) -> None:
 
 USAGE: dict[str, dict[str, Any]] = {
     RESPONSES: {
-        "input_tokens": 7, "input_tokens_details": {"cached_tokens": 4}, "output_tokens": 3,
+        "input_tokens": 7, "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
+        "output_tokens": 3,
         "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 10,
     },
     MESSAGES: {"input_tokens": 3, "cache_read_input_tokens": 4, "output_tokens": 3},

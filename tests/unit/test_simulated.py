@@ -174,6 +174,53 @@ async def test_streamed_chat_is_vllms(start: Start) -> None:
     assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 5)
 
 
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [("/v1/responses", {"input": "Tell me.", "max_output_tokens": 6}),
+     ("/v1/messages", {"messages": [{"role": "user", "content": "Tell me."}], "max_tokens": 6})],
+)  # fmt: skip
+async def test_the_other_routes_stream_the_text_of_their_whole_answer(
+    start: Start, path: str, fields: dict[str, Any]
+) -> None:
+    """Named events; the tokens are those of the closing record."""
+    client = await start()
+    whole = await client.post(path, seed=4, ignore_eos=True, **fields)
+    streamed = await client.post(path, seed=4, ignore_eos=True, stream=True, **fields)
+    part = whole.json["output"][0] if "output" in whole.json else whole.json
+    text = part["content"][0]["text"]
+    events = [json.loads(event.split(b"data: ")[1]) for event in b"".join(streamed.bodies).split(b"\n\n") if event]
+    deltas = [
+        event["delta"] for event in events if event["type"].endswith((".delta", "_delta")) and "usage" not in event
+    ]
+    assert text == "".join(delta if isinstance(delta, str) else delta["text"] for delta in deltas)
+    assert 6 == len(deltas) == whole.json["usage"]["output_tokens"]
+    assert [6, 6] == [client.sink.closed[f"req-{call}-1"][0].generated_tokens for call in (1, 2)]
+
+
+async def test_an_embedding_computes_its_prompts_and_generates_nothing(start: Start) -> None:
+    """A sequence an input; what was scheduled is what was computed."""
+    client = await start()
+    reply = await client.post("/v1/embeddings", input=["one two", "three four five"])
+    await client.until(lambda: "req-1-1" in client.sink.closed)
+    records = client.sink.closed["req-1-1"]
+    num_tokens = count_tokens(b"one two") + count_tokens(b"three four five")
+    assert (200, 2, num_tokens) == (reply.status, len(reply.json["data"]), reply.json["usage"]["prompt_tokens"])
+    assert num_tokens == client.sink.scheduled("req-1-1") == sum(each.computed_prompt_tokens for each in records)
+    assert ([0, 0], ["stop", "stop"], [0, 0]) == (
+        [each.generated_tokens for each in records], [each.finish_reason for each in records],
+        [each.token_difference for each in records],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "name"), [("/tokenize", "count"), ("/v1/messages/count_tokens", "input_tokens")])
+async def test_tokens_can_be_counted(start: Start, path: str, name: str) -> None:
+    """Nothing runs; both of vLLM's routes say the same of the same chat."""
+    client = await start()
+    reply = await client.post(path, messages=[{"role": "user", "content": "Tell me."}])
+    assert (200, count_tokens(b"<|user|>Tell me.")) == (reply.status, reply.json[name])
+    assert [] == client.sink.steps
+
+
 async def test_one_message_per_token(start: Start) -> None:
     """The role travels with the first token, [DONE] with the last: 7 tokens are 7 sends."""
     client = await start()

@@ -67,6 +67,17 @@ def test_one_sequence_prefills_then_decodes() -> None:
     assert (one.num_generated, one.is_closed, one.usage().token_difference) == (4, True, 0)
 
 
+def test_no_output_token_ends_with_the_prefill() -> None:
+    """Embeddings: a long one in chunks, its KV is free afterwards."""
+    core, one = SimulatedCore(options(max_batched_tokens=8)), sequence(prompt=20, target=0)
+    core.submit(one)
+    records, finished = run(core)
+    assert ([8, 8, 4], 0) == ([int(record.prefill_tokens.sum()) for record in records], one.num_generated)
+    assert (one.is_closed, core.num_running, core.kv_used_tokens) == (True, 0, 0)
+    assert (20, 0) == (one.usage().computed_prompt_tokens, one.usage().token_difference)
+    assert [one] == finished[-1].closed
+
+
 def test_one_output_token_needs_only_the_prefill() -> None:
     """Classification traffic: many requests end with their first token."""
     core, one = SimulatedCore(options()), sequence(target=1)
@@ -102,7 +113,7 @@ def test_empty_engine_plans_nothing() -> None:
     assert SimulatedCore(options()).begin(0.0) is None
 
 
-@pytest.mark.parametrize(("prompt", "target"), [(0, 5), (5, 0), (90, 11)])
+@pytest.mark.parametrize(("prompt", "target"), [(0, 5), (5, -1), (90, 11)])
 def test_impossible_sequence_is_refused(prompt: int, target: int) -> None:
     """What can never fit must not wait for ever."""
     with pytest.raises(ValueError, match="token"):

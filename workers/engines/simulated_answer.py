@@ -17,23 +17,25 @@ import msgspec
 
 from workers.engine import Receive, Scope, Send
 from workers.engines.simulated_openai import (
+    CHAT_PATH,
+    COMPLETION_PATH,
+    COUNT_PATH,
+    PATHS,
     Ask,
     BadRequest,
-    Writer,
     count_tokens,
-    error_body,
     hash_blocks,
     parse_ask,
     text_of,
-    usage_fields,
     word,
 )
 from workers.engines.simulated_options import SimulatedOptions
 from workers.engines.simulated_plan import SimulatedSequence
+from workers.engines.simulated_writers import DONE, WRITERS, Counts, Writer, Written
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-GENERATING_PATHS = ("/v1/chat/completions", "/v1/completions")
-DONE = b"data: [DONE]\n\n"
+TOKENIZE_PATH = "/tokenize"
+DEAD = "the engine died"
 JSON_HEADERS = [(b"content-type", b"application/json")]
 STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
@@ -58,13 +60,13 @@ class Generator(Protocol):
 class _Choice:
     """Where one sequence's tokens go; mutable, owned by its answer."""
 
-    __slots__ = ("after", "before", "index", "phase", "position")
+    __slots__ = ("frame", "index", "phase", "position")
 
     def __init__(self, index: int, phase: int, frame: tuple[bytes, bytes]) -> None:
         self.index = index
         self.phase = phase
         self.position = 0
-        self.before, self.after = frame
+        self.frame = frame
 
 
 class Answer:
@@ -97,11 +99,9 @@ class Answer:
         choice.position = position + 1
         text = word(choice.phase, position)
         if position == 0:
-            self._pending.append(self.writer.role(choice.index))
-        if self.ask.continuous_usage:
-            self._pending.append(choice.before + text + self._with_usage(choice.after))
-        else:
-            self._pending.append(choice.before + text + choice.after)
+            self._pending.append(self.writer.first(choice.index, self.counts()))
+        counts = self.counts() if self.ask.continuous_usage else None
+        self._pending.append(self.writer.token(choice.frame, text, counts))
         waiter = self._waiter
         if waiter is not None:
             self._waiter = None
@@ -114,14 +114,12 @@ class Answer:
         choice = self._choices[sequence.sequence_id]
         if self.is_stream and not sequence.is_aborted:
             if choice.position == 0:
-                self._pending.append(self.writer.role(choice.index))
+                self._pending.append(self.writer.first(choice.index, self.counts()))
             text = word(choice.phase, choice.position)
             choice.position += 1
             self._pending.append(self.writer.last(choice.index, text, sequence.finish_reason))
             if not self._num_open:
-                if self.ask.include_usage:
-                    self._pending.append(self.writer.usage(self.usage()))
-                self._pending.append(DONE)
+                self._pending.append(self.writer.close(self._written(), self.counts()))
         self.wake()
 
     def fail(self) -> None:
@@ -156,10 +154,10 @@ class Answer:
     def has_bytes(self) -> bool:
         return bool(self._pending)
 
-    def usage(self) -> dict[str, object]:
-        """OpenAI's usage: each prompt once, all outputs."""
+    def counts(self) -> Counts:
+        """Each prompt once, all outputs."""
         prompts = {sequence.prompt_index: sequence for sequence in reversed(self.sequences)}.values()
-        return usage_fields(
+        return Counts(
             sum(sequence.prompt_tokens for sequence in prompts),
             sum(sequence.num_generated for sequence in self.sequences)
             if self.is_whole
@@ -169,17 +167,13 @@ class Answer:
 
     def whole(self) -> bytes:
         """The body of an answer that is not streamed."""
-        texts = [
-            (text_of(choice.phase, sequence.num_generated), sequence.finish_reason)
+        return self.writer.whole(self._written(), self.counts())
+
+    def _written(self) -> list[Written]:
+        return [
+            Written(text_of(choice.phase, sequence.num_generated), sequence.finish_reason)
             for sequence, choice in zip(self.sequences, self._choices.values(), strict=True)
         ]
-        return self.writer.whole(texts, self.usage())
-
-    def _with_usage(self, after: bytes) -> bytes:
-        usage = b'"usage":' + msgspec.json.encode(self.usage())
-        if self.ask.include_usage:
-            return after.replace(b'"usage":null', usage)
-        return after[: -len(b"}\n\n")] + b"," + usage + b"}\n\n"
 
 
 async def serve(engine: Generator, scope: Scope, receive: Receive, send: Send) -> None:
@@ -188,10 +182,10 @@ async def serve(engine: Generator, scope: Scope, receive: Receive, send: Send) -
         raise ValueError(f"the simulated engine speaks HTTP only, not {scope['type']!r}")
     path: str = scope["path"]
     method: str = scope["method"]
-    if path in GENERATING_PATHS and method == "POST":
+    if path in PATHS and method == "POST":
         await _generate(engine, scope, receive, send)
-    elif path == "/tokenize" and method == "POST":
-        await _tokenize(engine, receive, send)
+    elif path in (TOKENIZE_PATH, COUNT_PATH) and method == "POST":
+        await _count(engine, path, receive, send)
     elif path == "/v1/models" and method == "GET":
         cards: list[dict[str, object]] = [
             {
@@ -212,7 +206,7 @@ async def serve(engine: Generator, scope: Scope, receive: Receive, send: Send) -
     elif path == "/version":
         await _reply(send, 200, b'{"version":"simulated"}')
     else:
-        status = 405 if path in (*GENERATING_PATHS, "/v1/models", "/tokenize") else 404
+        status = 405 if path in (*PATHS, TOKENIZE_PATH, COUNT_PATH, "/v1/models") else 404
         await _reply(send, status, b'{"detail":"%b"}' % (b"Method Not Allowed" if status == 405 else b"Not Found"))
 
 
@@ -225,7 +219,7 @@ async def _generate(engine: Generator, scope: Scope, receive: Receive, send: Sen
             raise BadRequest(engine.dead_cause, status=500, kind="InternalServerError")
         answer = _answer(engine, scope, parse_ask(scope["path"], body, models=engine.models))
     except BadRequest as refusal:
-        await _reply(send, refusal.status, refusal.body)
+        await _reply(send, refusal.status, refusal.body(scope["path"]))
         return
     engine.open(answer.attempt_id, answer)
     watch = asyncio.create_task(_watch(receive, answer))
@@ -254,11 +248,11 @@ async def _send_stream(answer: Answer, send: Send) -> None:
         elif answer.is_gone or answer.is_whole:
             return
         elif answer.is_failed:
-            error = error_body("the engine died", kind="InternalServerError", status=500)
             if has_started:
-                await send({"type": "http.response.body", "body": b"data: %b\n\n%b" % (error, DONE)})
+                body = b"data: %b\n\n%b" % (_dead(answer.ask.path), DONE)
+                await send({"type": "http.response.body", "body": body})
             else:
-                await _reply(send, 500, error)
+                await _reply(send, 500, _dead(answer.ask.path))
             return
         else:
             await answer.wait()
@@ -268,9 +262,13 @@ async def _send_whole(answer: Answer, send: Send) -> None:
     while not (answer.is_whole or answer.is_gone or answer.is_failed):
         await answer.wait()
     if answer.is_failed:
-        await _reply(send, 500, error_body("the engine died", kind="InternalServerError", status=500))
+        await _reply(send, 500, _dead(answer.ask.path))
     elif not answer.is_gone:
         await _reply(send, 200, answer.whole())
+
+
+def _dead(path: str) -> bytes:
+    return BadRequest(DEAD, kind="InternalServerError", status=500).body(path)
 
 
 async def _watch(receive: Receive, answer: Answer) -> None:
@@ -307,7 +305,7 @@ def _answer(engine: Generator, scope: Scope, ask: Ask) -> Answer:
         priority = int(headers.get(b"x-vllm-priority", b"0"))
     except ValueError:
         priority = 0
-    answer_id = f"{'chatcmpl' if ask.is_chat else 'cmpl'}-{request_id}"
+    writer = WRITERS[ask.path](ask, request_id=request_id, model=engine.models[0], created=int(time.time()))
     # The n-th request draws the same in every run; one with its own seed draws the same wherever it stands.
     draw = random.Random(f"{engine.seed}/{engine.num_answers if ask.seed is None else f'seed-{ask.seed}'}")
     options = engine.options
@@ -322,24 +320,17 @@ def _answer(engine: Generator, scope: Scope, ask: Ask) -> Answer:
             target_tokens = max_tokens if ask.ignore_eos else max(min(length, max_tokens), ask.min_tokens)
             sequences.append(
                 SimulatedSequence(
-                    sequence_id=f"{answer_id}-{prompt_index}-{choice}-{engine.num_answers}",
+                    sequence_id=f"{writer.answer_id}-{prompt_index}-{choice}-{engine.num_answers}",
                     payer=request_id,
                     prompt_tokens=prompt_tokens,
                     target_tokens=target_tokens,
                     priority=priority,
                     prompt_index=prompt_index,
                     block_hashes=hashes,
-                    finish_reason="length" if target_tokens >= max_tokens else "stop",
+                    finish_reason="length" if target_tokens >= max_tokens > 0 else "stop",
                 )
             )
             phases.append(draw.randrange(256))
-    writer = Writer(
-        answer_id=answer_id,
-        model=engine.models[0],
-        created=int(time.time()),
-        is_chat=ask.is_chat,
-        include_usage=ask.include_usage,
-    )
     return Answer(ask, attempt_id=request_id, writer=writer, sequences=sequences, phases=phases)
 
 
@@ -358,17 +349,22 @@ def _max_tokens(ask: Ask, *, prompt_tokens: int, max_len_tokens: int) -> int:
     return wanted
 
 
-async def _tokenize(engine: Generator, receive: Receive, send: Send) -> None:
+async def _count(engine: Generator, path: str, receive: Receive, send: Send) -> None:
+    """How many tokens the prompt has; nothing is computed."""
     try:
         body = await _read_body(receive)
         if body is None:
             return
-        path = "/v1/chat/completions" if b'"messages"' in body else "/v1/completions"
-        count = sum(count_tokens(prompt) for prompt in parse_ask(path, body, models=engine.models).prompts)
+        as_path = path
+        if path == TOKENIZE_PATH:
+            as_path = CHAT_PATH if b'"messages"' in body else COMPLETION_PATH
+        count = sum(count_tokens(prompt) for prompt in parse_ask(as_path, body, models=engine.models).prompts)
     except BadRequest as refusal:
-        await _reply(send, refusal.status, refusal.body)
+        await _reply(send, refusal.status, refusal.body(path))
         return
-    fields = {"count": count, "max_model_len": engine.max_len_tokens, "tokens": list(range(count))}
+    fields: dict[str, object] = {"input_tokens": count}
+    if path == TOKENIZE_PATH:
+        fields = {"count": count, "max_model_len": engine.max_len_tokens, "tokens": list(range(count))}
     await _reply(send, 200, msgspec.json.encode(fields))
 
 

@@ -115,8 +115,8 @@ class SimulatedCore:
 
         Raises: ValueError where it could never fit: the caller checks lengths before.
         """
-        if sequence.target_tokens < 1 or sequence.prompt_tokens < 1:
-            raise ValueError("a sequence has at least one prompt token and one output token")
+        if sequence.target_tokens < 0 or sequence.prompt_tokens < 1:
+            raise ValueError("a sequence has at least one prompt token, and outputs or none")
         total_tokens = sequence.prompt_tokens + sequence.target_tokens
         if total_tokens > min(self.options.kv_tokens, self.options.max_model_len):
             raise ValueError(f"{total_tokens} tokens never fit this engine")
@@ -226,7 +226,8 @@ class SimulatedCore:
         if self.options.prefix_caching:
             self._cache.share(sequence.block_hashes, first=sequence.num_shared_blocks)
             sequence.num_shared_blocks = len(sequence.block_hashes)
-        sequence.num_generated += 1
+        if sequence.target_tokens:
+            sequence.num_generated += 1
         sequence.state = SequenceState.DECODING
         return True
 

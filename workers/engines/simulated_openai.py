@@ -1,6 +1,7 @@
-"""OpenAI's words for a simulated engine: bodies checked as vLLM checks them, answers written as vLLM writes them.
+"""What a simulated engine is asked, as vLLM would check it, and the words that it answers with.
 
-Called by ``workers.engines.simulated``. Pure: bytes in, values out. It must never know a step, a clock or a meter.
+Called by ``workers.engines.simulated_answer`` and ``workers.engines.simulated_writers``. Pure: bytes in, values out. It
+must never know a step, a clock or a meter.
 
 A token is four bytes of text. What comes out is pseudo-words drawn by seed, never anything of the prompt.
 """
@@ -17,30 +18,54 @@ MAX_CHOICES = 128
 DEFAULT_COMPLETION_TOKENS = 16
 """vLLM's default max_tokens of /v1/completions; a chat may fill the context."""
 
+CHAT_PATH = "/v1/chat/completions"
+COMPLETION_PATH = "/v1/completions"
+EMBEDDING_PATH = "/v1/embeddings"
+RESPONSES_PATH = "/v1/responses"
+MESSAGES_PATH = "/v1/messages"
+COUNT_PATH = "/v1/messages/count_tokens"
+PATHS = (CHAT_PATH, COMPLETION_PATH, EMBEDDING_PATH, RESPONSES_PATH, MESSAGES_PATH)
+LIMIT_NAMES = {RESPONSES_PATH: "max_output_tokens"}
+"""What a route calls its token limit where it is not max_tokens."""
+MAX_DIMENSIONS = 64
+"""Length of an embedding."""
+
 
 class BadRequest(Exception):
     """The body is refused; carries what vLLM's error object carries."""
 
     def __init__(self, message: str, *, status: int = 400, kind: str = "BadRequestError", param: str | None = None):
         super().__init__(message)
+        self.message = message
         self.status = status
-        self.body = error_body(message, kind=kind, status=status, param=param)
+        self.kind = kind
+        self.param = param
+
+    def body(self, path: str) -> bytes:
+        """As vLLM says it on that route."""
+        if path.startswith(MESSAGES_PATH):
+            return msgspec.json.encode({"type": "error", "error": {"type": self.kind, "message": self.message}})
+        return error_body(self.message, kind=self.kind, status=self.status, param=self.param)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """One checked body."""
 
-    is_chat: bool
+    path: str
     prompts: tuple[bytes, ...]
     num_choices: int
     max_tokens: int | None
+    """0 where nothing is generated; None: as many as there is room for."""
     min_tokens: int
     ignore_eos: bool
     seed: int | None
     is_stream: bool
     include_usage: bool
     continuous_usage: bool
+    num_dimensions: int = MAX_DIMENSIONS
+    is_base64: bool = False
+    """Embeddings as bytes in base64, as openai-python asks for them."""
 
 
 def error_body(message: str, *, kind: str, status: int, param: str | None = None) -> bytes:
@@ -49,7 +74,7 @@ def error_body(message: str, *, kind: str, status: int, param: str | None = None
 
 
 def parse_ask(path: str, body: bytes, *, models: tuple[str, ...]) -> Ask:
-    """Checks a body of ``/v1/chat/completions`` or ``/v1/completions``. Raises: BadRequest."""
+    """Checks a body of one of ``PATHS``, or of ``COUNT_PATH``. Raises: BadRequest."""
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -59,26 +84,56 @@ def parse_ask(path: str, body: bytes, *, models: tuple[str, ...]) -> Ask:
     model = fields.get("model")
     if model is not None and model not in models:
         raise BadRequest(f"The model `{model}` does not exist.", status=404, kind="NotFoundError", param="model")
-    is_chat = path.endswith("/chat/completions")
-    limit_name = "max_completion_tokens" if is_chat and fields.get("max_completion_tokens") else "max_tokens"
     stream_options = fields.get("stream_options") or {}
     if not isinstance(stream_options, dict):
         raise BadRequest("stream_options must be an object", param="stream_options")
-    max_tokens = _integer(fields, limit_name, least=1)
-    if max_tokens is None and not is_chat:
-        max_tokens = DEFAULT_COMPLETION_TOKENS
     return Ask(
-        is_chat=is_chat,
-        prompts=(_chat_prompt(fields.get("messages")),) if is_chat else _prompts(fields.get("prompt")),
+        path=path,
+        prompts=_prompts_of(path, fields),
         num_choices=_integer(fields, "n", least=1, most=MAX_CHOICES) or 1,
-        max_tokens=max_tokens,
+        max_tokens=_limit_of(path, fields),
         min_tokens=_integer(fields, "min_tokens", least=0) or 0,
         ignore_eos=fields.get("ignore_eos") is True,
         seed=_integer(fields, "seed"),
-        is_stream=fields.get("stream") is True,
+        is_stream=path != EMBEDDING_PATH and fields.get("stream") is True,
         include_usage=stream_options.get("include_usage") is True,
         continuous_usage=stream_options.get("continuous_usage_stats") is True,
+        num_dimensions=_integer(fields, "dimensions", least=1, most=MAX_DIMENSIONS) or MAX_DIMENSIONS,
+        is_base64=fields.get("encoding_format") == "base64",
     )
+
+
+def _limit_of(path: str, fields: dict[str, object]) -> int | None:
+    if path == EMBEDDING_PATH:
+        return 0
+    name = LIMIT_NAMES.get(path, "max_tokens")
+    if path == CHAT_PATH and fields.get("max_completion_tokens"):
+        name = "max_completion_tokens"
+    limit = _integer(fields, name, least=1)
+    if limit is None and path == COMPLETION_PATH:
+        return DEFAULT_COMPLETION_TOKENS
+    if limit is None and path == MESSAGES_PATH:
+        raise BadRequest("max_tokens is required", param=name)
+    return limit
+
+
+def _prompts_of(path: str, fields: dict[str, object]) -> tuple[bytes, ...]:
+    """The texts that are computed: one a conversation, several where a route takes a list."""
+    if path == COMPLETION_PATH:
+        return _prompts(fields.get("prompt"), "prompt")
+    if path == EMBEDDING_PATH:
+        return _prompts(fields.get("input"), "input")
+    if path == CHAT_PATH:
+        return (_conversation(fields.get("messages"), "messages"),)
+    if path in (MESSAGES_PATH, COUNT_PATH):
+        return (_utf8(_text_of(fields.get("system"))) + _conversation(fields.get("messages"), "messages"),)
+    before = _utf8(_text_of(fields.get("instructions")))
+    asked = fields.get("input")
+    if isinstance(asked, str):
+        asked = [{"role": "user", "content": asked}]
+    elif isinstance(asked, list):  # calls and their outputs have no role
+        asked = [{"role": "tool", **item} if isinstance(item, dict) else item for item in asked]
+    return (before + _conversation(asked, "input"),)
 
 
 def _integer(fields: dict[str, object], name: str, *, least: int | None = None, most: int | None = None) -> int | None:
@@ -94,34 +149,43 @@ def _integer(fields: dict[str, object], name: str, *, least: int | None = None, 
     return value
 
 
-def _chat_prompt(messages: object) -> bytes:
+def _conversation(messages: object, name: str) -> bytes:
     """Messages as one text, each with its role, as a chat template would write them."""
     if not isinstance(messages, list) or not messages:
-        raise BadRequest("messages must be a list with at least one message", param="messages")
+        raise BadRequest(f"{name} must be a list with at least one message", param=name)
     parts: list[str] = []
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise BadRequest("each message needs a role", param="messages")
+            raise BadRequest("each message needs a role", param=name)
         content = message.get("content")
-        if isinstance(content, list):
-            texts = [part.get("text") for part in content if isinstance(part, dict)]
-            content = "\n".join(text for text in texts if isinstance(text, str))
-        elif content is not None and not isinstance(content, str):
-            raise BadRequest("content must be a string or a list of parts", param="messages")
-        parts.append(f"<|{message['role']}|>{content or ''}")
-    return "".join(parts).encode("utf-8", "surrogatepass")
+        if content is not None and not isinstance(content, str | list):
+            raise BadRequest("content must be a string or a list of parts", param=name)
+        parts.append(f"<|{message['role']}|>{_text_of(content)}")
+    return _utf8("".join(parts))
 
 
-def _prompts(prompt: object) -> tuple[bytes, ...]:
+def _text_of(content: object) -> str:
+    """A text, or the texts of a list of parts."""
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "\n".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _prompts(prompt: object, name: str) -> tuple[bytes, ...]:
     """One prompt or several, each as text or as token ids (a token id counts as one token)."""
     if isinstance(prompt, str):
-        return (prompt.encode("utf-8", "surrogatepass"),)
+        return (_utf8(prompt),)
     if isinstance(prompt, list) and prompt:
         if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
             return (b"".join((item & 0xFFFFFFFF).to_bytes(BYTES_PER_TOKEN, "little") for item in prompt),)
         if all(isinstance(item, str | list) for item in prompt):
-            return tuple(text for item in prompt for text in _prompts(item))
-    raise BadRequest("prompt must be a string, a list of strings, or lists of token ids", param="prompt")
+            return tuple(text for item in prompt for text in _prompts(item, name))
+    raise BadRequest(f"{name} must be a string, a list of strings, or lists of token ids", param=name)
 
 
 def count_tokens(text: bytes) -> int:
@@ -165,68 +229,3 @@ def word(phase: int, position: int) -> bytes:
 def text_of(phase: int, num_tokens: int) -> bytes:
     """The first ``num_tokens`` tokens of a sequence's output."""
     return b"".join([word(phase, position) for position in range(num_tokens)])
-
-
-def usage_fields(prompt_tokens: int, output_tokens: int, cached_tokens: int) -> dict[str, object]:
-    """OpenAI's usage object."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": output_tokens,
-        "total_tokens": prompt_tokens + output_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached_tokens},
-    }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Writer:
-    """Writes the chunks of one answer; what does not change from token to token is encoded once."""
-
-    answer_id: str
-    model: str
-    created: int
-    is_chat: bool
-    include_usage: bool
-
-    @property
-    def _head(self) -> bytes:
-        kind = "chat.completion.chunk" if self.is_chat else "text_completion"
-        fields = {"id": self.answer_id, "object": kind, "created": self.created, "model": self.model}
-        return b"data: " + msgspec.json.encode(fields)[:-1]
-
-    def frame(self, index: int) -> tuple[bytes, bytes]:
-        """What stands before and after the text of a token's chunk."""
-        # As vLLM: with include_usage each chunk before the last says usage null.
-        usage = b',"usage":null' if self.include_usage else b""
-        start = b'%b,"choices":[{"index":%d,' % (self._head, index)
-        if self.is_chat:
-            return start + b'"delta":{"content":"', b'"},"logprobs":null,"finish_reason":null}]%b}\n\n' % usage
-        return start + b'"text":"', b'","logprobs":null,"finish_reason":null,"stop_reason":null}]%b}\n\n' % usage
-
-    def role(self, index: int) -> bytes:
-        """The first chunk of a chat choice; a completion has none."""
-        if not self.is_chat:
-            return b""
-        usage = b',"usage":null' if self.include_usage else b""
-        delta = b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
-        return b'%b,"choices":[{"index":%d,%b}]%b}\n\n' % (self._head, index, delta, usage)
-
-    def last(self, index: int, text: bytes, reason: str) -> bytes:
-        """The chunk that ends a choice."""
-        before, after = self.frame(index)
-        return before + text + after.replace(b'"finish_reason":null', b'"finish_reason":"%b"' % reason.encode())
-
-    def usage(self, usage: dict[str, object]) -> bytes:
-        """The chunk after the last choice."""
-        return b'%b,"choices":[],"usage":%b}\n\n' % (self._head, msgspec.json.encode(usage))
-
-    def whole(self, choices: list[tuple[bytes, str]], usage: dict[str, object]) -> bytes:
-        """The body of an answer that is not streamed; ``choices`` are (text, finish_reason)."""
-        listed: list[dict[str, object]] = []
-        for index, (text, reason) in enumerate(choices):
-            content: dict[str, object] = {"text": text.decode()}
-            if self.is_chat:
-                content = {"message": {"role": "assistant", "content": text.decode()}}
-            listed.append({"index": index, **content, "logprobs": None, "finish_reason": reason})
-        kind = "chat.completion" if self.is_chat else "text_completion"
-        fields = {"id": self.answer_id, "object": kind, "created": self.created, "model": self.model}
-        return msgspec.json.encode({**fields, "choices": listed, "usage": usage})

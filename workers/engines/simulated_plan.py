@@ -30,7 +30,7 @@ class SimulatedSequence:
     payer: str | None
     prompt_tokens: int
     target_tokens: int
-    """Output tokens after which it ends by itself; at least 1."""
+    """Output tokens after which it ends by itself; 0: with its prompt, as embeddings do."""
     priority: int = 0
     """Lower is earlier."""
     prompt_index: int = 0
