@@ -1,53 +1,71 @@
 """Every field of the installed vLLM's bodies is allowed, operator-only or unsupported, by name: none is forgotten."""
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
-from scheduler.api.schemas import DROPPED, OPERATOR_ONLY, UNSUPPORTED, ChatBody, CompletionBody
+from scheduler.api.schema_fields import OPERATOR_ONLY
+from scheduler.api.schemas import ROUTES
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-OURS = {"safety_identifier", "prompt_cache_key", "metadata", "store", "service_tier"}
-"""OpenAI's fields that vLLM does not know: read here, never sent on."""
+
+def vllm_models(path: str) -> tuple[Any, ...]:
+    """vLLM's own models of the body; some routes take several."""
+    match path:
+        case "/v1/chat/completions":
+            from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+            return (ChatCompletionRequest,)
+        case "/v1/completions":
+            from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+            return (CompletionRequest,)
+        case "/v1/embeddings":
+            from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
+
+            return get_args(get_args(EmbeddingRequest)[0])
+        case "/v1/responses":
+            from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+            return (ResponsesRequest,)
+        case "/v1/messages":
+            from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+
+            return (AnthropicMessagesRequest,)
+    raise AssertionError(path)
 
 
-def vllm_fields(route: str) -> set[str]:
-    """Names that vLLM's own model of the body takes, aliases included."""
-    if route == "chat":
-        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest as Model
-    else:
-        from vllm.entrypoints.openai.completion.protocol import CompletionRequest as Model
-    names: set[str] = set()
-    for name, field in Model.model_fields.items():
-        names.add(field.alias or name)
-    return names
+def vllm_fields(path: str) -> set[str]:
+    """Names that vLLM's models take, aliases included."""
+    return {field.alias or name for model in vllm_models(path) for name, field in model.model_fields.items()}
 
 
-@pytest.mark.parametrize(("route", "body"), [("chat", ChatBody), ("completion", CompletionBody)])
-def test_every_field_of_vllm_is_decided(route: str, body: Any) -> None:
+def allowed(path: str) -> set[str]:
+    return {field.name for field in msgspec.structs.fields(ROUTES[path].fields)}
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_every_field_of_vllm_is_decided(path: str) -> None:
     """A new version of vLLM brings new fields: somebody decides about each before a client can send it."""
-    allowed = {field.name for field in msgspec.structs.fields(body)}
-    theirs = vllm_fields(route)
-    undecided = theirs - allowed - OPERATOR_ONLY.keys() - UNSUPPORTED.keys()
+    undecided = vllm_fields(path) - allowed(path) - OPERATOR_ONLY.keys() - ROUTES[path].unsupported.keys()
     assert set() == undecided
 
 
-@pytest.mark.parametrize(("route", "body"), [("chat", ChatBody), ("completion", CompletionBody)])
-def test_every_allowed_field_is_one_of_vllm_or_is_dropped(route: str, body: Any) -> None:
+@pytest.mark.parametrize("path", ROUTES)
+def test_every_allowed_field_is_one_of_vllm_or_is_dropped(path: str) -> None:
     """What the engine would not understand is not sent to it."""
-    allowed = {field.name for field in msgspec.structs.fields(body)}
-    assert allowed - vllm_fields(route) <= OURS & set(DROPPED)
+    assert set() == allowed(path) - vllm_fields(path) - set(ROUTES[path].dropped)
 
 
-@pytest.mark.parametrize("body", [ChatBody, CompletionBody])
-def test_no_field_is_allowed_and_forbidden(body: Any) -> None:
+@pytest.mark.parametrize("path", ROUTES)
+def test_no_field_is_allowed_and_forbidden(path: str) -> None:
     """One decision a field."""
-    allowed = {field.name for field in msgspec.structs.fields(body)}
-    assert not allowed & (OPERATOR_ONLY.keys() | UNSUPPORTED.keys())
+    assert not allowed(path) & (OPERATOR_ONLY.keys() | ROUTES[path].unsupported.keys())
 
 
-def test_the_salt_that_the_relay_sets_is_a_field_of_vllm() -> None:
+@pytest.mark.parametrize("path", ROUTES)
+def test_the_salt_that_the_relay_sets_is_a_field_of_vllm(path: str) -> None:
     """Tenants' prefix caches are kept apart with it."""
-    assert "cache_salt" in vllm_fields("chat") & vllm_fields("completion")
+    assert "cache_salt" in vllm_fields(path)
