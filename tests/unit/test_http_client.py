@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from scheduler.commands.http_client import BadAnswer, events, fetch, open_request
+from tests.canned_http import Asked, Told, serving
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -124,3 +125,19 @@ async def test_events_are_put_together_from_any_cut() -> None:
             yield piece
 
     assert ['{"a":1}', "[DONE]"] == [event async for event in events(pieces())]
+
+
+async def test_bytes_are_sent_as_they_are() -> None:
+    """Whoever has JSON already sends it untouched: spaces, order and digits stay."""
+    seen: list[Asked] = []
+    with serving(lambda _: Told(body={}), seen=seen) as url:
+        await fetch(url, method="POST", payload=b'{"a": 1.10}')
+        await fetch(url, method="POST", payload={"a": 1})
+    assert [b'{"a": 1.10}', b'{"a": 1}'] == [asked.body for asked in seen]
+
+
+@pytest.mark.parametrize("status", [b"abc", "²00".encode("latin-1"), b""])
+async def test_a_status_that_is_no_number_is_a_bad_answer(status: bytes) -> None:
+    """A superscript is a digit to Python and no number."""
+    with pytest.raises(BadAnswer):
+        await fetched(b"HTTP/1.1 %b OK\r\nContent-Length: 0\r\n\r\n" % status)
