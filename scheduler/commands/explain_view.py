@@ -17,13 +17,12 @@ Story = Mapping[str, Any]
 
 def show(story: Story) -> None:
     """Everything, on standard output."""
-    print_lines([*_who(story), *_waits(story)])
+    print_lines([*_who(story), *_verdict(story), *_waits(story)])
     for attempt in story.get("attempts") or ():
         print_lines(["", *_attempt(attempt)])
         _show_decision(attempt.get("decision"), chosen=attempt.get("worker_id"))
     if story.get("decision"):
-        state = "would go" if story.get("state") == "what_if" else "the last look for a place"
-        print_lines(["", f"{state}: {_text(story['decision'].get('reason'))}"])
+        print_lines(["", f"the last look for a place: {_text(story['decision'].get('reason'))}"])
         _show_decision(story["decision"], chosen=None, with_reason=False)
     if story.get("budgets"):
         print_lines([""])
@@ -68,6 +67,15 @@ def _who(story: Story) -> Iterator[str]:
         arrived = datetime.fromtimestamp(story["arrival_unix_s"], UTC)
         ended = story.get("ended_s")
         yield f"arrived {arrived:%Y-%m-%d %H:%M:%S} UTC" + ("" if ended is None else f", ended {ended:.3f} s later")
+
+
+def _verdict(story: Story) -> Iterator[str]:
+    """What would become of a request that was not sent."""
+    if story.get("rejection"):
+        yield "it would be refused: {message} ({reason}, status {status})".format_map(story["rejection"])
+    elif story.get("verdict"):
+        ahead = f", with {story['num_ahead']:,} of its band or a higher one before it" if story.get("num_ahead") else ""
+        yield f"it would be {story['verdict']} now{ahead}"
 
 
 def _waits(story: Story) -> Iterator[str]:

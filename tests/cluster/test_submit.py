@@ -162,7 +162,7 @@ def test_what_if_runs_nothing(shell: Shell, tmp_path: Path) -> None:
     body.write_text(json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Where?"}]}))
     before = shell.top()["totals"]
     story = json.loads(shell.run("explain", "--what-if", str(body), "--url", shell.plane.url, "--json"))
-    assert "what_if" == story["state"]
+    assert ("what_if", "started", None) == (story["state"], story["verdict"], story["rejection"])
     assert {"sim-0", "sim-1"} == {worker["worker_id"] for worker in story["decision"]["workers"]}
     assert before["submitted"] == shell.top()["totals"]["submitted"]
     body.write_text(json.dumps({"model": "none", "messages": []}))
@@ -171,13 +171,13 @@ def test_what_if_runs_nothing(shell: Shell, tmp_path: Path) -> None:
 
 def test_top_shows_the_workers(shell: Shell) -> None:
     """Ready ones, with watts and a zone."""
-    until_s = time.monotonic() + 30.0
-    while any(worker["power_watts"] is None for worker in (said := shell.top())["workers"]):
+    said, until_s = shell.top(), time.monotonic() + 30.0
+    while said["totals"]["power_watts"] is None:
         assert time.monotonic() < until_s, "no meter was read"
+        said = shell.top()
     assert ["sim-0", "sim-1"] == [worker["worker_id"] for worker in said["workers"]]
     for worker in said["workers"]:
         assert worker["is_ready"]
-        assert worker["power_watts"] > 0
         assert worker["kv_tokens"] > 0
     assert ["priority", "default", "flex"] == [band["band"] for band in said["queue"]]
     text = shell.run("top", "--once", "--url", shell.plane.admin_url, tenant=None)

@@ -121,13 +121,13 @@ def written(folder: Path, content: bytes) -> Path:
 def test_what_if_sends_a_line_and_the_wishes_of_its_headers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A body is put into a line; a line goes as it is."""
     seen: list[Asked] = []
-    what_if = {**STORY, "state": "what_if", "decision": {"reason": "least score", "workers": []}}
+    what_if = {**STORY, "state": "what_if", "verdict": "started"}
     with serving(lambda _: Told(body=what_if), seen=seen) as url:
         body = written(tmp_path, b'{"model": "m", "messages": []}')
         explain.run(Wishes(what_if=body, url=url, data_class="core", zones="hall-a"), as_json=False)
         line = written(tmp_path, b'{"url": "/v1/embeddings", "body": {"model": "m"}}')
         explain.run(Wishes(what_if=line, url=url), as_json=False)
-    assert "would go: least score" in capsys.readouterr().out
+    assert "it would be started now" in capsys.readouterr().out
     first, second = seen
     assert ("POST", "/v1/jouleway/what-if") == (first.method, first.path)
     assert {"url": "/v1/chat/completions", "body": {"model": "m", "messages": []}} == json.loads(first.body)

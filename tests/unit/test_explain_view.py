@@ -83,13 +83,24 @@ def test_what_waits_says_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -
     assert "budgets above" not in text
 
 
-def test_what_would_be_is_said_as_such(capsys: pytest.CaptureFixture[str]) -> None:
-    """It never ran."""
-    text = shown(
-        capsys, state="what_if", outcome=None, attempts=[], waits=[],
-        decision={"reason": "least score", "workers": WORKERS},
-    )  # fmt: skip
-    assert "would go: least score" in text
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"verdict": "started", "num_ahead": 0}, "it would be started now\n"),
+        ({"verdict": "queued", "num_ahead": 1200}, "queued now, with 1,200 of its band or a higher one before it"),
+        (
+            {"verdict": "refused", "rejection": {"message": "No worker may.", "reason": "no", "status": 403}},
+            "it would be refused: No worker may. (no, status 403)",
+        ),
+    ],
+)
+def test_what_would_be_is_said_as_such(capsys: pytest.CaptureFixture[str], changes: dict[str, Any], words: str) -> None:
+    """It never ran; why there is told all the same."""
+    decision = {"reason": "least score", "workers": WORKERS}
+    text = shown(capsys, state="what_if", outcome=None, attempts=[], waits=[], decision=decision, **changes)
+    assert "request req-1: what_if\n" in text
+    assert words in text
+    assert "the last look for a place: least score" in text
 
 
 def test_a_running_attempt_and_a_forgotten_decision(capsys: pytest.CaptureFixture[str]) -> None:
