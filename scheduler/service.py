@@ -134,8 +134,7 @@ class Service:
             cache_salt_key=self._cache_salt_key.encode(),
         )
         admin = AdminApp(
-            snapshot=self.dispatcher.snapshot,
-            details=self.settlement.details,
+            dispatcher=self.dispatcher,
             admin_key_digest=digest_of(self.admin_key),
             hosts=Hosts(),
             metrics=metrics,

@@ -142,8 +142,7 @@ async def control_plane(
                 metrics=metrics,
             ),
             admin=AdminApp(
-                snapshot=dispatcher.snapshot,
-                details=settlement.details,
+                dispatcher=dispatcher,
                 admin_key_digest=digest_of(ADMIN_KEY),
                 hosts=Hosts(),
                 metrics=metrics,

@@ -1,6 +1,7 @@
-"""The operator's ASGI application, on its own loopback listener: metrics, workers, balance, requests; one admin key.
+"""The operator's ASGI application, on its own loopback listener: metrics, workers, queues, budgets, balance, requests.
 
-Called by ``scheduler.service`` through uvicorn. It must never change anything, and it shows no prompt and no key.
+Called by ``scheduler.service`` through uvicorn, opened by one admin key. It must never change anything, and it shows no
+prompt and no key.
 """
 
 from __future__ import annotations
@@ -9,21 +10,27 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import msgspec
 
-from scheduler.accounting.settlement import RequestDetails
 from scheduler.api.access import Hosts, bearer_token, unauthorized
 from scheduler.api.errors import ApiError
-from scheduler.api.exchange import JSON, Exchange, Header, Receive, Scope, Send
+from scheduler.api.exchange import JSON, NO_STORE, Exchange, Header, Receive, Scope, Send
 from scheduler.api.exchange import new_request_id as random_request_id
+from scheduler.api.explain import PREFIX, REQUESTS_PREFIX, life_of
 from scheduler.metrics import CONTENT_TYPE, Metrics
 from scheduler.snapshot import Snapshot
 
 logger = logging.getLogger("jouleway.api")
 
-PREFIX = "/v1/jouleway/"
-REQUESTS_PREFIX = f"{PREFIX}requests/"
+
+class Shows(Protocol):
+    """What is needed of a dispatcher."""
+
+    def snapshot(self) -> Snapshot: ...
+
+    def explain(self, request_id: str, *, tenant: str | None = None) -> dict[str, Any] | None: ...
 
 
 class AdminApp:
@@ -32,16 +39,14 @@ class AdminApp:
     def __init__(
         self,
         *,
-        snapshot: Callable[[], Snapshot],
-        details: Callable[[str], RequestDetails | None],
+        dispatcher: Shows,
         admin_key_digest: bytes,
         hosts: Hosts,
         metrics: Metrics,
         new_request_id: Callable[[], str] = random_request_id,
     ) -> None:
         """``admin_key_digest`` is ``access.digest_of`` of the key."""
-        self._snapshot = snapshot
-        self._details = details
+        self._dispatcher = dispatcher
         self._admin_key_digest = admin_key_digest
         self._hosts = hosts
         self._metrics = metrics
@@ -53,7 +58,7 @@ class AdminApp:
         exchange = Exchange(scope, receive, send, request_id=self._new_request_id())
         try:
             body, content_type = self._answer(exchange)
-            await exchange.respond(200, body, [content_type, (b"cache-control", b"no-store")])
+            await exchange.respond(200, body, [content_type, NO_STORE])
         except ApiError as error:
             logger.info("admin %s: status %d, %s", exchange.request_id, error.status, error.code)
             await exchange.fail(error)
@@ -77,7 +82,7 @@ class AdminApp:
         if path == "/metrics":
             return self._metrics.render(), (b"content-type", CONTENT_TYPE.encode())
         if path.startswith(REQUESTS_PREFIX):
-            return msgspec.json.encode(self._request(path.removeprefix(REQUESTS_PREFIX))), JSON
+            return life_of(self._dispatcher, path.removeprefix(REQUESTS_PREFIX)), JSON
         return msgspec.json.encode(self._seen(path)), JSON
 
     def _check_key(self, values: list[bytes]) -> None:
@@ -87,28 +92,30 @@ class AdminApp:
 
     def _seen(self, path: str) -> object:
         """What one of the fixed routes shows."""
-        match path.removeprefix(PREFIX) if path.startswith(PREFIX) else "":
-            case "snapshot":
-                return self._snapshot()
-            case "workers":
-                return {"workers": self._snapshot().workers}
-            case "balance":
-                snapshot = self._snapshot()
-                return {
-                    "balance": snapshot.balance,
-                    "tenants": snapshot.tenants,
-                    "workers": snapshot.worker_energy,
-                }
-        raise ApiError(404, "There is no such route here.", code="route_not_found")
+        name = path.removeprefix(PREFIX) if path.startswith(PREFIX) else ""
+        if name not in VIEWS:
+            raise ApiError(404, "There is no such route here.", code="route_not_found")
+        return VIEWS[name](self._dispatcher.snapshot())
 
-    def _request(self, request_id: str) -> object:
-        details = self._details(request_id)
-        if details is None:
-            raise ApiError(404, "This request was never seen, or too long ago.", code="request_not_found")
-        return {
-            "request_id": details.request_id,
-            "tenant": details.tenant,
-            "is_final": details.is_final,
-            "charges": details.charges,
-            "postings": details.postings,
-        }
+
+def _balance(snapshot: Snapshot) -> object:
+    return {"balance": snapshot.balance, "tenants": snapshot.tenants, "workers": snapshot.worker_energy}
+
+
+def _budgets(snapshot: Snapshot) -> object:
+    """Those near their limit, what is held on all of them, and what was taken beyond holds of energy."""
+    return {
+        "budgets": snapshot.budgets_near_limit,
+        "held": snapshot.budget_held,
+        "excess": snapshot.budget_excess,
+    }
+
+
+VIEWS: dict[str, Callable[[Snapshot], object]] = {
+    "snapshot": lambda snapshot: snapshot,
+    "workers": lambda snapshot: {"workers": snapshot.workers},
+    "queues": lambda snapshot: {"queues": snapshot.queue},
+    "budgets": _budgets,
+    "balance": _balance,
+}
+"""Parts of a snapshot, each under its name after ``/v1/jouleway/``."""

@@ -12,6 +12,7 @@ from scheduler.api.access import Hosts, digest_of
 from scheduler.api.admin import AdminApp
 from scheduler.metrics import Metrics
 from tests.asgi_client import Asked, ask
+from tests.fake_dispatcher import FakeDispatcher
 from tests.local_link import ADMIN_KEY, KEYS, MODEL, ControlPlane, control_plane
 
 
@@ -57,16 +58,30 @@ async def test_snapshot(plane: ControlPlane) -> None:
     assert {"workers", "queue", "balance", "tenants", "worker_energy"} <= found.keys()
 
 
+async def test_queues(plane: ControlPlane) -> None:
+    """Each band, best first."""
+    found = (await shown(plane, "/v1/jouleway/queues")).json()["queues"]
+    assert [("priority", 0), ("default", 0), ("flex", 0)] == [(band["band"], band["num_requests"]) for band in found]
+
+
+async def test_budgets(plane: ControlPlane) -> None:
+    """Those that are nearly spent, what is held, what was taken beyond the holds."""
+    found = (await shown(plane, "/v1/jouleway/budgets")).json()
+    assert ([], {"budgets", "held", "excess"}) == (found["budgets"], found.keys())
+    assert not any(found["held"].values())
+
+
 async def test_one_request(plane: ControlPlane) -> None:
-    """Its charges and postings, by attempt."""
+    """Its life, whosever it was, with what it cost."""
     body = {"model": MODEL, "prompt": "x", "max_tokens": 2}
     request_id = (await ask(plane.relay, "/v1/completions", body, key=KEYS["beta"]).finished()).headers["x-request-id"]
     found = (await shown(plane, f"/v1/jouleway/requests/{request_id}")).json()
-    charge = found["charges"][f"{request_id}-1"]
-    assert (request_id, "beta", "completed", 2) == (
-        found["request_id"], found["tenant"], charge["outcome"], charge["output_tokens"],
-    )  # fmt: skip
-    assert found["is_final"] == bool(found["postings"])
+    assert (request_id, "beta", "completed") == (found["request_id"], found["tenant"], found["outcome"])
+    assert (f"{request_id}-1", 2) == ((only := found["attempts"][0])["attempt_id"], only["tokens"]["output"])
+    own = (await ask(plane.relay, f"/v1/jouleway/requests/{request_id}", key=KEYS["beta"]).finished()).json()
+    assert found["waits"] == own["waits"]
+    other = await ask(plane.relay, f"/v1/jouleway/requests/{request_id}", key=KEYS["alpha"]).finished()
+    assert 404 == other.status
 
 
 async def test_an_unknown_request_is_not_found(plane: ControlPlane) -> None:
@@ -113,12 +128,12 @@ async def test_a_failure_here_is_a_500(caplog: pytest.LogCaptureFixture) -> None
     """The listener goes on."""
     caplog.set_level(logging.ERROR)
 
-    def broken() -> Any:
-        raise ValueError("no snapshot")
+    class Broken(FakeDispatcher):
+        def snapshot(self) -> Any:
+            raise ValueError("no snapshot")
 
     app = AdminApp(
-        snapshot=broken, details=lambda request_id: None, admin_key_digest=digest_of(ADMIN_KEY), hosts=Hosts(),
-        metrics=Metrics(),
+        dispatcher=Broken(), admin_key_digest=digest_of(ADMIN_KEY), hosts=Hosts(), metrics=Metrics()
     )  # fmt: skip
     asked = await ask(app, "/v1/jouleway/snapshot", key=ADMIN_KEY).finished()
     assert (500, "internal_error") == (asked.status, asked.error()["code"])
@@ -128,7 +143,7 @@ async def test_a_failure_here_is_a_500(caplog: pytest.LogCaptureFixture) -> None
 async def test_lifespan_is_left_alone() -> None:
     """The application neither starts nor stops anything."""
     app = AdminApp(
-        snapshot=lambda: None, details=lambda request_id: None,  # type: ignore[arg-type,return-value]
+        dispatcher=FakeDispatcher(),  # type: ignore[arg-type]
         admin_key_digest=b"", hosts=Hosts(), metrics=Metrics(),
     )  # fmt: skip
 
