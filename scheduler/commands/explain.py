@@ -34,6 +34,14 @@ REQUESTS_PATH = "/v1/jouleway/requests/"
 WHAT_IF_PATH = "/v1/jouleway/what-if"
 CHAT_PATH = "/v1/chat/completions"
 MAX_BODY_BYTES = 16 << 20
+CODE_BY_STATUS = {
+    403: ExitCode.POLICY,
+    404: ExitCode.NOT_FOUND,
+    429: ExitCode.BUDGET,
+    503: ExitCode.UNAVAILABLE,
+    504: ExitCode.UNAVAILABLE,
+}
+"""Of a request that would be refused."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -53,7 +61,10 @@ class Wishes:
 
 
 def run(wishes: Wishes, *, as_json: bool) -> ExitCode:
-    """Ask, print, add up. 3: never seen, or of another tenant; 7: some score is not the sum of its terms."""
+    """Ask, print, add up. 3: never seen, or of another tenant; 7: some score is not the sum of its terms.
+
+    A ``what_if`` that would be refused has the exit code of its refusal.
+    """
     if (wishes.request_id is None) == (wishes.what_if is None):
         raise CommandError("give a request id or --what-if", code=ExitCode.USAGE)
     story = _what_if(wishes) if wishes.request_id is None else _life_of(wishes.request_id, wishes)
@@ -64,7 +75,8 @@ def run(wishes: Wishes, *, as_json: bool) -> ExitCode:
     wrong = explain_view.wrong_sums(story)
     if wrong:
         raise CommandError(f"terms do not add up to the score: {', '.join(wrong)}", code=ExitCode.VERIFICATION)
-    return ExitCode.OK
+    rejection = story.get("rejection")
+    return ExitCode.OK if rejection is None else CODE_BY_STATUS.get(rejection["status"], ExitCode.FAILURE)
 
 
 def _life_of(request_id: str, wishes: Wishes) -> dict[str, Any]:
@@ -143,7 +155,6 @@ def _refused(reply: Reply) -> CommandError:
             message, code = str(value["error"].get("message")), str(value["error"].get("code"))
     except BadAnswer:
         pass
-    policy = {403: ExitCode.POLICY, 404: ExitCode.NOT_FOUND, 429: ExitCode.BUDGET}
     return CommandError(
-        f"this request would be refused: {message} ({code})", code=policy.get(reply.status, ExitCode.USAGE)
+        f"this request would be refused: {message} ({code})", code=CODE_BY_STATUS.get(reply.status, ExitCode.USAGE)
     )

@@ -148,6 +148,21 @@ def test_what_would_be_refused_is_said_in_its_words(tmp_path: Path, status: int,
     assert "status" in str(refusal(Told(status=status, body=b"<"), what_if=written(tmp_path, b"{}")))
 
 
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(403, ExitCode.POLICY), (429, ExitCode.BUDGET), (503, ExitCode.UNAVAILABLE), (400, ExitCode.FAILURE)],
+)
+def test_what_the_core_would_refuse_is_told_and_has_the_same_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], status: int, code: ExitCode
+) -> None:
+    """With every worker's filter, which a bare refusal has not."""
+    rejection = {"reason": "data_residency_mismatch", "status": status, "message": "No worker may."}
+    told = Told(body={**STORY, "state": "what_if", "verdict": "refused", "rejection": rejection})
+    with serving(lambda _: told) as url:
+        assert code == explain.run(Wishes(what_if=written(tmp_path, b"{}"), url=url), as_json=False)
+    assert "it would be refused: No worker may." in capsys.readouterr().out
+
+
 def test_a_wrong_key_is_no_refusal_of_the_request(tmp_path: Path) -> None:
     """401 is about who asks."""
     error = refusal(Told(status=401, body={}), what_if=written(tmp_path, b"{}"))
