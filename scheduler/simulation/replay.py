@@ -52,18 +52,21 @@ def run(policy: str, workers: Sequence[FleetWorker], arrivals: Sequence[Arrival]
 def round_robin_limit_per_s(
     workers: Sequence[FleetWorker], rows: Sequence[TraceRow], *, slo: Slo = DEFAULT_SLO, seed: int = 0
 ) -> float:
-    """The limit that loads are shares of, in requests a second, by bisection."""
+    """The limit that loads are shares of, in requests a second, by bisection; 0 where not even a hundredth of what
+    the engines could compute is good."""
     beginning = first(rows, LIMIT_S)
 
     def is_good(rate_per_s: float) -> bool:
         arrivals = scaled(beginning, rate_per_s=rate_per_s, seed=seed)
-        return bool(run("round-robin", workers, arrivals).is_good(slo).mean() >= LIMIT_GOOD_RATIO)
+        return not arrivals or bool(run("round-robin", workers, arrivals).is_good(slo).mean() >= LIMIT_GOOD_RATIO)
 
     # Above what the engines can compute with all steps full, nothing is good for long.
     high = sum(1.0 / _least_busy_s(beginning, worker.options) for worker in workers)
-    low = high / 2
+    low, least = high / 2, high / 100
     while not is_good(low):
         low, high = low / 2, low
+        if low < least:
+            return 0.0
     while is_good(high):
         low, high = high, high * 2
     while high - low > LIMIT_STEP_RATIO * low:

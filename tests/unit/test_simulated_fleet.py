@@ -1,0 +1,161 @@
+"""The fast fleet: every request ends once, the production core drives it, and what is ordered is what happens."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scheduler.core.scheduler import Scheduler
+from scheduler.simulation.baselines import Baseline, LeastRequests, PowerOfTwo, RoundRobin
+from scheduler.simulation.fleet import CoreRouter, Fleet, FleetWorker, Router, curves_of
+from scheduler.simulation.traces import Arrival
+from tests.core_words import thorough
+from workers.engines.simulated_options import SimulatedOptions
+
+MODEL = "m"
+FAST = SimulatedOptions(kv_tokens=20_000, max_sequences=32)
+SLOW = SimulatedOptions(kv_tokens=20_000, max_sequences=32, time_t0_s=0.02, time_prefill_s=1e-4)
+
+
+def workers(*options: SimulatedOptions) -> list[FleetWorker]:
+    return [FleetWorker(worker_id=f"w-{number}", options=each) for number, each in enumerate(options)]
+
+
+def arrival(at_s: float, *, prompt: int = 100, output: int = 20, blocks: tuple[int, ...] = ()) -> Arrival:
+    return Arrival(
+        arrival_s=at_s, prompt_tokens=prompt, output_tokens=output, prompt_tokens_bound=4 * prompt, blocks=blocks,
+        full_blocks=blocks[: prompt // FAST.block_tokens],
+    )  # fmt: skip
+
+
+def core_router() -> CoreRouter:
+    return CoreRouter(Scheduler(models=(MODEL,)), model=MODEL)
+
+
+ROUTERS: dict[str, Callable[[], Router]] = {
+    "core": core_router,
+    "round robin": RoundRobin,
+    "least requests": LeastRequests,
+    "power of two": lambda: PowerOfTwo(seed=1),
+}
+
+
+def steady(num: int, gap_s: float) -> list[Arrival]:
+    """Requests of mixed sizes."""
+    return [
+        arrival(gap_s * number, prompt=50 + 97 * number % 900, output=1 + 31 * number % 200) for number in range(num)
+    ]
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_every_request_ends_once(name: str) -> None:
+    """With its first token after its arrival and its end after that, and the engines are empty then."""
+    arrivals = steady(300, 0.01)
+    fleet = Fleet(workers(FAST, SLOW, FAST), arrivals, ROUTERS[name]())
+    found = fleet.run()
+    assert (found.first_token_s > found.arrival_s).all()
+    assert (found.ended_s >= found.first_token_s).all()
+    assert found.num_attempts == 300
+    assert [(engine.num_running, engine.num_waiting) for engine in fleet.engines] == [(0, 0)] * 3
+    assert fleet.running == [{}, {}, {}]
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_the_same_arrivals_give_the_same_run(name: str) -> None:
+    """To the last bit: there is no clock and no chance in it."""
+    one, other = (Fleet(workers(FAST, SLOW), steady(100, 0.02), ROUTERS[name]()).run() for _ in range(2))
+    assert one.ended_s.tolist() == other.ended_s.tolist()
+    assert one.worker.tolist() == other.worker.tolist()
+
+
+def test_a_lone_request_takes_what_its_curve_says() -> None:
+    """One step for the prompt, one for each further token."""
+    found = Fleet(workers(FAST), [arrival(1.0, prompt=100, output=11)], core_router()).run()
+    first_s = FAST.time_t0_s + 100 * FAST.time_prefill_s
+    assert found.ttft_s[0] == pytest.approx(first_s)
+    assert found.ttft_s[0] == pytest.approx(found.unloaded_s[0])
+    assert found.tpot_s[0] == pytest.approx(FAST.time_t0_s + FAST.time_decode_s)
+    assert found.busy_s == pytest.approx(first_s + 10 * found.tpot_s[0])
+
+
+def test_what_the_core_refuses_never_ends() -> None:
+    """A core that shuts down takes nothing new: the run is over all the same."""
+    router = core_router()
+    router.core.drain(0.0)
+    found = Fleet(workers(FAST), [arrival(0.5)], router).run()
+    assert found.worker.tolist() == [-1]
+    assert math.isinf(found.ttft_s[0])
+
+
+def test_the_core_leaves_nothing_behind() -> None:
+    """No open request, no attempt, no credit."""
+    router = core_router()
+    Fleet(workers(FAST, FAST), steady(200, 0.01), router).run()
+    assert (router.core.num_open, router.core.num_running) == (0, 0)
+    assert [set(router.core.cluster.credit(name)) for name in ("w-0", "w-1")] == [{0}, {0}]
+
+
+def test_the_core_hears_each_engines_own_curve() -> None:
+    """Unlike engines are told apart: the slow one gets less."""
+    found = Fleet(workers(FAST, SLOW), steady(300, 0.02), core_router()).run()
+    assert np.count_nonzero(found.worker == 0) > np.count_nonzero(found.worker == 1)
+    assert curves_of(SLOW).time_s == (0.02, 1e-4, SLOW.time_decode_s, SLOW.time_context_s)
+
+
+def test_a_shared_prefix_is_cached_where_it_was_computed() -> None:
+    """Turns of one conversation on one engine: all but the first find their beginning."""
+    blocks = tuple(range(60))
+    turns = [arrival(2.0 * turn, prompt=160 * (turn + 1), blocks=blocks[: 10 * (turn + 1)]) for turn in range(6)]
+    found = Fleet(workers(FAST), turns, RoundRobin()).run()
+    assert found.cached_tokens.tolist() == [0, 160, 320, 480, 640, 800]
+
+
+class Aborting(RoundRobin):
+    """Breaks off whatever is not over by the third tick."""
+
+    def tick(self, now_s: float) -> None:
+        if now_s > 0.25:
+            for worker, running in enumerate(self._fleet.running):
+                for attempt_id in list(running):
+                    self._fleet.abort(worker, attempt_id, now_s)
+
+
+def test_an_aborted_attempt_ends_with_its_step() -> None:
+    """Within a step of the order; an unknown attempt is left alone."""
+    router = Aborting()
+    fleet = Fleet(workers(FAST), [arrival(0.0, output=10_000), arrival(0.0, output=3)], router)
+    found = fleet.run()
+    assert 0.3 <= found.ended_s[0] < 0.33
+    assert found.ended_s[1] < 0.1
+    fleet.abort(0, "nobody", 1.0)
+
+
+class To(Baseline):
+    """Sends the n-th request to the n-th of a list."""
+
+    def __init__(self, choices: Sequence[int]) -> None:
+        self.choices = choices
+
+    def choose(self, number: int) -> int:
+        return self.choices[number]
+
+
+@thorough
+@given(
+    st.lists(st.tuples(st.floats(0.0, 0.2), st.integers(0, 1), st.integers(1, 900), st.integers(1, 200)), max_size=40)
+)
+def test_engines_do_not_touch_each_other(drawn: list[tuple[float, int, int, int]]) -> None:
+    """What runs on one engine takes as long as if the other were not there."""
+    at_s, arrivals, choices = 0.0, [], []
+    for gap_s, choice, prompt, output in drawn:
+        at_s += gap_s
+        arrivals.append(arrival(at_s, prompt=prompt, output=output))
+        choices.append(choice)
+    both = Fleet(workers(FAST, SLOW), arrivals, To(choices)).run()
+    for worker, options in enumerate((FAST, SLOW)):
+        own = [number for number, choice in enumerate(choices) if choice == worker]
+        alone = Fleet(workers(options), [arrivals[number] for number in own], To([0] * len(own))).run()
+        assert alone.ended_s.tolist() == pytest.approx(both.ended_s[own].tolist(), rel=1e-9)
