@@ -1,13 +1,15 @@
 """The core's picture of the workers: what they said of themselves, and the credit that is owned on each.
 
-Called by ``scheduler.core.scheduler``; its table is read by ``scheduler.core.placement``. It must never know a queue, a
-link or a clock.
+Called by ``scheduler.core.scheduler``; its table is read by ``scheduler.core.placement`` and its neighbours. It must
+never know a queue, a link or a clock.
 
 Credit is owned, not scraped: it is claimed at dispatch, trued up by progress, released at the end, in whole tokens, so
 that it returns to exactly 0. What a worker reports of its load beyond what is owned there is *foreign*; it counts
 once two reports in a row agree on it, because a report is always older than the claim it is compared with.
 
-The table has one column a worker and one row a quantity: a decision over all workers is a few vector operations.
+The table has one column a worker and one row a quantity: a decision over all workers is a few vector operations. What
+is summed over running requests (their slack) is kept per worker and summarised in four rows, anew whenever something
+there has changed.
 """
 
 from __future__ import annotations
@@ -20,12 +22,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.core.request import Band
+from scheduler.core.slack import NO_SUMMARY, UNDERWAY, Pace, Promise, Promises, Summary
 from workers.types import StepCurves, WorkerState, WorkerStatus
 
 PRIOR_CURVES = StepCurves(time_s=(0.02, 1e-4, 1e-3, 0.0), energy_joules=(0.0, 0.0, 0.0, 0.0), idle_watts=0.0)
 """Until a worker has fitted its own."""
 
 DEFAULT_MAX_RUNNING = 256
+
+NO_PROMISE = Promise(rank=UNDERWAY)
+"""Nothing is known of what was promised: its prompt goes before everybody's, and no delay is priced."""
 
 
 def is_sound(curves: StepCurves) -> bool:
@@ -57,6 +64,20 @@ class Row(IntEnum):
     T_PREFILL_S = 14
     T_DECODE_S = 15
     T_CONTEXT_S = 16
+    NUM_GPUS = 17
+    ZONE = 18
+    """Index into ``Cluster.zones``."""
+    ORDER = 19
+    """Place of the worker's id among all ids: ties fall the same way always."""
+    FIRST_PREFILL = 20
+    """Of the prompts in PREFILL, those that are computed before any newcomer of the first band."""
+    SECOND_PREFILL = 21
+    """Likewise of the second band; the third waits for all."""
+    SLACK_S = 22
+    SLACK_LEFT = 23
+    SLACK_VALUE = 24
+    LATE_VALUE = 25
+    """The summary of ``scheduler.core.slack``, field by field."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,20 +144,27 @@ class Worker:
     view: WorkerView
     claims: dict[str, Claim] = field(default_factory=dict)
     """By attempt."""
+    promises: Promises = field(default_factory=Promises)
     last_foreign: tuple[int, int] = (0, 0)
     idle_since_s: float | None = None
     """Since when it reports that nothing runs or waits there."""
 
 
 class Cluster:
-    """All workers that are known. Columns are reused; ``columns_of`` a model are ordered by worker id."""
+    """All workers that are known. Columns are reused; no choice may depend on which column a worker has."""
 
     def __init__(self) -> None:
         self.table: NDArray[np.float64] = np.zeros((len(Row), 16), dtype=np.float64)
         self.workers: dict[str, Worker] = {}
         self._by_column: dict[int, Worker] = {}
         self._free: list[int] = list(range(15, -1, -1))
+        self.zones: list[str] = []
+        """Every zone that a worker was ever in; the table holds indices into it."""
         self._columns: dict[str, NDArray[np.intp]] = {}
+        self._serving: dict[str, NDArray[np.bool_]] = {}
+        self._ids: tuple[tuple[str, str], ...] | None = None
+        self._changed: dict[int, Worker] = {}
+        """Workers whose summary of slack is out of date, by column."""
         self._num_lives = 0
 
     # -- what workers say
@@ -146,9 +174,8 @@ class Cluster:
         worker = self.workers.get(view.worker_id)
         if worker is None:
             worker = self._take_in(view)
-        elif worker.view.models != view.models:
-            worker.view = view
-            self._columns.clear()
+        elif (worker.view.models, worker.view.zone) != (view.models, view.zone):
+            self._forget_order()
         worker.view = view
         table, column = self.table, worker.column
         curves = view.curves if view.curves is not None and is_sound(view.curves) else PRIOR_CURVES
@@ -158,6 +185,9 @@ class Cluster:
         table[Row.MAX_SEQUENCES, column] = view.max_sequences
         table[Row.KV_ROOM, column] = view.kv_tokens
         table[Row.T0_S : Row.T_CONTEXT_S + 1, column] = curves.time_s
+        table[Row.NUM_GPUS, column] = view.num_gpus
+        table[Row.ZONE, column] = self._zone(view.zone)
+        self._changed[column] = worker
         self._correct(worker, now_s)
         return worker
 
@@ -186,8 +216,22 @@ class Cluster:
         worker = Worker(worker_id=view.worker_id, column=self._free.pop(), life=self._num_lives, view=view)
         self.workers[view.worker_id] = worker
         self._by_column[worker.column] = worker
-        self._columns.clear()
+        self._set_summary(worker.column, NO_SUMMARY)
+        for order, worker_id in enumerate(sorted(self.workers)):
+            self.table[Row.ORDER, self.workers[worker_id].column] = order
+        self._forget_order()
         return worker
+
+    def _zone(self, zone: str) -> int:
+        if zone not in self.zones:
+            self.zones.append(zone)
+        return self.zones.index(zone)
+
+    def _forget_order(self) -> None:
+        """What is kept by model or column is looked up anew."""
+        self._columns.clear()
+        self._serving.clear()
+        self._ids = None
 
     def remove(self, worker_id: str) -> None:
         """The worker is gone; the caller has released what ran there."""
@@ -196,7 +240,8 @@ class Cluster:
         del self._by_column[worker.column]
         self.table[:, worker.column] = 0.0
         self._free.append(worker.column)
-        self._columns.clear()
+        self._changed.pop(worker.column, None)
+        self._forget_order()
 
     def hold(self, worker: Worker) -> None:
         """It said that it is full: no placement there until its next report."""
@@ -214,30 +259,69 @@ class Cluster:
 
     # -- credit
 
-    def claim(self, worker: Worker, attempt_id: str, claim: Claim) -> None:
+    def claim(self, worker: Worker, attempt_id: str, claim: Claim, promise: Promise = NO_PROMISE) -> None:
         """Credit is owned from here on."""
         assert attempt_id not in worker.claims, f"{attempt_id} owns credit already"
         worker.claims[attempt_id] = claim
         self.table[Row.ATTEMPTS, worker.column] += 1
         self._add(worker.column, claim, 1)
+        self._add_prefill(worker.column, promise.rank, claim.prefill_tokens)
+        worker.promises.put(attempt_id, promise)
+        self._changed[worker.column] = worker
 
-    def change(self, worker: Worker, attempt_id: str, claim: Claim) -> None:
+    def change(self, worker: Worker, attempt_id: str, claim: Claim, promise: Promise = NO_PROMISE) -> None:
         """The attempt owns something else now. Called per attempt and report: only what differs is written."""
-        before = worker.claims[attempt_id]
+        before, column = worker.claims[attempt_id], worker.column
         worker.claims[attempt_id] = claim
-        table, column = self.table, worker.column
+        table = self.table
         for row, old_tokens, new_tokens in zip(_CLAIM_ROWS, before, claim, strict=True):
             if new_tokens != old_tokens:
                 table[row, column] += new_tokens - old_tokens
+        if before.prefill_tokens or claim.prefill_tokens:
+            self._add_prefill(column, worker.promises.rank(attempt_id), -before.prefill_tokens)
+            self._add_prefill(column, promise.rank, claim.prefill_tokens)
+        worker.promises.put(attempt_id, promise)
+        self._changed[column] = worker
 
     def release(self, worker: Worker, attempt_id: str) -> None:
         """The attempt owns nothing any more."""
         self.table[Row.ATTEMPTS, worker.column] -= 1
-        self._add(worker.column, worker.claims.pop(attempt_id), -1)
+        claim = worker.claims.pop(attempt_id)
+        self._add(worker.column, claim, -1)
+        self._add_prefill(worker.column, worker.promises.rank(attempt_id), -claim.prefill_tokens)
+        worker.promises.drop(attempt_id)
+        self._changed[worker.column] = worker
 
     def _add(self, column: int, claim: Claim, sign: int) -> None:
         for row, tokens in zip(_CLAIM_ROWS, claim, strict=True):
             self.table[row, column] += sign * tokens
+
+    def _add_prefill(self, column: int, rank: int, tokens: int) -> None:
+        """Prompt tokens also count before every band that they are computed before."""
+        if tokens and rank <= Band.DEFAULT:
+            self.table[Row.SECOND_PREFILL, column] += tokens
+            if rank <= Band.PRIORITY:
+                self.table[Row.FIRST_PREFILL, column] += tokens
+
+    def refresh(self, now_s: float) -> None:
+        """Summarises the slack of every worker where something changed. Placement calls it; so may whoever reports
+        progress, so that no decision pays for many workers at once."""
+        if not self._changed:
+            return
+        for column, worker in self._changed.items():
+            self._set_summary(column, worker.promises.summary(self.pace(column), now_s))
+        self._changed.clear()
+
+    def pace(self, column: int, backlog_row: Row = Row.PREFILL) -> Pace:
+        """How the worker there computes as things stand; the backlog is what the row counts."""
+        cells = self.table[:, column].tolist()
+        step_s = (
+            cells[Row.T0_S] + cells[Row.T_DECODE_S] * cells[Row.SEQUENCES] + cells[Row.T_CONTEXT_S] * cells[Row.CONTEXT]
+        )
+        return Pace(step_s, cells[Row.T_PREFILL_S], cells[backlog_row])
+
+    def _set_summary(self, column: int, summary: Summary) -> None:
+        self.table[Row.SLACK_S : Row.LATE_VALUE + 1, column] = summary
 
     # -- what placement reads
 
@@ -249,6 +333,24 @@ class Cluster:
             columns = np.array([self.workers[name].column for name in serving], dtype=np.intp)
             self._columns[model] = columns
         return columns
+
+    def serving(self, model: str) -> NDArray[np.bool_]:
+        """Over all columns: whether a worker is there that serves the model."""
+        serving = self._serving.get(model)
+        if serving is None:
+            serving = np.zeros(self.table.shape[1], dtype=np.bool_)
+            serving[self.columns_of(model)] = True
+            self._serving[model] = serving
+        return serving
+
+    def ids(self) -> tuple[tuple[str, str], ...]:
+        """(worker id, zone) of every column, empty ones included; the same object until a worker comes or goes."""
+        if self._ids is None:
+            names = [("", "")] * self.table.shape[1]
+            for worker in self.workers.values():
+                names[worker.column] = (worker.worker_id, worker.view.zone)
+            self._ids = tuple(names)
+        return self._ids
 
     def worker_at(self, column: int) -> Worker:
         return self._by_column[column]

@@ -1,110 +1,140 @@
-"""Where a request goes: hard filters first, then the least predicted wait, the same for the same state, always.
+"""Where a request goes: hard filters first, then the least score in money, the same for the same state, always.
 
-Called by ``scheduler.core.scheduler``. It must never know a queue, a tenant or a clock; no score can override a filter.
+Called by ``scheduler.core.scheduler``. It must never know a queue, a budget or a clock; no score can override a filter.
 
-The wait predicted for a newcomer with p uncached prompt tokens, s sequences and q output tokens each, on a worker that
-owns P prompt tokens to compute, n sequences with D output tokens to come and C tokens of context, by the worker's own
-step curve time_s = t0 + t1·prefill + t2·decode + t3·context:
-
-    t1·(P + p)                        the prompts before it, and its own
-    + q·(t0 + t2·s + t3·(p + q/2))    its own steps, as if alone
-    + t2·min(D, n·q)                  the outputs that share those steps with it
-    + t3·C·min(D/n, q)                their context, while they last
-
-Every term is in seconds, so unlike workers compare directly. Two decisions with equal waits go to the worker that owns
-fewer sequences (a microsecond each), then to the lower worker id.
+All workers are compared in a few vector operations, from their summaries of slack. For the best few the sum over those
+who run there is then made exactly, and the least exact score wins. Equal scores fall to the lower worker id.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from scheduler.core.cluster import Cluster, Row, Worker
+from scheduler.core.cluster import Cluster, Row
+from scheduler.core.data_policy import DataPolicy
+from scheduler.core.evidence import Decision, Evidence
+from scheduler.core.filters import Codes, Filter, filtered, without_room, without_slo
+from scheduler.core.prefixes import Prefixes
+from scheduler.core.request import Request
+from scheduler.core.score import (
+    BACKLOG_ROWS,
+    DEFAULT_PLACEMENT,
+    SLOWS,
+    Floats,
+    Forecast,
+    PlacementRules,
+    Work,
+    burden_on,
+    forecast,
+    slowdown_s,
+    terms_of,
+)
 
-TIE_BREAK_S = 1e-6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What a newcomer brings, as expected."""
-
-    prompt_tokens: int
-    """Not cached."""
-    output_tokens: int
-    """Of each sequence."""
-    num_sequences: int = 1
-
-    @property
-    def kv_tokens(self) -> int:
-        return self.prompt_tokens + self.output_tokens * self.num_sequences
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """The choice, and what it was chosen from."""
-
-    worker: Worker
-    wait_s: float
-    num_feasible: int
-    num_serving: int
+NUM_EXACT = 4
+"""The best few, for which the sum over running requests is made."""
 
 
-def predicted_wait_s(columns: NDArray[np.float64], work: Work) -> NDArray[np.float64]:
-    """Seconds for each column of a table with the rows of ``Row``; formula and reasons in the module's head."""
-    prompt, output, sequences = work.prompt_tokens, work.output_tokens, work.num_sequences
-    running, decode = columns[Row.SEQUENCES], columns[Row.DECODE]
-    t_prefill, t_decode, t_context = columns[Row.T_PREFILL_S], columns[Row.T_DECODE_S], columns[Row.T_CONTEXT_S]
-    own_step_s = columns[Row.T0_S] + t_decode * sequences + t_context * (prompt + output / 2)
-    shared_steps = np.minimum(decode / np.maximum(running, 1.0), output)
-    wait_s: NDArray[np.float64] = (
-        t_prefill * (columns[Row.PREFILL] + prompt)
-        + output * own_step_s
-        + shared_steps * (t_decode * running + t_context * columns[Row.CONTEXT])
-        + TIE_BREAK_S * running
-    )
-    return wait_s
+def place(
+    cluster: Cluster,
+    request: Request,
+    work: Work,
+    *,
+    policy: DataPolicy,
+    prefixes: Prefixes,
+    now_s: float,
+    avoid: frozenset[int] = frozenset(),
+    room_ratio: float = 1.0,
+    closed_to: Sequence[Request] = (),
+    rules: PlacementRules = DEFAULT_PLACEMENT,
+) -> Decision:
+    """The best worker now; a decision without one where nobody can take it.
 
-
-def feasible(columns: NDArray[np.float64], work: Work) -> NDArray[np.bool_]:
-    """Hard filters. An idle worker has room for anything: a bound may overstate what could never run otherwise."""
-    attempts = columns[Row.ATTEMPTS]
-    sequences = columns[Row.SEQUENCES] + columns[Row.FOREIGN_SEQUENCES] + work.num_sequences
-    kv_tokens = columns[Row.KV] + columns[Row.FOREIGN_KV] + work.kv_tokens
-    has_room: NDArray[np.bool_] = sequences <= columns[Row.MAX_SEQUENCES]
-    has_room &= kv_tokens <= columns[Row.KV_ROOM]
-    has_room |= attempts == 0
-    has_room &= attempts < columns[Row.MAX_ATTEMPTS]
-    has_room &= columns[Row.READY] > 0
-    return has_room
-
-
-def place(cluster: Cluster, model: str, work: Work, *, avoid: frozenset[int] = frozenset()) -> Placement | None:
-    """The best worker now, or None where nobody can take it.
-
-    ``avoid`` are lives of workers where it failed before: they are out as long as any other worker is ready.
+    ``avoid`` are lives of workers where it failed before: they are out as long as another one could run it.
+    ``room_ratio`` is the share of each worker's room that its band may fill. ``closed_to`` came before it and were
+    tried in vain: what they may use is kept for them.
     """
-    serving = cluster.columns_of(model)
-    if not len(serving):
+    cluster.refresh(now_s)
+    table = cluster.table
+    serves = cluster.serving(request.model)
+    codes = filtered(cluster, request, policy=policy, avoid=avoid, closed_to=closed_to)
+    if not serves.any():
+        return _nowhere(cluster, codes, request)
+    hits = prefixes.hits(request, table.shape[1])
+    seen = forecast(table, serves, request, work, hits, now_s)
+    without_room(table, codes, request, work, seen, rules, room_ratio)
+    slowdown = slowdown_s(table, work, seen)
+    codes = without_slo(table, codes, request, work, seen, slowdown)
+    passed = codes == Filter.PASSED
+    if not passed.any():
+        return _nowhere(cluster, codes, request)
+    terms = terms_of(table, _prices(cluster, rules), request, work, seen, slowdown, rules)
+    scores = np.where(passed, terms.sum(axis=0), np.inf)
+    best = _best(cluster, scores, terms, request, work, seen, now_s)
+    evidence = Evidence(cluster.ids(), codes, terms.astype(np.float32))
+    cached_tokens = 0 if hits is None else int(np.asarray(seen.cached_tokens)[best])
+    first_s = float(seen.first_s[best])
+    reason = (
+        f"least of {np.count_nonzero(passed)} scores among {np.count_nonzero(serves)} workers: first token in "
+        f"{first_s:.3f} s, {cached_tokens} of {work.prompt_tokens} prompt tokens cached"
+    )
+    return Decision(
+        worker=cluster.worker_at(best),
+        reason=reason,
+        cached_tokens=cached_tokens,
+        first_s=first_s,
+        due_s=request.arrival_s + seen.target_s,
+        evidence=evidence,
+    )
+
+
+def _best(
+    cluster: Cluster, scores: Floats, terms: Floats, request: Request, work: Work, seen: Forecast, now_s: float
+) -> int:
+    """The column of the least exact score. The exact sums are written into ``terms``."""
+    order = cluster.table[Row.ORDER]
+    best, best_rank = -1, (np.inf, np.inf)
+    for _ in range(NUM_EXACT):
+        column = int(scores.argmin())
+        score = scores[column]
+        if score == np.inf or score > best_rank[0]:
+            break  # by their summaries nobody further on is better
+        tied = np.flatnonzero(scores == score)
+        if len(tied) > 1:
+            column = int(tied[order[tied].argmin()])
+        bound = terms[SLOWS, column]
+        exact = cluster.worker_at(column).promises.lateness_nano(
+            cluster.pace(column, BACKLOG_ROWS[request.band]), burden_on(column, work, seen), now_s
+        )
+        terms[SLOWS, column] = exact
+        rank = (score - bound + exact, order[column])
+        if rank < best_rank:
+            best, best_rank = column, rank
+        scores[column] = np.inf
+    return best
+
+
+def _prices(cluster: Cluster, rules: PlacementRules) -> Floats | None:
+    """Price of a GPU-second in each column; None where nothing has a price."""
+    if not rules.gpu_nano_per_s:
         return None
-    columns = cluster.table[:, serving]
-    can = feasible(columns, work)
-    if avoid:
-        avoided = np.array([cluster.worker_at(column).life in avoid for column in serving.tolist()])
-        if (columns[Row.READY][~avoided] > 0).any():
-            can &= ~avoided
-    num_feasible = int(np.count_nonzero(can))
-    if not num_feasible:
-        return None
-    wait_s = np.where(can, predicted_wait_s(columns, work), np.inf)
-    best = int(wait_s.argmin())
-    return Placement(
-        worker=cluster.worker_at(int(serving[best])),
-        wait_s=float(wait_s[best]),
-        num_feasible=num_feasible,
-        num_serving=len(serving),
+    by_zone = np.array([rules.gpu_nano_per_s.get(zone, 0.0) for zone in cluster.zones])
+    return np.asarray(by_zone[cluster.table[Row.ZONE].astype(np.intp)])
+
+
+def _nowhere(cluster: Cluster, codes: Codes, request: Request) -> Decision:
+    """How many workers were out by which filter."""
+    serving = codes[cluster.serving(request.model)]
+    counts = np.bincount(serving, minlength=len(Filter)).tolist()
+    why = ", ".join([f"{count} {Filter(code).word}" for code, count in enumerate(counts) if count])
+    return Decision(
+        worker=None,
+        reason=f"no worker can take it now: {why or 'none serves the model'}",
+        cached_tokens=0,
+        first_s=np.inf,
+        due_s=np.inf,
+        evidence=Evidence(cluster.ids(), codes, None),
     )
 
 

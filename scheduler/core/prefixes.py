@@ -1,0 +1,107 @@
+"""Which worker probably has the beginning of a prompt in its KV: a bounded, approximate index of prompt prefixes.
+
+Owned by ``scheduler.core.scheduler``, which adds what it dispatches; read by ``scheduler.core.placement``. It must
+never know a prompt: it sees chained hashes, salted by tenant: equal blocks are equal beginnings of one tenant's.
+
+Approximate, because no engine tells what it evicts: each worker is taken for one cache of its KV room that forgets the
+least recently used block first, and of one prompt the last block first, as vLLM's does. What an engine really found is
+billed; what is expected here only decides where a request goes.
+
+Of each block a bit set of columns says who has it, so a look-up walks a prompt once for all workers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.core.cluster import Worker
+from scheduler.core.request import Request
+
+MAX_BLOCKS = 31_250
+"""Blocks remembered of one worker, however large its KV room."""
+
+
+class _Memory:
+    """What one worker is taken to have: tokens of each block, the least recently used first."""
+
+    def __init__(self) -> None:
+        self.blocks: OrderedDict[int, int] = OrderedDict()
+        self.tokens = 0
+
+
+class Prefixes:
+    """By columns of the cluster's table."""
+
+    def __init__(self, *, max_blocks: int = MAX_BLOCKS) -> None:
+        self._max_blocks = max_blocks
+        self._holders: dict[int, int] = {}
+        """By block: the columns that have it, as bits."""
+        self._memories: dict[int, _Memory] = {}
+
+    def hits(self, request: Request, num_columns: int) -> NDArray[np.float64] | None:
+        """For each column the number of first blocks of the prompt that it has; None where nobody has any."""
+        blocks, holders = request.prefix_blocks, self._holders
+        having = holders.get(blocks[0], 0) if blocks else 0
+        if not having:
+            return None
+        counts = np.zeros(num_columns)
+        num_blocks = 1
+        for block in blocks[1:]:
+            still = having & holders.get(block, 0)
+            if still != having:
+                counts[_columns(having ^ still, num_columns)] = num_blocks
+                if not still:
+                    return counts
+                having = still
+            num_blocks += 1
+        counts[_columns(having, num_columns)] = num_blocks
+        return counts
+
+    def add(self, worker: Worker, request: Request, prompt_tokens: int) -> None:
+        """The request is sent there: its blocks are computed, or kept, and the least recently used ones go."""
+        blocks = request.prefix_blocks
+        if not blocks:
+            return
+        memory = self._memories.get(worker.column)
+        if memory is None:
+            memory = self._memories[worker.column] = _Memory()
+        kept, holders, bit = memory.blocks, self._holders, 1 << worker.column
+        tokens = -(-prompt_tokens // len(blocks))
+        for block in reversed(blocks):  # the first block is the last to be forgotten
+            if block in kept:
+                kept.move_to_end(block)
+            else:
+                kept[block] = tokens
+                memory.tokens += tokens
+                holders[block] = holders.get(block, 0) | bit
+        room_tokens = worker.view.kv_tokens
+        while kept and (memory.tokens > room_tokens or len(kept) > self._max_blocks):
+            block, tokens = kept.popitem(last=False)
+            memory.tokens -= tokens
+            self._take_off(block, bit)
+
+    def forget(self, worker: Worker) -> None:
+        """The worker is gone, and its KV with it."""
+        memory = self._memories.pop(worker.column, None)
+        for block in memory.blocks if memory is not None else ():
+            self._take_off(block, 1 << worker.column)
+
+    def __len__(self) -> int:
+        """Different blocks that somebody has."""
+        return len(self._holders)
+
+    def _take_off(self, block: int, bit: int) -> None:
+        left = self._holders[block] & ~bit
+        if left:
+            self._holders[block] = left
+        else:
+            del self._holders[block]
+
+
+def _columns(bits: int, num_columns: int) -> NDArray[np.bool_]:
+    """The bits as a mask over columns."""
+    packed = np.frombuffer(bits.to_bytes(-(-num_columns // 8), "little"), dtype=np.uint8)
+    return np.unpackbits(packed, count=num_columns, bitorder="little").view(np.bool_)
