@@ -16,7 +16,8 @@ from scheduler.api.admin import AdminApp
 from scheduler.api.app import RelayApp
 from scheduler.api.limits import RelayLimits, ServedModel
 from scheduler.core.admission import Limits
-from scheduler.core.request import Band
+from scheduler.core.request import FREE, Band, Rates
+from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
 from scheduler.dispatcher import Dispatcher
 from scheduler.metrics import Metrics
@@ -112,12 +113,13 @@ async def control_plane(
     *,
     limits: RelayLimits | None = None,
     core_limits: Limits | None = None,
+    rules: Rules | None = None,
+    rates: Rates = FREE,
 ) -> AsyncIterator[ControlPlane]:
     """Dispatcher, core, settlement and simulated workers, started; relay and admin on top. Stopped on the way out."""
     settlement, metrics = Settlement(), Metrics()
-    dispatcher = Dispatcher(
-        scheduler=Scheduler(models=[MODEL], limits=core_limits or Limits()), settlement=settlement, tick_s=0.01
-    )
+    scheduler = Scheduler(models=[MODEL], limits=core_limits or Limits(), rules=rules)
+    dispatcher = Dispatcher(scheduler=scheduler, settlement=settlement, tick_s=0.01)
     metrics.set_source(dispatcher.snapshot)
     links: list[LocalLink] = []
     await dispatcher.start()
@@ -136,7 +138,13 @@ async def control_plane(
                 keys=caller_keys(),
                 hosts=Hosts(),
                 models={
-                    MODEL: ServedModel(name=MODEL, default_output_tokens=64, expansion=1, created_unix_s=1_700_000_000)
+                    MODEL: ServedModel(
+                        name=MODEL,
+                        default_output_tokens=64,
+                        expansion=1,
+                        created_unix_s=1_700_000_000,
+                        rates=rates,
+                    )
                 },
                 limits=limits or RelayLimits(),
                 metrics=metrics,

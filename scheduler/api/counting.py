@@ -25,6 +25,8 @@ from workers.types import Outcome
 TIMEOUT_S = 2.0
 MAX_COUNTS_PER_TENANT = 2
 """At once; a refused tenant must not keep tokenizers busy."""
+MAX_ASKED_PER_TENANT = 256
+"""Counted or waiting for their turn; whoever comes then keeps the bound of its prompt."""
 MAX_ANSWER_BYTES = 32 << 20
 
 TOKENIZE_PATH = "/tokenize"
@@ -102,6 +104,14 @@ def question_of(path: str, body: bytes) -> tuple[str, bytes] | None:
     return (COUNT_PATH, _encode(_decode_messages(body))) if path == MESSAGES_PATH else None
 
 
+class _Turns:
+    """Of one tenant."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+        self.free = asyncio.Semaphore(MAX_COUNTS_PER_TENANT)
+
+
 class Counting:
     """Asks; bounded in time, and in number for each tenant."""
 
@@ -117,23 +127,28 @@ class Counting:
         self._clock = clock
         self._timeout_s = timeout_s
         self._new_request_id = new_request_id
-        self._num_open: dict[str, int] = {}
-        """By tenant, only those that ask now."""
+        self._tenants: dict[str, _Turns] = {}
+        """Only those that ask now."""
 
     async def prompt_tokens(self, admitted: Admitted) -> int | None:
         """Tokens of its prompt, media at their bound; None where no engine said so in time."""
         request, ask = admitted.request, admitted.ask
-        num_open = self._num_open.get(request.tenant, 0)
         question = question_of(ask.path, ask.body)
-        if question is None or num_open >= MAX_COUNTS_PER_TENANT:
+        if question is None:
             return None
-        self._num_open[request.tenant] = num_open + 1
+        turns = self._tenants.setdefault(request.tenant, _Turns())
+        if turns.num_asked >= MAX_ASKED_PER_TENANT:
+            return None
+        turns.num_asked += 1
         try:
-            counted = await self._ask(request, *question)
+            async with asyncio.timeout(self._timeout_s), turns.free:
+                counted = await self._ask(request, *question)
+        except TimeoutError:
+            return None
         finally:
-            self._num_open[request.tenant] -= 1
-            if not self._num_open[request.tenant]:
-                del self._num_open[request.tenant]
+            turns.num_asked -= 1
+            if not turns.num_asked:
+                del self._tenants[request.tenant]
         return None if counted is None else counted + ask.media_tokens
 
     async def _ask(self, request: Request, path: str, body: bytes) -> int | None:
@@ -158,10 +173,7 @@ class Counting:
         )
         stream = self._submit(Submission(request=question, path=path, render=lambda *_: body))
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await _read(stream)
-        except TimeoutError:
-            return None
+            return await _read(stream)
         finally:
             stream.close("counted")
 

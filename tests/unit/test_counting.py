@@ -2,20 +2,28 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from scheduler.api.counting import MAX_COUNTS_PER_TENANT, Counting, fits_prompt_tokens, question_of
+from scheduler.api.counting import (
+    MAX_ASKED_PER_TENANT,
+    MAX_COUNTS_PER_TENANT,
+    Counting,
+    fits_prompt_tokens,
+    question_of,
+)
 from scheduler.api.intake import Admitted
 from scheduler.api.media import IMAGE_TOKENS
 from scheduler.api.request_headers import Wishes
 from scheduler.api.schemas import parse
 from scheduler.core.actions import Rejection, Shortage
 from scheduler.core.request import Band, DataClass, Request
-from scheduler.streams import End
+from scheduler.streams import End, Stream
 from tests.fake_dispatcher import JSON, FakeDispatcher, completed, head
 from tests.image_files import png, url_of
+from tests.scripted_link import settle_loop
 from workers.types import Outcome
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -196,18 +204,44 @@ async def test_no_answer_in_time_counts_nothing_and_is_cancelled() -> None:
     assert [("req-count", "counted")] == bench.dispatcher.closed
 
 
+def answer(stream: Stream, count: int) -> None:
+    stream.put_head(head(200, JSON))
+    stream.put_body(b'{"count":%d}' % count)
+    stream.put_end(completed())
+
+
 async def test_a_tenant_asks_a_bounded_number_at_a_time() -> None:
-    """Whoever is refused must not keep tokenizers busy; afterwards it may ask again."""
+    """Whoever is refused must not keep tokenizers busy; the others wait for their turn, and none is forgotten."""
+    bench = Bench()
+    tasks = [bench.begin() for _ in range(MAX_COUNTS_PER_TENANT + 3)]
+    for number in range(len(tasks)):
+        await settle_loop()
+        assert len(bench.dispatcher.streams) == min(number + MAX_COUNTS_PER_TENANT, len(tasks))
+        answer(bench.dispatcher.streams[number], number)
+    assert list(range(len(tasks))) == await asyncio.gather(*tasks)
+
+
+async def test_another_tenants_question_does_not_wait() -> None:
+    """Turns are a tenant's own."""
     bench = Bench()
     tasks = [bench.begin() for _ in range(MAX_COUNTS_PER_TENANT)]
-    await asyncio.sleep(0)
-    assert await bench.begin() is None
-    assert MAX_COUNTS_PER_TENANT == len(bench.dispatcher.streams)
+    other = admitted()
+    other = replace(other, request=replace(other.request, tenant="beta"))
+    tasks.append(bench.begin(other))
+    await settle_loop()
+    assert MAX_COUNTS_PER_TENANT + 1 == len(bench.dispatcher.streams)
     for stream in bench.dispatcher.streams:
-        stream.put_head(head(200, JSON))
-        stream.put_body(b'{"count":1}')
-        stream.put_end(completed())
-    assert [1] * MAX_COUNTS_PER_TENANT == await asyncio.gather(*tasks)
+        answer(stream, 1)
+    await asyncio.gather(*tasks)
+
+
+async def test_whoever_finds_too_many_waiting_is_not_counted() -> None:
+    """The wait is bounded in number as in time."""
+    bench = Bench(timeout_s=0.05)
+    tasks = [bench.begin() for _ in range(MAX_ASKED_PER_TENANT)]
+    await settle_loop()
+    assert await asyncio.wait_for(bench.begin(), 0.02) is None
+    assert {None} == set(await asyncio.gather(*tasks))
     assert 12 == await bench.answered(b'{"count":12}')
 
 
