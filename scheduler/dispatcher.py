@@ -361,7 +361,7 @@ class Dispatcher:
 
     def quota(self, request: Request) -> list[BudgetState]:
         """How every budget above a request stands; empty where it has none."""
-        return self._core.quota(request)
+        return self._core.holds.budgets.states(request)
 
     def snapshot(self) -> Snapshot:
         """Everything at this moment; costs workers × tenants, so at most once a second please."""

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 
 from scheduler.core import refusals
 from scheduler.core.actions import Rejection
 from scheduler.core.attempts import work_of
 from scheduler.core.cluster import Cluster
+from scheduler.core.data_policy import DataPolicy
 from scheduler.core.estimates import DrainRate, ModelEstimates, retry_after_s
 from scheduler.core.placement import least_wait_s
 from scheduler.core.queue import BANDS, Queue, QueueLimits
@@ -50,8 +52,11 @@ class Limits:
 class Admission:
     """Reads cluster and queue, says no. Learns what to expect of each model's requests."""
 
-    def __init__(self, cluster: Cluster, queue: Queue, limits: Limits, *, models: Iterable[str] = ()) -> None:
+    def __init__(
+        self, cluster: Cluster, queue: Queue, limits: Limits, policy: DataPolicy, *, models: Iterable[str] = ()
+    ) -> None:
         self._cluster = cluster
+        self._policy = policy
         self._queue = queue
         self._limits = limits
         self._estimates: dict[str, ModelEstimates] = {}
@@ -91,6 +96,8 @@ class Admission:
             return refusals.shutting_down()
         if request.model not in self.models:
             return refusals.model_not_found(request.model)
+        if (misplaced := self.misplaced(request)) is not None:
+            return misplaced
         if request.deadline_s is None:
             return None
         left_s = request.deadline_s - now_s
@@ -104,10 +111,24 @@ class Admission:
             return None
         return refusals.deadline_infeasible(left_s, least_s)
 
+    def misplaced(self, request: Request) -> Rejection | None:
+        """Why no worker may ever run it, as zones and rules are; None where one may."""
+        if not self._policy.mismatch(request):
+            return None
+        return refusals.data_residency_mismatch(self._policy.known_zones(request.model))
+
+    def shed_for(self, request: Request, now_s: float) -> Iterator[tuple[str, Rejection]]:
+        """Who has to leave the queue so that the request may wait; the caller removes each before it asks for more."""
+        while (request_id := self._queue.shed_for(request)) is not None:
+            yield request_id, self.full(self._queue.get(request_id), now_s)
+
     def no_room(self, request: Request, now_s: float) -> Rejection | None:
         """Why the request may not wait either; None if its band has room."""
         if self._queue.has_room(request):
             return None
+        return self.full(request, now_s)
+
+    def full(self, request: Request, now_s: float) -> Rejection:
         return refusals.queue_full(self.retry_after_s(request.band, now_s))
 
     def expired(self, request: Request, now_s: float) -> Rejection:
@@ -138,8 +159,8 @@ class Admission:
             since_s = self._unready_since_s.setdefault(model, now_s)
             if since_s > now_s - longest_s:
                 continue
-            for band in BANDS:
-                for request in self._queue.line(model, band):
+            for line, band in product(self._queue.lines_of(model), BANDS):
+                for request in line.in_order(band):
                     if request.arrival_s > now_s - longest_s:
                         break
                     yield request, refusals.no_worker(model, longest_s)

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from scheduler.core.actions import Dispatch, Payer, Settle, Tokens
 from scheduler.core.cluster import Claim, Worker
-from scheduler.core.placement import Placement, Work
 from scheduler.core.request import Band, Request
+from scheduler.core.score import Work
+from scheduler.core.slack import UNDERWAY, Promise
 from workers.types import Outcome, Progress, UsageRecord
 
 MAX_PREEMPTIONS = 3
@@ -96,6 +97,7 @@ class Attempt:
     """Output of all sequences; doubles whenever it is reached."""
     last_sign_s: float
     cached_tokens: int = 0
+    """Expected first, then as the engine found them."""
     computed_prompt_tokens: int = 0
     output_tokens: int = 0
     has_progress: bool = False
@@ -103,6 +105,8 @@ class Attempt:
     outcome: Outcome | None = None
     """Set when its ASGI side ended."""
     cause: str = ""
+    first_token_s: float | None = None
+    """When it was first heard to have put out a token."""
     first_byte_s: float | None = None
     ended_s: float | None = None
     settled: Settle | None = None
@@ -128,6 +132,13 @@ class Attempt:
         is_batch = entry.request.band == Band.FLEX and entry.num_preemptions < MAX_PREEMPTIONS
         return is_batch and self.outcome is None and self.is_repeatable
 
+    def give_way(self, now_s: float) -> None:
+        """Its request is taken from it, to be tried again; what it executed was in vain."""
+        entry, self.cause = self.entry, PREEMPTED_CAUSE
+        entry.attempt = None
+        entry.num_preemptions += 1
+        entry.waits_since_s = now_s
+
     @property
     def max_tokens(self) -> int:
         """The most it can put out."""
@@ -144,13 +155,30 @@ class Attempt:
             kv_tokens=self.prompt_tokens + self.expected_tokens,
         )
 
-    def advance(self, progress: Progress) -> None:
+    def promise(self) -> Promise:
+        """What its worker owes it: whose prompt goes first until its first token, when its last one is due after it."""
+        request = self.entry.request
+        if self.first_token_s is None:
+            return Promise(rank=UNDERWAY if self.computed_prompt_tokens else request.band)
+        per_sequence = self.expected_tokens / request.num_sequences
+        return Promise(
+            rank=UNDERWAY,
+            due_s=self.first_token_s + request.slo.tpot_s * max(per_sequence - 1, 0.0),
+            left_tokens=max(per_sequence - self.output_tokens / request.num_sequences, 0.0),
+            value_nano_per_s=request.slo.value_nano_per_s,
+        )
+
+    def advance(self, progress: Progress, now_s: float) -> None:
         """The worker counted; numbers are cumulative, so a late or repeated message cannot take anything back."""
         self.prompt_tokens = max(progress.prompt_tokens, self.prompt_tokens if self.has_progress else 1)
-        self.has_progress = True
+        if not self.has_progress:
+            self.cached_tokens = 0  # what was expected gives way to what is
+            self.has_progress = True
         self.cached_tokens = max(self.cached_tokens, progress.cached_tokens)
         self.computed_prompt_tokens = max(self.computed_prompt_tokens, progress.computed_prompt_tokens)
         self.output_tokens = max(self.output_tokens, progress.output_tokens)
+        if self.output_tokens and self.first_token_s is None:
+            self.first_token_s = now_s
         if self.output_tokens >= self.expected_tokens:
             self.expected_tokens = max(min(2 * self.output_tokens, self.max_tokens), self.output_tokens)
 
@@ -204,19 +232,15 @@ def ending_of(attempt: Attempt, outcome: Outcome) -> tuple[Outcome, str]:
     return Outcome.FAILED, attempt.cause or "engine_error"
 
 
-def dispatch_of(attempt: Attempt, placement: Placement) -> Dispatch:
-    """The order to send it, with what its worker was chosen from."""
-    request = attempt.entry.request
+def dispatch_of(attempt: Attempt, reason: str) -> Dispatch:
+    """The order to send it; ``reason`` says what its worker was chosen from."""
     return Dispatch(
-        request_id=request.request_id,
+        request_id=attempt.entry.request.request_id,
         attempt_id=attempt.attempt_id,
         worker_id=attempt.worker.worker_id,
         max_output_tokens=attempt.entry.granted_tokens,
-        priority=request.band,
-        reason=(
-            f"least predicted wait: {placement.wait_s:.3f} s, "
-            f"{placement.num_feasible} of {placement.num_serving} workers could take it"
-        ),
+        priority=attempt.entry.request.band,
+        reason=reason,
     )
 
 

@@ -243,11 +243,11 @@ class Fairness:
         if charge is not None:
             self._set(charge, prompt_tokens, cached_tokens, max(output_tokens, charge.expected_tokens))
 
-    def close(self, attempt_id: str, *, prompt_tokens: int = 0, cached_tokens: int = 0, output_tokens: int = 0) -> None:
+    def close(self, attempt_id: str, *, input_tokens: int = 0, cached_tokens: int = 0, output_tokens: int = 0) -> None:
         """It is over, having executed this: what it was charged beyond comes back. Nothing = all of it comes back."""
         charge = self._charges.pop(attempt_id, None)
         if charge is not None:
-            self._set(charge, prompt_tokens, cached_tokens, output_tokens)
+            self._set(charge, input_tokens, cached_tokens, output_tokens)
             charge.account.num_running -= 1
             self._rest(self._bands[charge.account.band], charge.account)
 

@@ -7,8 +7,10 @@ seconds since the request arrived.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
+from scheduler.core.actions import Rejection
 from scheduler.core.attempts import Attempt, Entry
 from scheduler.core.request import Band
 
@@ -45,10 +47,56 @@ def state_of(entry: Entry) -> str:
     return "waiting" if entry.attempt is None else "running"
 
 
-def story_of(entry: Entry) -> dict[str, Any]:
+Decisions = Callable[[str], dict[str, Any] | None]
+"""The decision of an attempt, or the last one of a request that waits, by id."""
+
+
+def story_of(entry: Entry, *, budgets: list[dict[str, Any]], decision: Decisions) -> dict[str, Any]:
     """The life of a request as plain values, ready for JSON."""
+    since_s = entry.request.arrival_s
+    return {
+        **_asked(entry),
+        "state": state_of(entry),
+        "outcome": None if entry.end is None else entry.end.outcome,
+        "cause": "" if entry.end is None else entry.end.cause,
+        "ended_s": None if entry.end is None else entry.end.at_s - since_s,
+        "waits": [
+            {
+                "from_s": wait.from_s - since_s,
+                "to_s": None if wait.to_s is None else wait.to_s - since_s,
+                "cause": wait.cause,
+            }
+            for wait in entry.waits
+        ],
+        "attempts": [
+            {**_try_of(attempt, since_s), "decision": decision(attempt.attempt_id)} for attempt in entry.tries
+        ],
+        "decision": decision(entry.request.request_id),
+        "budgets": budgets,
+    }
+
+
+def what_if_of(
+    entry: Entry, *, rejection: Rejection | None, num_ahead: int, decision: dict[str, Any]
+) -> dict[str, Any]:
+    """What would become of a request: refused, started or queued behind so many."""
+    is_placed = any(worker["score"] is not None for worker in decision["workers"]) and not num_ahead
+    refusal = None
+    if rejection is not None:
+        refusal = {"reason": rejection.reason, "status": rejection.status, "message": rejection.message}
+    return {
+        **_asked(entry),
+        "state": "what_if",
+        "verdict": "refused" if refusal else "started" if is_placed else "queued",
+        "rejection": refusal,
+        "num_ahead": num_ahead,
+        "decision": decision,
+    }
+
+
+def _asked(entry: Entry) -> dict[str, Any]:
+    """What was asked, and granted."""
     request = entry.request
-    since_s = request.arrival_s
     return {
         "request_id": request.request_id,
         "tenant": request.tenant,
@@ -59,22 +107,10 @@ def story_of(entry: Entry) -> dict[str, Any]:
         "band": Band(request.band).name.lower(),
         "data_class": request.data_class.name.lower(),
         "zones": None if request.zones is None else sorted(request.zones),
-        "state": state_of(entry),
-        "outcome": None if entry.end is None else entry.end.outcome,
-        "cause": "" if entry.end is None else entry.end.cause,
         "arrival_unix_s": request.arrival_unix_s,
-        "ended_s": None if entry.end is None else entry.end.at_s - since_s,
+        "prompt_tokens_bound": request.prompt_tokens_bound,
         "max_output_tokens": request.max_output_tokens,
         "granted_output_tokens": entry.granted_tokens,
-        "waits": [
-            {
-                "from_s": wait.from_s - since_s,
-                "to_s": None if wait.to_s is None else wait.to_s - since_s,
-                "cause": wait.cause,
-            }
-            for wait in entry.waits
-        ],
-        "attempts": [_try_of(attempt, since_s) for attempt in entry.tries],
     }
 
 
@@ -83,7 +119,7 @@ def _try_of(attempt: Attempt, since_s: float) -> dict[str, Any]:
     return {
         "attempt_id": attempt.attempt_id,
         "worker_id": attempt.worker.worker_id,
-        "zone": attempt.worker.view.zone,
+        "zone": attempt.zone,
         "started_s": attempt.started_s - since_s,
         "first_byte_s": None if attempt.first_byte_s is None else attempt.first_byte_s - since_s,
         "ended_s": None if attempt.ended_s is None else attempt.ended_s - since_s,

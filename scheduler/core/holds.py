@@ -8,13 +8,15 @@ that is paid charges tokens and money; what is booked of its energy settles joul
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from scheduler.core.actions import Payer, Rejection
 from scheduler.core.attempts import Attempt, Entry
-from scheduler.core.budgets import Budgets
+from scheduler.core.budgets import Budgets, Granted
 from scheduler.core.cluster import WorkerView
 from scheduler.core.energy_bounds import EnergyBound, EnergyBounds
+from scheduler.core.request import Request
 from scheduler.core.rules import Rules
 from workers.types import Outcome
 
@@ -50,15 +52,18 @@ class Holds:
         request = entry.request
         if request.is_counting:
             return None
-        answer = self.budgets.hold(
+        return _grant(entry, self._ask(self.budgets.hold, request))
+
+    def check(self, entry: Entry) -> Rejection | None:
+        """What ``hold`` would answer; nothing is held."""
+        return _grant(entry, self._ask(self.budgets.check, entry.request))
+
+    def _ask(self, budgets: Callable[..., Granted | Rejection], request: Request) -> Granted | Rejection:
+        return budgets(
             request,
             prompt_tokens=request.prompt_tokens_bound,
             bound=lambda prompt, output: self._energy.bound(request, prompt_tokens=prompt, output_tokens=output),
         )
-        if isinstance(answer, Rejection):
-            return answer
-        entry.granted_tokens = answer.output_tokens
-        return None
 
     def counted(self, attempt: Attempt) -> None:
         """The engine counted its prompt. (Several sequences may share or repeat it: their bound stays.)"""
@@ -116,3 +121,10 @@ class Holds:
     def num_unbooked(self) -> int:
         """Settled attempts whose energy is not booked yet."""
         return len(self._unbooked)
+
+
+def _grant(entry: Entry, answer: Granted | Rejection) -> Rejection | None:
+    if isinstance(answer, Rejection):
+        return answer
+    entry.granted_tokens = answer.output_tokens
+    return None

@@ -64,3 +64,13 @@ def deadline_infeasible(left_s: float, least_wait_s: float) -> Rejection:
         status=504,
         message=f"{left_s:.3f} s are left; the fastest idle worker needs about {least_wait_s:.3f} s to begin.",
     )
+
+
+def data_residency_mismatch(zones: list[str]) -> Rejection:
+    where = f"Workers of this model are in {', '.join(zones)}" if zones else "No zone of this service may hold it"
+    return Rejection(
+        reason="data_residency_mismatch",
+        status=403,
+        should_retry=False,
+        message=f"{where}: none of them may run a request of this data class and these zones.",
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from scheduler.core.budget_accounts import Budget, Level
 from scheduler.core.fairness import WorkWeights
 from scheduler.core.request import DataClass
+from scheduler.core.score import DEFAULT_PLACEMENT, PlacementRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,8 @@ class Rules:
     ageing_s: float = 30.0
     """A lower band whose first has waited so long gets every ``ageing_every``-th start."""
     ageing_every: int = 16
+    placement: PlacementRules = DEFAULT_PLACEMENT
+    """What a delay and a GPU-second weigh where a worker is chosen."""
 
     def __post_init__(self) -> None:
         assert 0 <= self.reserve_ratio < 1, self.reserve_ratio

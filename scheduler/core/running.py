@@ -6,20 +6,23 @@ Owned by ``scheduler.core.scheduler``. It must never know a queue or why an atte
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
-from scheduler.core.actions import Abort
+from scheduler.core.actions import Abort, Tokens
 from scheduler.core.admission import Limits
 from scheduler.core.attempts import BUSY_CAUSE, Attempt
 from scheduler.core.cluster import Cluster, Worker
 from scheduler.core.deadlines import Deadlines
+from scheduler.core.fairness import Fairness
 from workers.types import Outcome, Progress
 
 
 class Running:
     """Attempts that own credit. Each is started once and forgotten once."""
 
-    def __init__(self, cluster: Cluster, limits: Limits) -> None:
+    def __init__(self, cluster: Cluster, fairness: Fairness, limits: Limits) -> None:
         self._cluster = cluster
+        self._fairness = fairness
         self._limits = limits
         self._attempts: dict[str, Attempt] = {}
         self._ending: dict[str, float] = {}
@@ -45,17 +48,30 @@ class Running:
     # -- on its way
 
     def start(self, attempt: Attempt) -> None:
-        """Claims its credit."""
+        """Claims its credit, and charges its tenant a turn."""
         self._attempts[attempt.attempt_id] = attempt
-        self._cluster.claim(attempt.worker, attempt.attempt_id, attempt.claim())
+        self._fairness.start(
+            attempt.attempt_id,
+            attempt.entry.request,
+            prompt_tokens=attempt.prompt_tokens,
+            cached_tokens=attempt.cached_tokens,
+            output_tokens=attempt.expected_tokens,
+        )
+        self._cluster.claim(attempt.worker, attempt.attempt_id, attempt.claim(), attempt.promise())
         due_s = attempt.started_s + self._limits.sign_timeout_s
         self._signs.push(due_s, attempt.attempt_id, is_open=self._attempts.keys())
 
     def advance(self, attempt: Attempt, progress: Progress, now_s: float) -> None:
-        """Trues its credit up."""
+        """Trues its credit and its turn up."""
         attempt.last_sign_s = now_s
-        attempt.advance(progress)
-        self._cluster.change(attempt.worker, attempt.attempt_id, attempt.claim())
+        attempt.advance(progress, now_s)
+        self._cluster.change(attempt.worker, attempt.attempt_id, attempt.claim(), attempt.promise())
+        self._fairness.true_up(
+            attempt.attempt_id,
+            prompt_tokens=attempt.prompt_tokens,
+            cached_tokens=attempt.cached_tokens,
+            output_tokens=attempt.output_tokens,
+        )
 
     def note_end(self, attempt: Attempt, outcome: Outcome, cause: str, now_s: float) -> None:
         """How its bytes ended; the first word counts. From here on it owes its usage."""
@@ -70,11 +86,12 @@ class Running:
         self._ending.setdefault(attempt.attempt_id, now_s)
         return Abort(attempt_id=attempt.attempt_id, worker_id=attempt.worker.worker_id, reason=reason)
 
-    def forget(self, attempt: Attempt) -> None:
-        """Releases its credit: it is settled now."""
+    def forget(self, attempt: Attempt, tokens: Tokens) -> None:
+        """Releases its credit: it is settled now, having executed this."""
         del self._attempts[attempt.attempt_id]
         self._ending.pop(attempt.attempt_id, None)
         self._cluster.release(attempt.worker, attempt.attempt_id)
+        self._fairness.close(attempt.attempt_id, **asdict(tokens))
 
     # -- too quiet; the caller ends each before it asks for the next
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from scheduler.core.actions import Action, Dispatch, Finish, Reject, Rejection, Tokens
+from scheduler.core.actions import Action, Dispatch, Reject, Rejection, Tokens
 from scheduler.core.admission import Admission, Limits
 from scheduler.core.attempts import (
     BUSY_CAUSE,
+    PREEMPTED_CAUSE,
     Attempt,
-    Ending,
     Entry,
     Fate,
     Stats,
@@ -28,17 +28,19 @@ from scheduler.core.attempts import (
     settle_of,
     tokens_of,
 )
-from scheduler.core.budget_accounts import BudgetState
 from scheduler.core.cluster import Cluster, WorkerView
+from scheduler.core.data_policy import DataPolicy
 from scheduler.core.deadlines import Deadlines
-from scheduler.core.history import History, story_of
+from scheduler.core.fairness import Fairness
+from scheduler.core.history import what_if_of
 from scheduler.core.holds import Holds
+from scheduler.core.lives import Lives
 from scheduler.core.queue import Queue
-from scheduler.core.request import Request, is_late
+from scheduler.core.request import Band, Request, is_late
 from scheduler.core.rules import Rules
 from scheduler.core.running import Running
 from scheduler.core.starting import Starter
-from scheduler.core.waiting import Waiting
+from scheduler.core.waiting import Turn, Waiting
 from workers.types import Outcome, Progress, UsageRecord
 
 
@@ -49,17 +51,23 @@ class Scheduler:
         self.limits = limits or Limits()
         self.rules = rules or Rules()
         self.cluster = Cluster()
-        self.queue = Queue(self.limits.queue)
+        self.fairness = Fairness(self.rules.weights, self.rules.work)
+        self.queue = Queue(self.limits.queue, self.fairness)
         self.stats = Stats()
-        self._admission = Admission(self.cluster, self.queue, self.limits, models=models)
-        self._entries: dict[str, Entry] = {}
-        self._running = Running(self.cluster, self.limits)
-        self._starter = Starter(self.cluster, self._admission, self._running)
+        self._policy = DataPolicy(self.rules.zones, self.rules.model_zones)
+        self._admission = Admission(self.cluster, self.queue, self.limits, self._policy, models=models)
+        self._running = Running(self.cluster, self.fairness, self.limits)
+        self._starter = Starter(self.cluster, self._admission, self._running, self._policy, self.rules, self.stats)
         self._deadlines = Deadlines()
-        self._waiting = Waiting(self.queue, max_wait_s=self.limits.max_wait_s)
+        self._waiting = Waiting(
+            self.queue,
+            max_wait_s=self.limits.max_wait_s,
+            ageing_s=self.rules.ageing_s,
+            ageing_every=self.rules.ageing_every,
+        )
         self.holds = Holds(self.rules)
-        self._history = History()
-        self._num_places = 0
+        self._lives = Lives(self._waiting, self.holds, self.stats)
+        self._entries = self._lives.open
         self._now_s = 0.0
 
     # -- requests
@@ -67,25 +75,24 @@ class Scheduler:
     def submit(self, request: Request, now_s: float) -> list[Action]:
         """A new request: started, queued or refused."""
         now_s = self._advance(now_s)
-        assert request.request_id not in self._entries, f"{request.request_id} was submitted twice"
-        self.stats.submitted += 1
-        self._num_places += 1
-        entry = Entry(request=request, place=self._num_places, waits_since_s=min(request.arrival_s, now_s))
-        self._entries[request.request_id] = entry
+        entry = self._lives.begin(request, now_s)
         if (rejection := self._admission.refusal(request, now_s) or self.holds.hold(entry)) is not None:
             return [self._reject(request.request_id, rejection)]
-        is_first = self.queue.head(request.model) is None
+        is_first = not self.queue.lines_of(request.model)
         dispatch = self._start(entry, now_s) if is_first else None
-        if dispatch is None and (rejection := self._admission.no_room(request, now_s)) is not None:
-            return [self._reject(request.request_id, rejection)]
+        actions: list[Action] = []
+        if dispatch is None:
+            actions += [self._reject(*shed) for shed in self._admission.shed_for(request, now_s)]
+            if (rejection := self._admission.no_room(request, now_s)) is not None:
+                return [*actions, self._reject(request.request_id, rejection)]
         if request.deadline_s is not None:
             self._deadlines.push(request.deadline_s, request.request_id, is_open=self._entries.keys())
         if dispatch is not None:
             return [dispatch]
         self._wait(entry, "queued", now_s)
-        if is_first:
+        if is_first and request.band == Band.FLEX:  # of another band somebody may make room for it
             self._waiting.did_not_fit(request)
-        return self._place_waiting(now_s)
+        return actions + self._place_waiting(now_s)
 
     def cancel(self, request_id: str, reason: str, now_s: float, *, by_client: bool = True) -> list[Action]:
         """Nobody wants the answer any more; a request that is over or ending is left alone."""
@@ -97,7 +104,12 @@ class Scheduler:
         """Other rules from now on; what runs goes on as it was admitted."""
         now_s, self.rules = self._advance(now_s), rules
         self.holds.reload(rules)
-        return self._place_waiting(now_s)
+        self.fairness.reload(rules.weights, rules.work)
+        self._policy.reload(rules.zones, rules.model_zones)
+        self._starter.reload(rules)
+        self._waiting.reload(ageing_s=rules.ageing_s, ageing_every=rules.ageing_every)
+        self._waiting.freed(self.queue.models)
+        return self._refuse_misplaced() + self._place_waiting(now_s)
 
     def drain(self, now_s: float) -> list[Action]:
         """From now on nothing new: who waits is refused, who runs may end."""
@@ -119,6 +131,7 @@ class Scheduler:
         known = self.cluster.workers.get(view.worker_id)
         was_ready = known is not None and self.cluster.is_ready(known)
         worker = self.cluster.update(view, now_s)
+        self._policy.see(view.models, view.zone)
         self.holds.hear(view)
         self._admission.models.update(view.models)
         self._waiting.freed(view.models)
@@ -217,17 +230,18 @@ class Scheduler:
 
     def explain(self, request_id: str) -> dict[str, Any] | None:
         """The life of a request as plain values; None where it was never seen, or too long ago."""
-        entry = self._entries.get(request_id) or self._history.get(request_id)
-        return None if entry is None else {**story_of(entry), "budgets": self.holds.of(entry)}
+        return self._lives.story(request_id, self._starter.explain)
 
     def what_if(self, request: Request, now_s: float) -> dict[str, Any]:
         """What would become of this request now; nothing changes."""
-        entry = Entry(request=request, place=self._num_places, waits_since_s=now_s)
-        return {**story_of(entry), "state": "what_if"}
-
-    def quota(self, request: Request) -> list[BudgetState]:
-        """How every budget above a request stands at its arrival, from the tenant down."""
-        return self.holds.budgets.states(request)
+        now_s = self._advance(now_s)
+        entry = Entry(request=request, place=0, waits_since_s=now_s)
+        rejection = self._admission.refusal(request, now_s) or self.holds.check(entry)
+        decision = self._starter.decide(entry, now_s)
+        if rejection is None and decision.worker is None:
+            rejection = self._admission.no_room(request, now_s)
+        num_ahead = sum(self.queue.num_waiting[: request.band + 1])
+        return what_if_of(entry, rejection=rejection, num_ahead=num_ahead, decision=decision.explain())
 
     def knows(self, attempt_id: str) -> bool:
         """Whether the attempt is not settled yet."""
@@ -263,7 +277,7 @@ class Scheduler:
         if entry.attempt is not None:
             return [self._running.abort(entry.attempt, reason, now_s)]
         self._waiting.remove(request_id)
-        return [self._finish(entry, None, Outcome.ABORTED, reason)]
+        return [self._lives.finish(entry, None, Outcome.ABORTED, reason, now_s)]
 
     def _expire(self, request_id: str, now_s: float) -> list[Action]:
         """A deadline passed: who waits is refused, who runs is aborted."""
@@ -275,25 +289,14 @@ class Scheduler:
         return [self._reject(request_id, self._admission.expired(entry.request, now_s))]
 
     def _reject(self, request_id: str, rejection: Rejection) -> Reject:
-        self._waiting.remove(request_id)
-        self._leave(self._entries[request_id], "rejected", rejection.reason)
-        self.stats.rejected[rejection.reason] = self.stats.rejected.get(rejection.reason, 0) + 1
-        return Reject(request_id=request_id, rejection=rejection)
-
-    def _finish(self, entry: Entry, attempt_id: str | None, outcome: Outcome, cause: str) -> Finish:
-        self._leave(entry, outcome.value, cause)
-        self.stats.finished[outcome.value] = self.stats.finished.get(outcome.value, 0) + 1
-        return Finish(request_id=entry.request.request_id, attempt_id=attempt_id, outcome=outcome, cause=cause)
-
-    def _leave(self, entry: Entry, outcome: str, cause: str) -> None:
-        """The request is over: what it held is free, and it is only remembered."""
-        del self._entries[entry.request.request_id]
-        entry.end_wait(self._now_s)
-        self.holds.end(entry)
-        entry.end = Ending(outcome, cause, self._now_s)
-        self._history.add(entry)
+        return self._lives.reject(request_id, rejection, self._now_s)
 
     # -- inside: starting
+
+    def _refuse_misplaced(self) -> list[Action]:
+        """Who waits and may run nowhere any more, after the rules have changed."""
+        refused = [(each, self._admission.misplaced(self._entries[each].request)) for each in self.queue.request_ids()]
+        return [self._reject(request_id, why) for request_id, why in refused if why is not None]
 
     def _wait(self, entry: Entry, cause: str, now_s: float) -> None:
         """Into the queue, at its place."""
@@ -303,19 +306,24 @@ class Scheduler:
     def _place_waiting(self, now_s: float) -> list[Action]:
         """Starts whoever may start now and fits; whose deadline has passed since the last tick is refused instead."""
         actions: list[Action] = []
-        for entry in self._waiting.candidates():
-            if is_late(entry.request, now_s):
-                actions.append(self._reject(entry.request.request_id, self._admission.expired(entry.request, now_s)))
-            elif (dispatch := self._start(entry, now_s)) is not None:
-                self._waiting.remove(entry.request.request_id)
+        preempted: list[Attempt] = []
+        for turn in self._waiting.candidates(now_s):
+            entry, request = turn.entry, turn.entry.request
+            if is_late(request, now_s):
+                actions.append(self._reject(request.request_id, self._admission.expired(request, now_s)))
+            elif (dispatch := self._start(entry, now_s, turn)) is not None:
+                self._waiting.remove(request.request_id)
                 actions.append(dispatch)
+            else:
+                preempted += self._starter.preempt(entry, now_s)
+        for attempt in preempted:
+            actions.append(self._running.abort(attempt, PREEMPTED_CAUSE, now_s))
+            self._wait(attempt.entry, PREEMPTED_CAUSE, now_s)
         return actions
 
-    def _start(self, entry: Entry, now_s: float) -> Dispatch | None:
+    def _start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:
         """Places the request and claims its credit; None where nobody has room."""
-        dispatch = self._starter.start(entry, now_s)
-        self.stats.dispatched += dispatch is not None
-        return dispatch
+        return self._starter.start(entry, now_s, turn)
 
     # -- inside: ending an attempt
 
@@ -337,6 +345,7 @@ class Scheduler:
         self.stats.lost_workers += 1
         self.cluster.hold(worker)
         actions = [action for attempt in self._running.on(worker) for action in self._lose(attempt, cause, now_s)]
+        self._starter.forget(worker)
         self.cluster.remove(worker_id)
         self.holds.forget(worker_id)
         return actions
@@ -369,7 +378,7 @@ class Scheduler:
         """The only end of an attempt: credit released, settled, and its request finished or sent on its way again."""
         outcome = attempt.outcome
         assert outcome is not None
-        self._running.forget(attempt)
+        self._running.forget(attempt, tokens)
         self._waiting.freed(attempt.worker.view.models)
         attempt.ended_s = now_s
         attempt.settled = settle_of(attempt, outcome, tokens, is_exact=is_exact)
@@ -378,7 +387,7 @@ class Scheduler:
         if self._fate(attempt) is not Fate.END:
             return actions + self._requeue(attempt, now_s)
         if attempt.is_answering:
-            actions.append(self._finish(attempt.entry, attempt.attempt_id, *ending_of(attempt, outcome)))
+            actions.append(self._lives.finish(attempt.entry, attempt.attempt_id, *ending_of(attempt, outcome), now_s))
         return actions
 
     def _advance(self, now_s: float) -> float:

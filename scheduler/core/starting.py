@@ -1,48 +1,138 @@
-"""A request becomes an attempt: a worker is chosen for it and its credit is claimed there.
+"""A request becomes an attempt: a worker is chosen for it, and its credit is claimed there.
 
 Owned by ``scheduler.core.scheduler``. It must never know why a request was next, or how an attempt ends.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from scheduler.core.actions import Dispatch
 from scheduler.core.admission import Admission
-from scheduler.core.attempts import Attempt, Entry, dispatch_of, work_of
-from scheduler.core.cluster import Cluster
+from scheduler.core.attempts import Attempt, Entry, Stats, dispatch_of, work_of
+from scheduler.core.cluster import Cluster, Worker
+from scheduler.core.data_policy import DataPolicy
+from scheduler.core.evidence import Decision, EvidenceBook
 from scheduler.core.placement import place
+from scheduler.core.preemption import victims
+from scheduler.core.prefixes import Prefixes
+from scheduler.core.request import Band, Request
+from scheduler.core.rules import Rules
 from scheduler.core.running import Running
+from scheduler.core.score import Work
+from scheduler.core.waiting import Turn
 
 
 class Starter:
-    """Places one request at a time, on the cluster as it stands."""
+    """Places one request at a time, on the cluster as it stands, and remembers why."""
 
-    def __init__(self, cluster: Cluster, admission: Admission, running: Running) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        admission: Admission,
+        running: Running,
+        policy: DataPolicy,
+        rules: Rules,
+        stats: Stats,
+    ) -> None:
         self._cluster = cluster
         self._admission = admission
         self._running = running
+        self._policy = policy
+        self._rules = rules
+        self._stats = stats
+        self._prefixes = Prefixes()
+        self._evidence = EvidenceBook()
 
-    def start(self, entry: Entry, now_s: float) -> Dispatch | None:
-        """The order to send it; None where nobody has room, and then nothing changes."""
-        request, estimates = entry.request, self._admission.estimates_of(entry.request.model)
-        prompt_tokens = estimates.prompt_tokens(request)
-        output_tokens = min(estimates.output_tokens(request), entry.granted_tokens * request.num_sequences)
-        work = work_of(request, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
-        placement = place(self._cluster, request.model, work, avoid=entry.avoid)
-        if placement is None:
+    def reload(self, rules: Rules) -> None:
+        """Another reserve, other weights of the score from now on."""
+        self._rules = rules
+
+    def forget(self, worker: Worker) -> None:
+        """The worker is gone, and its KV with it."""
+        self._prefixes.forget(worker)
+
+    def start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:
+        """The order to send it; None where nobody may or can take it, and then nothing changes.
+
+        ``turn`` None: nobody waits before it.
+        """
+        request = entry.request
+        work = self._work_of(entry)
+        decision = self._decide(entry, work, now_s, turn)
+        if decision.worker is None:
+            self._evidence.keep(request.request_id, decision)
             return None
+        # Checked again at each dispatch, retries included: whatever chose the worker, its zone may hold the data.
+        assert self._policy.may(request, decision.worker.view.zone), f"{request.request_id} may not run there"
         entry.num_attempts += 1
         attempt = Attempt(
             attempt_id=f"{request.request_id}-{entry.num_attempts}",
             entry=entry,
-            worker=placement.worker,
+            worker=decision.worker,
             started_s=now_s,
             last_sign_s=now_s,
-            prompt_tokens=prompt_tokens,
-            expected_tokens=output_tokens,
+            prompt_tokens=work.prompt_tokens,
+            expected_tokens=work.output_tokens * work.num_sequences,
+            cached_tokens=decision.cached_tokens,
         )
         entry.attempt = attempt
         entry.tries.append(attempt)
         entry.end_wait(now_s)
         self._running.start(attempt)
+        self._prefixes.add(decision.worker, request, work.prompt_tokens)
+        self._evidence.drop(request.request_id)
+        self._evidence.keep(attempt.attempt_id, decision)
         self._admission.left_queue(request.band, now_s)
-        return dispatch_of(attempt, placement)
+        self._stats.dispatched += 1
+        return dispatch_of(attempt, decision.reason)
+
+    def decide(self, entry: Entry, now_s: float) -> Decision:
+        """Where it would go now; nothing changes."""
+        return self._decide(entry, self._work_of(entry), now_s, None)
+
+    def explain(self, key: str) -> dict[str, Any] | None:
+        """The decision of an attempt, or the last one in vain of a request that waits; None where it is too old."""
+        return self._evidence.explain(key)
+
+    def preempt(self, entry: Entry, now_s: float) -> list[Attempt]:
+        """Batch-class attempts whose end makes room for it, taken from their requests; the caller aborts them.
+
+        What they executed is the operator's; their credit is owned until they have ended.
+        """
+        attempts = victims(
+            self._cluster,
+            entry,
+            self._work_of(entry),
+            running=self._running,
+            policy=self._policy,
+            room_ratio=self._room_ratio(entry.request),
+        )
+        for attempt in attempts:
+            attempt.give_way(now_s)
+        self._stats.preempted += len(attempts)
+        return attempts
+
+    def _room_ratio(self, request: Request) -> float:
+        """The part of a worker's credit that its band may take."""
+        return 1.0 if request.band == Band.PRIORITY else 1.0 - self._rules.reserve_ratio
+
+    def _work_of(self, entry: Entry) -> Work:
+        """What it brings, as expected now."""
+        request, estimates = entry.request, self._admission.estimates_of(entry.request.model)
+        output_tokens = min(estimates.output_tokens(request), entry.granted_tokens * request.num_sequences)
+        return work_of(request, prompt_tokens=estimates.prompt_tokens(request), output_tokens=output_tokens)
+
+    def _decide(self, entry: Entry, work: Work, now_s: float, turn: Turn | None) -> Decision:
+        return place(
+            self._cluster,
+            entry.request,
+            work,
+            policy=self._policy,
+            prefixes=self._prefixes,
+            now_s=now_s,
+            avoid=entry.avoid,
+            room_ratio=1.0 if turn is not None and turn.is_aged else self._room_ratio(entry.request),
+            closed_to=() if turn is None else turn.closed_to,
+            rules=self._rules.placement,
+        )

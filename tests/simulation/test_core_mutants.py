@@ -11,6 +11,7 @@ from scheduler.core.attempts import Attempt, Entry, Fate
 from scheduler.core.cluster import Worker, WorkerView
 from scheduler.core.request import Request
 from scheduler.core.scheduler import Scheduler
+from scheduler.core.waiting import Turn
 from scheduler.simulation.checker import check
 from scheduler.simulation.draws import draw_scenario
 from scheduler.simulation.driver import simulate
@@ -117,8 +118,8 @@ class ForgetsDeadlines(Scheduler):
 
 
 class LiftsCaps(Scheduler):
-    def _start(self, entry: Entry, now_s: float) -> Dispatch | None:
-        dispatch = super()._start(entry, now_s)
+    def _start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:
+        dispatch = super()._start(entry, now_s, turn)
         return dispatch and dataclasses.replace(dispatch, max_output_tokens=dispatch.max_output_tokens + 1)
 
 
@@ -160,12 +161,12 @@ class MissesNoUsage(Patient):
 class PlacesByChance(Scheduler):
     """The same state, another placement."""
 
-    def _start(self, entry: Entry, now_s: float) -> Dispatch | None:
+    def _start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:
         held: list[Worker] = [worker for worker in self.cluster.workers.values() if self.cluster.is_ready(worker)]
         unlucky = random.SystemRandom().choice(held) if len(held) > 1 else None
         if unlucky is not None:
             self.cluster.hold(unlucky)
-        dispatch = super()._start(entry, now_s)
+        dispatch = super()._start(entry, now_s, turn)
         if unlucky is not None:
             self.cluster.table[0, unlucky.column] = 1.0
         return dispatch

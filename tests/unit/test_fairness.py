@@ -91,7 +91,7 @@ def test_the_end_corrects_to_what_was_executed() -> None:
     start(fairness, "a", "x", 1, 10)
     start(fairness, "b", "y", 1, 3)
     assert "y" == turn(fairness)
-    fairness.close("a", prompt_tokens=1, output_tokens=2)
+    fairness.close("a", input_tokens=1, output_tokens=2)
     assert (5.0, "x") == (fairness.counter_gpu_s(1, "x"), turn(fairness))
 
 
@@ -165,7 +165,7 @@ def test_counting_a_prompt_takes_no_turn() -> None:
     fairness = fair()
     fairness.start("a", request(is_counting=True), prompt_tokens=50, cached_tokens=0, output_tokens=0)
     fairness.true_up("a", prompt_tokens=50, cached_tokens=0, output_tokens=0)
-    fairness.close("a", prompt_tokens=50)
+    fairness.close("a", input_tokens=50)
     assert 0 == len(fairness)
 
 
@@ -176,7 +176,7 @@ def test_new_weights_hold_for_what_is_charged_from_then_on() -> None:
     fairness.reload({"x": 2.0})
     start(fairness, "b", "x", 8)
     assert 12.0 == fairness.counter_gpu_s(1, "x")
-    fairness.close("a", prompt_tokens=8)
+    fairness.close("a", input_tokens=8)
     assert 8.0 == fairness.counter_gpu_s(1, "x")
     with pytest.raises(AssertionError):
         fairness.reload({"x": 0.0})
@@ -188,13 +188,13 @@ def test_who_owes_nothing_is_forgotten() -> None:
     enter(fairness, "x", "y")
     start(fairness, "a", "x", 1_000)
     fairness.leave(request(tenant="x"))
-    fairness.close("a", prompt_tokens=1_000)
+    fairness.close("a", input_tokens=1_000)
     assert {"x", "y"} == {each.tenant for each in fairness.accounts(1)}
     start(fairness, "b", "y", 2_000)
     enter(fairness, "z")
     start(fairness, "c", "z", 1)
     fairness.leave(request(tenant="z"))
-    fairness.close("c", prompt_tokens=1)
+    fairness.close("c", input_tokens=1)
     assert {"y", "z"} == {each.tenant for each in fairness.accounts(1)}
 
 
@@ -204,7 +204,7 @@ def test_debts_of_the_absent_are_bounded() -> None:
     enter(fairness, "waits")
     for number in range(1_000):
         start(fairness, "a", f"t{number}", number + 1)
-        fairness.close("a", prompt_tokens=number + 1)
+        fairness.close("a", input_tokens=number + 1)
     assert {"waits", *(f"t{number}" for number in range(990, 1_000))} == {each.tenant for each in fairness.accounts(1)}
 
 

@@ -77,7 +77,7 @@ def test_whom_no_budget_covers_is_refused_and_holds_nothing() -> None:
     complete(core, "a-1")
     complete(core, "b-1")
     assert 0 == held(core)
-    (state,) = core.quota(request("d"))
+    (state,) = core.holds.budgets.states(request("d"))
     assert 2 * 15 == state.used
 
 
@@ -101,7 +101,7 @@ def test_whoever_never_started_gives_its_hold_back(end: str) -> None:
         "drain": lambda: core.drain(1.0),
     }[end]()
     assert (0, 0) == (core.num_open, held(core))
-    (state,) = core.quota(request("b"))
+    (state,) = core.holds.budgets.states(request("b"))
     assert 0 == state.used
 
 
@@ -114,7 +114,7 @@ def test_a_retry_holds_once_and_charges_once() -> None:
     assert ["a-2"] == started(core.on_worker_lost("w", "gone", 2.0))
     assert 80 + 50 == held(core)
     complete(core, "a-2", 3.0)
-    (state,) = core.quota(request("b"))
+    (state,) = core.holds.budgets.states(request("b"))
     assert (0, 15) == (held(core), state.used)
 
 
