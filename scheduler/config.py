@@ -20,11 +20,13 @@ from scheduler.config_sections import (
     AdminConfig,
     LimitsConfig,
     ModelConfig,
+    Name,
     RayConfig,
+    SchedulingConfig,
     ServerConfig,
-    TenantConfig,
     WorkerConfig,
 )
+from scheduler.config_tenants import TenantConfig, ZoneConfig, problem_of
 from workers.types import MeterSpec, WorkerSpec
 
 __all__ = ["BUILTIN_WEIGHTS", "Config", "ConfigError", "load_config", "weights_folder", "worker_specs"]
@@ -58,6 +60,11 @@ class Config(BaseSettings):
     ray: RayConfig = RayConfig()
     limits: LimitsConfig = LimitsConfig()
     models: dict[str, ModelConfig] = {}
+    zones: dict[Name, ZoneConfig] = {}
+    """A zone of a worker that is not named here holds general data."""
+    scheduling: SchedulingConfig = SchedulingConfig()
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
+    """Of every price and every budget of money; ISO 4217."""
     workers: Annotated[tuple[WorkerConfig, ...], Field(min_length=1)]
     tenants: Annotated[tuple[TenantConfig, ...], Field(min_length=1)]
     state_dir: Path = Field(default_factory=lambda: _default_state_dir())
@@ -106,6 +113,8 @@ class Config(BaseSettings):
                 raise ValueError(f"workers[{index}].model: {worker.model!r} is not among models ({known})")
             if worker.engine == "vllm" and model.weights is None:
                 raise ValueError(f"models.{worker.model}.weights: worker {worker.name!r} runs vllm and needs weights")
+        if words := problem_of(self.zones, [worker.zone for worker in self.workers], self.tenants):
+            raise ValueError(words)
         keyless = [index for index, tenant in enumerate(self.tenants) if not tenant.keys]
         if keyless and not self.generate_keys:
             raise ValueError(f"tenants[{keyless[0]}].keys: empty; give a key, or generate_keys: true on loopback")

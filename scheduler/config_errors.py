@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 MAX_PROBLEMS = 10
 
 UNITS = {
+    "_per_s": "currency units a second",
     "_s": "seconds",
     "_bytes": "bytes",
     "_watts": "watts",

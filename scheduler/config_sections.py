@@ -5,10 +5,11 @@ Called by ``scheduler.config``, which reads the file. It must never read a file 
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -16,9 +17,38 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Tier = Literal["flex", "default", "priority"]
 Expansion = Literal["none", "nfc", "nfkc"]
+DataClassName = Literal["general", "important", "core"]
+DATA_CLASSES = ("general", "important", "core")
+"""Each may also be held where the next one may."""
+
+NUMBERS = (int, float, Decimal, int | None, float | None, Decimal | None)
+
+MAX_AMOUNT = 2**63 - 1
+"""Of the ledger's integers."""
+NANO_PLACES = 9
+"""Decimal places of money in the ledger."""
+MAX_PRICE = Decimal(1_000_000)
 
 
-NUMBERS = (int, float, int | None)
+def rank(data_class: str) -> int:
+    """0 for what needs least."""
+    return DATA_CLASSES.index(data_class)
+
+
+def ledger_amount(value: Decimal, places: int) -> int:
+    """The ledger's integer of an amount. Raises: ValueError where it is negative, too large or finer than that."""
+    if value < 0:
+        raise ValueError("must be 0 or more")
+    if value > Decimal(MAX_AMOUNT).scaleb(-places):
+        raise ValueError(f"must be at most {Decimal(MAX_AMOUNT).scaleb(-places):f}; leave it out for no limit")
+    scaled = value.scaleb(places)
+    if scaled != scaled.to_integral_value():
+        raise ValueError(
+            f"must have at most {places} decimal places: finer amounts are not counted"
+            if places
+            else "must be a whole number"
+        )
+    return int(scaled)
 
 
 class Section(BaseModel):
@@ -113,6 +143,55 @@ class LimitsConfig(Section):
     """Time that a worker gets to load its weights and calibrate."""
 
 
+class PriceConfig(Section):
+    """Of a model, in currency units per million tokens."""
+
+    input: Decimal = Decimal(0)
+    cached_input: Decimal | None = None
+    """None = as any other input."""
+    output: Decimal = Decimal(0)
+
+    @field_validator("input", "cached_input", "output")
+    @classmethod
+    def _check(cls, value: Decimal | None) -> Decimal | None:
+        if value is not None and value > MAX_PRICE:
+            raise ValueError(f"must be at most {MAX_PRICE} per million tokens")
+        if value is not None:
+            ledger_amount(value, NANO_PLACES)
+        return value
+
+
+class SloConfig(Section):
+    """What requests of a model are promised, and what a second of lateness costs."""
+
+    ttft_s: Annotated[float, Field(gt=0, le=3600)] = 1.0
+    ttft_ratio: Annotated[float, Field(ge=1, le=1000)] = 3.0
+    """The first token is on time within the larger of ttft_s and so many times its unloaded time."""
+    tpot_s: Annotated[float, Field(gt=0, le=60)] = 0.05
+    """Mean time of an output token after the first."""
+    value_per_s: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
+    """Currency units."""
+
+
+class WorkConfig(Section):
+    """Catalogue GPU-seconds of a token of each kind: what its tenant's turn costs. Constants, whatever was measured."""
+
+    prefill_gpu_s: Annotated[float, Field(ge=1e-9, le=10)] = 3.25e-5
+    cached_gpu_s: Annotated[float, Field(ge=0, le=10)] | None = None
+    """None = a tenth of prefill_gpu_s."""
+    decode_gpu_s: Annotated[float, Field(ge=1e-9, le=10)] = 1.94e-4
+
+
+class SchedulingConfig(Section):
+    """The order of what waits, and what is kept free."""
+
+    reserve_ratio: Annotated[float, Field(ge=0, le=0.9)] = 0.1
+    """Part of a worker's credit that only the highest band may take."""
+    ageing_s: Annotated[float, Field(ge=0, le=86_400)] = 30.0
+    """A lower band whose first request waited so long gets every ``ageing_every``-th start."""
+    ageing_every: Annotated[int, Field(ge=2, le=1_000_000)] = 16
+
+
 class ModelConfig(Section):
     """One model, by the name under which clients ask for it."""
 
@@ -122,6 +201,9 @@ class ModelConfig(Section):
     """What a request without a limit of its own gets."""
     normalizer: Expansion = "nfkc"
     """Of its tokenizer; bounds how many tokens a byte can become. nfkc is the worst case."""
+    price: PriceConfig = PriceConfig()
+    slo: SloConfig = SloConfig()
+    work: WorkConfig = WorkConfig()
 
 
 class MeterConfig(Section):
@@ -164,39 +246,3 @@ class WorkerConfig(Section):
         if self.one_process and self.engine != "simulated":
             raise ValueError("one_process is for simulated engines: each vLLM engine needs a process of its own")
         return self
-
-
-class KeyConfig(Section):
-    """One API key; the configuration never holds the key itself."""
-
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """Of the key's bytes: ``printf %s "$KEY" | sha256sum``."""
-    file: Path | None = None
-    """Holds the key in its first line; readable by its owner only."""
-    max_tier: Tier | None = None
-    """Narrower than its tenant's."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: object) -> object:
-        if isinstance(value, str):
-            if value.startswith("sha256:"):
-                return {"sha256": value.removeprefix("sha256:")}
-            raise ValueError("a key is never written here: give sha256:HASH or {file: PATH}")
-        return value
-
-    @model_validator(mode="after")
-    def _check(self) -> KeyConfig:
-        if (self.sha256 is None) == (self.file is None):
-            raise ValueError("give exactly one of sha256 and file")
-        return self
-
-
-class TenantConfig(Section):
-    """Who may ask, and how urgently."""
-
-    name: Name
-    project: str = "default"
-    keys: tuple[KeyConfig, ...] = ()
-    max_tier: Tier = "priority"
-    """The highest service tier it gets; a higher one asked for is lowered to it."""

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from scheduler.api.access import Caller, Key, digest_of, key_id_of
 from scheduler.config_errors import ConfigError
-from scheduler.config_sections import KeyConfig, TenantConfig, Tier
-from scheduler.core.request import Band
+from scheduler.config_tenants import KeyConfig, TenantConfig
+from scheduler.core.request import Band, DataClass
 
 MIN_KEY_CHARS = 16
 MAX_KEY_BYTES = 4096
@@ -37,29 +37,37 @@ def tenant_keys(tenants: Iterable[TenantConfig], *, generate: bool) -> tuple[lis
     for index, tenant in enumerate(tenants):
         for number, configured in enumerate(tenant.keys):
             where = f"tenants[{index}].keys[{number}]"
-            digest = _digest(configured, where)
+            digest = key_digest(configured, where=where)
             if digest in places:
                 raise ConfigError("configuration", [f"{where}: the same key as {places[digest]}"])
             places[digest] = where
-            keys.append(_key(tenant, digest, configured.max_tier))
+            keys.append(_key(tenant, digest, configured))
         if not tenant.keys and generate:
             made[tenant.name] = new_key()
             keys.append(_key(tenant, digest_of(made[tenant.name]), None))
     return keys, made
 
 
-def _key(tenant: TenantConfig, digest: bytes, max_tier: Tier | None) -> Key:
-    tiers = [tenant.max_tier, *([max_tier] if max_tier is not None else [])]
+def _key(tenant: TenantConfig, digest: bytes, key: KeyConfig | None) -> Key:
+    """``key`` None: it was made here, and is its tenant's in everything."""
+    tiers, data_classes, zones, project = [tenant.max_tier], [tenant.data_class], tenant.zones, tenant.project
+    if key is not None:
+        tiers += [] if key.max_tier is None else [key.max_tier]
+        data_classes += [] if key.data_class is None else [key.data_class]
+        zones, project = key.zones or zones, key.project or project
     caller = Caller(
         tenant=tenant.name,
-        project=tenant.project,
+        project=project,
         key_id=key_id_of(digest),
         best_band=max(Band.of_service_tier(tier) for tier in tiers),
+        data_class=max(DataClass[name.upper()] for name in data_classes),
+        zones=None if zones is None else frozenset(zones),
     )
     return Key(digest=digest, caller=caller)
 
 
-def _digest(key: KeyConfig, where: str) -> bytes:
+def key_digest(key: KeyConfig, *, where: str) -> bytes:
+    """What is kept of a configured key; ``where`` is its place. Raises: ConfigError where its file cannot be used."""
     if key.sha256 is not None:
         return bytes.fromhex(key.sha256)
     assert key.file is not None

@@ -55,7 +55,7 @@ def problems_of(folder: Path, text: str | bytes) -> tuple[str, ...]:
 # -- what loads
 
 
-@pytest.mark.parametrize("name", ["cluster.yaml", "cpu.yaml", "demo.yaml", "gpu.yaml"])
+@pytest.mark.parametrize("name", ["cluster.yaml", "cpu.yaml", "demo.yaml", "gpu.yaml", "tenants.yaml"])
 def test_every_configuration_that_we_ship_loads(name: str) -> None:
     """And gives at least one worker for each of its models."""
     config = load_config(CONFIGS / name)
@@ -230,6 +230,26 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
          "server: must be a mapping of keys to values; leave it out where it is empty"),
         ("generate_keys: true", "generate_keys: true\nlimits: {drain_s: .nan}",
          "limits.drain_s: input should be a finite number"),
+        ("{name: a}", "{name: a, budgets: [{tokens: 1, per: 1h}, {tokens: -1, per: 1h}]}",
+         "tenants[0].budgets[1].tokens: must be 0 or more"),
+        ("{name: a}", "{name: a, budgets: [{tokens: .nan, per: 1h}]}",
+         "tenants[0].budgets[0].tokens: input should be a finite number"),
+        ("{name: a}", "{name: a, task_budgets: [{money: 1, per: week}]}",
+         "tenants[0].task_budgets[0].per: no window that is known here: write 1h (a number with s, m, h or d), minute, "
+         "hour, day, calendar minute, hour, day or month, or total"),
+        ("{name: a}", "{name: a, budgets: [{token: 1, per: 1h}]}",
+         "tenants[0].budgets[0].token: unknown key; did you mean tokens?"),
+        ("{name: a}", "{name: a, projects: {p: {parent: q}}}",
+         "tenants[0].projects.p.parent: unknown key; known here: budgets"),
+        ("{name: a}", "{name: a, weight: 0}",
+         "tenants[0].weight: must be from 0.001 to 1000; who shall get nothing gets no key, or a budget of 0"),
+        ("{name: a}", "{name: a, data_class: secret}",
+         "tenants[0].data_class: input should be 'general', 'important' or 'core'"),
+        ("{name: a}", "{name: a, zones: [hall]}",
+         "tenants[0].zones: there is no zone 'hall' (local); name it in zones, or give it a worker"),
+        ("models: {m: {}}", "models: {m: {slo: {value_per_s: 5s}}}",
+         "models.m.slo.value_per_s: is a plain number of currency units a second, without a unit: the name says it"),
+        ("models: {m: {}}", "currency: euro\nmodels: {m: {}}", "currency: string should match pattern '^[A-Z]{3}$'"),
         ("generate_keys: true", "generate_keys: true\nserver: {host: 0.0.0.0}",
          "server: host 0.0.0.0 is beyond loopback: give tls_cert_file and tls_key_file, or behind_proxy: true"),
         ("generate_keys: true",
@@ -253,6 +273,13 @@ def test_two_workers_of_one_name_and_one_key_of_two_tenants_are_refused(tmp_path
     (problem,) = problems_of(tmp_path, shared)
     assert "the same key is given twice" in problem
     assert "0" * 64 not in problem
+
+
+def test_a_section_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    """A cycle of anchors: no level is its own parent."""
+    cyclic = GOOD.replace("{name: a}", "&a {name: a, projects: {p: *a}}")
+    (problem,) = problems_of(tmp_path, cyclic)
+    assert problem.startswith("bad YAML: line 4")
 
 
 # -- the environment

@@ -1,25 +1,32 @@
 """The sections: bounds of every value, what belongs together, and what may leave loopback."""
 
 import math
+from decimal import Decimal
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from scheduler.config_sections import (
     AdminConfig,
-    KeyConfig,
     LimitsConfig,
     MeterConfig,
     ModelConfig,
+    PriceConfig,
     RayConfig,
+    SchedulingConfig,
     Section,
     ServerConfig,
-    TenantConfig,
+    SloConfig,
+    WorkConfig,
     WorkerConfig,
+    ledger_amount,
+    rank,
 )
+from scheduler.config_tenants import BudgetConfig, KeyConfig, ProjectConfig, TenantConfig, ZoneConfig
 
 SECTIONS = (
-    ServerConfig, AdminConfig, RayConfig, LimitsConfig, ModelConfig, MeterConfig, WorkerConfig, KeyConfig, TenantConfig
+    ServerConfig, AdminConfig, RayConfig, LimitsConfig, ModelConfig, MeterConfig, WorkerConfig, KeyConfig, TenantConfig,
+    BudgetConfig, PriceConfig, ProjectConfig, SchedulingConfig, SloConfig, WorkConfig, ZoneConfig,
 )  # fmt: skip
 TLS = {"tls_cert_file": "c", "tls_key_file": "k"}
 WORKER = {"name": "w", "engine": "simulated", "model": "m"}
@@ -43,11 +50,11 @@ def test_every_section_refuses_unknown_keys_and_hides_values(section: type[Secti
 def test_no_number_can_be_infinite_or_true(section: type[Section]) -> None:
     """A NaN wins every comparison; `port: yes` is no port."""
     for name, field in section.model_fields.items():
-        if field.annotation is float:
+        if field.annotation in (float, Decimal, float | None, Decimal | None):
             for value in (math.nan, math.inf):
                 assert f"{name}\n" in words_of(section, {**WORKER, name: value} if "engine" in section.model_fields
                                                else {name: value})  # fmt: skip
-        if field.annotation in (int, float, int | None):
+        if field.annotation in (int, float, Decimal, int | None, float | None, Decimal | None):
             assert f"{name} is a number, not true or false" in words_of(section, {name: True})
 
 
@@ -73,11 +80,16 @@ def test_no_number_can_be_infinite_or_true(section: type[Section]) -> None:
         (WorkerConfig, {**WORKER, "policy": "fair"}),
         (WorkerConfig, {**WORKER, "name": "(operator)"}),
         (WorkerConfig, {**WORKER, "zone": "Hall A"}),
-        (TenantConfig, {"name": "(operator)"}),
-        (TenantConfig, {"name": "a" * 64}),
-        (TenantConfig, {"name": "a", "max_tier": "gold"}),
-        (KeyConfig, {"sha256": "A" * 64}),
-        (KeyConfig, {"sha256": "a" * 63}),
+        (PriceConfig, {"input": -1}),
+        (PriceConfig, {"output": 1_000_001}),
+        (PriceConfig, {"cached_input": "1e-10"}),
+        (SloConfig, {"ttft_s": 0}),
+        (SloConfig, {"ttft_ratio": 0.5}),
+        (SloConfig, {"value_per_s": -1}),
+        (WorkConfig, {"prefill_gpu_s": 0}),
+        (WorkConfig, {"decode_gpu_s": 0}),
+        (SchedulingConfig, {"reserve_ratio": 1}),
+        (SchedulingConfig, {"ageing_every": 1}),
     ],
 )
 def test_values_out_of_bounds_are_refused(section: type[Section], values: dict[str, object]) -> None:
@@ -115,20 +127,38 @@ def test_admin_is_loopback_always() -> None:
     assert "127.0.0.1" == AdminConfig().host
 
 
-def test_a_key_is_a_hash_or_a_file() -> None:
-    """Never the key itself, never both, never neither."""
-    digest = "0123456789abcdef" * 4
-    for written in (f"sha256:{digest}", {"sha256": digest}):
-        assert digest == KeyConfig.model_validate(written).sha256
-    words = words_of(KeyConfig, "sk-hunter2")
-    assert "a key is never written here" in words
-    assert "hunter2" not in words
-    for values in ({}, {"sha256": digest, "file": "x"}, {"max_tier": "flex"}):
-        assert "exactly one of sha256 and file" in words_of(KeyConfig, values)
-
-
 def test_engines_that_share_a_process_are_simulated() -> None:
     """A vLLM engine needs one of its own."""
     assert "one_process is for simulated engines" in words_of(
         WorkerConfig, {**WORKER, "engine": "vllm", "one_process": True}
     )
+
+
+def test_classes_of_data_have_an_order() -> None:
+    """What needs more comes later."""
+    assert [0, 1, 2] == [rank(name) for name in ("general", "important", "core")]
+
+
+@pytest.mark.parametrize(
+    ("value", "places", "amount"), [("1.5", 3, 1500), ("1e3", 0, 1000), ("9223372036854775807", 0, 2**63 - 1)]
+)
+def test_an_amount_is_the_ledgers_integer(value: str, places: int, amount: int) -> None:
+    """Exactly, however it was written."""
+    assert amount == ledger_amount(Decimal(value), places)
+
+
+@pytest.mark.parametrize(
+    ("value", "places", "words"),
+    [
+        ("-1", 0, "must be 0 or more"),
+        ("1.5", 0, "must be a whole number"),
+        ("0.0001", 3, "at most 3 decimal places"),
+        ("1e-999999", 9, "at most 9 decimal places"),
+        ("9223372036854775808", 0, "must be at most 9223372036854775807; leave it out for no limit"),
+        ("1e999999", 9, "must be at most 9223372036.854775807"),
+    ],
+)
+def test_an_amount_that_the_ledger_cannot_keep_is_refused(value: str, places: int, words: str) -> None:
+    """Never rounded to nothing, never overflown."""
+    with pytest.raises(ValueError, match=words):
+        ledger_amount(Decimal(value), places)

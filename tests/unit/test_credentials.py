@@ -8,8 +8,8 @@ import pytest
 
 from scheduler.api.access import Keys
 from scheduler.config_errors import ConfigError
-from scheduler.config_sections import KeyConfig, TenantConfig
-from scheduler.core.request import Band
+from scheduler.config_tenants import KeyConfig, TenantConfig
+from scheduler.core.request import Band, DataClass
 from scheduler.credentials import kept_key, new_key, read_key, tenant_keys
 
 KEY = "jw-0123456789abcdef-CANARY"
@@ -55,6 +55,30 @@ def test_a_key_can_only_narrow_its_tenants_tier(of_tenant: str, of_key: str | No
     tenant = TenantConfig(name="t", keys=(key,), max_tier=of_tenant)  # type: ignore[arg-type]
     keys, _ = tenant_keys([tenant], generate=False)
     assert [expected] == [key.caller.best_band for key in keys]
+
+
+def test_a_key_narrows_its_tenants_data_and_zones_and_may_have_a_project_of_its_own() -> None:
+    """What it does not say is its tenant's."""
+    keys = (
+        KeyConfig(sha256="a" * 64),
+        KeyConfig(sha256="b" * 64, data_class="core", zones=("north",), project="search"),
+    )
+    tenant = TenantConfig(name="t", keys=keys, data_class="important", zones=("north", "south"))
+    of_tenant, narrower = (key.caller for key in tenant_keys([tenant], generate=False)[0])
+    assert (DataClass.IMPORTANT, {"north", "south"}, "default") == (
+        of_tenant.data_class,
+        of_tenant.zones,
+        of_tenant.project,
+    )
+    assert (DataClass.CORE, {"north"}, "search") == (narrower.data_class, narrower.zones, narrower.project)
+
+
+def test_a_key_that_was_made_is_its_tenants_in_everything() -> None:
+    """And without a word of its tenant it is nobody's in particular."""
+    tenants = [TenantConfig(name="a", data_class="core", zones=("north",), project="p"), TenantConfig(name="b")]
+    first, second = (key.caller for key in tenant_keys(tenants, generate=True)[0])
+    assert (DataClass.CORE, {"north"}, "p") == (first.data_class, first.zones, first.project)
+    assert (DataClass.GENERAL, None) == (second.data_class, second.zones)
 
 
 def test_keys_are_made_only_where_asked_and_none_was_given() -> None:

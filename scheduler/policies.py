@@ -1,0 +1,87 @@
+"""The operator's configuration becomes rules of the core, prices and promises: units are converted here, once.
+
+Called by ``scheduler.service`` at its start and at each reload. It must never decide anything about a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal
+
+from scheduler.api.access import key_id_of
+from scheduler.config import Config
+from scheduler.config_sections import NANO_PLACES, ModelConfig, WorkConfig, ledger_amount
+from scheduler.config_tenants import BudgetConfig
+from scheduler.core.budget_accounts import Budget, Level
+from scheduler.core.fairness import WorkWeights
+from scheduler.core.request import DataClass, Rates, Slo
+from scheduler.core.rules import Rules
+from scheduler.credentials import key_digest
+
+CACHED_RATIO = 0.1
+"""A cached token is read, not computed."""
+GRAMS_PER_KWH_OF_A_UG_PER_MJ = 3600
+"""1 gCO₂e/kWh is 10⁶ µg per 3.6 × 10⁹ mJ."""
+NANO = 10**NANO_PLACES
+
+
+def rules_of(config: Config) -> Rules:
+    """Everything that the core is told of operators' wishes. Raises: ConfigError where a key's file cannot be used."""
+    scheduling = config.scheduling
+    return Rules(
+        budgets=budgets_of(config),
+        task_budgets={tenant.name: _budgets(tenant.task_budgets) for tenant in config.tenants if tenant.task_budgets},
+        weights={tenant.name: tenant.weight for tenant in config.tenants},
+        work={name: _work(model.work) for name, model in config.models.items()},
+        zones={name: DataClass[zone.data_class.upper()] for name, zone in config.zones.items()},
+        model_zones={
+            name: frozenset(worker.zone for worker in config.workers if worker.model == name) for name in config.models
+        },
+        carbon_ug_per_mj={
+            name: zone.gco2e_per_kwh / GRAMS_PER_KWH_OF_A_UG_PER_MJ for name, zone in config.zones.items()
+        },
+        reserve_ratio=scheduling.reserve_ratio,
+        ageing_s=scheduling.ageing_s,
+        ageing_every=scheduling.ageing_every,
+    )
+
+
+def budgets_of(config: Config) -> dict[Level, tuple[Budget, ...]]:
+    """By tenant, project and key; levels without a budget are left out. Raises: ConfigError."""
+    budgets: dict[Level, tuple[BudgetConfig, ...]] = {}
+    for index, tenant in enumerate(config.tenants):
+        budgets[Level("tenant", tenant.name)] = tenant.budgets
+        for name, project in tenant.projects.items():
+            budgets[Level("project", f"{tenant.name}/{name}")] = project.budgets
+        for number, key in enumerate(tenant.keys):
+            if key.budgets:
+                digest = key_digest(key, where=f"tenants[{index}].keys[{number}]")
+                budgets[Level("key", key_id_of(digest))] = key.budgets
+    return {level: _budgets(configured) for level, configured in budgets.items() if configured}
+
+
+def zone_names(config: Config) -> frozenset[str]:
+    """Every zone that is named or has a configured worker."""
+    return frozenset(config.zones) | {worker.zone for worker in config.workers}
+
+
+def rates_of(model: ModelConfig) -> Rates:
+    """Its prices, as a request is admitted with them."""
+    price = model.price
+    cached: Decimal = price.input if price.cached_input is None else price.cached_input
+    return Rates(*(ledger_amount(each, NANO_PLACES) for each in (price.input, cached, price.output)))
+
+
+def slo_of(model: ModelConfig) -> Slo:
+    """What its requests are promised."""
+    slo = model.slo
+    return Slo(ttft_s=slo.ttft_s, ttft_ratio=slo.ttft_ratio, tpot_s=slo.tpot_s, value_nano_per_s=slo.value_per_s * NANO)
+
+
+def _budgets(configured: Iterable[BudgetConfig]) -> tuple[Budget, ...]:
+    return tuple(Budget(each.counted.measure, each.limit, each.window) for each in configured)
+
+
+def _work(work: WorkConfig) -> WorkWeights:
+    cached_gpu_s = CACHED_RATIO * work.prefill_gpu_s if work.cached_gpu_s is None else work.cached_gpu_s
+    return WorkWeights(prefill_gpu_s=work.prefill_gpu_s, cached_gpu_s=cached_gpu_s, decode_gpu_s=work.decode_gpu_s)

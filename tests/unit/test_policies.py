@@ -1,0 +1,130 @@
+"""What operators write in their units becomes rules, prices and promises in the core's."""
+
+from pathlib import Path
+
+import pytest
+
+from scheduler.api.access import digest_of, key_id_of
+from scheduler.config import Config, load_config
+from scheduler.config_errors import ConfigError
+from scheduler.config_sections import ModelConfig
+from scheduler.core.budget_accounts import Budget, Level, Measure
+from scheduler.core.budget_windows import Window
+from scheduler.core.fairness import DEFAULT_WORK
+from scheduler.core.request import DEFAULT_SLO, FREE, DataClass, Rates, Slo
+from scheduler.core.rules import Rules
+from scheduler.policies import budgets_of, rates_of, rules_of, slo_of, zone_names
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+TEXT = """
+models:
+  m: {work: {prefill_gpu_s: 0.001, decode_gpu_s: 0.01}}
+  n: {}
+workers:
+  - {name: v, engine: simulated, model: m, zone: north}
+  - {name: w, engine: simulated, model: m, zone: south}
+zones:
+  north: {data_class: core, gco2e_per_kwh: 360}
+  spare: {}
+scheduling: {reserve_ratio: 0.25, ageing_s: 5, ageing_every: 3}
+tenants:
+  - name: acme
+    weight: 2.5
+    budgets:
+      - {money: 0.000000001, per: total}
+      - {joules: 1.5, per: 1h}
+      - {concurrency: 2}
+    projects: {search: {budgets: [{gpu_seconds: 2, per: calendar day}]}, quiet: {}}
+    task_budgets: [{gco2e: "0.5", per: calendar month}]
+    keys: [{file: acme.key, budgets: [{output_tokens: 1e3, per: 7d}]}]
+  - {name: other, keys: [{file: missing.key}]}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    (tmp_path / "c.yaml").write_text(TEXT)
+    (tmp_path / "acme.key").write_text("jw-0123456789abcdef\n")
+    (tmp_path / "acme.key").chmod(0o600)
+    return load_config(tmp_path / "c.yaml")
+
+
+def budget(measure: Measure, limit: int, window: str | None) -> Budget:
+    return Budget(measure, limit, None if window is None else Window.parse(window))
+
+
+def test_budgets_of_every_level_in_the_ledgers_units(config: Config) -> None:
+    """Nano-units of money, millijoules, GPU-microseconds; a level without one is left out, its key is not read."""
+    assert {
+        Level("tenant", "acme"): (
+            budget(Measure.MONEY_NANO, 1, "total"),
+            budget(Measure.ENERGY_MJ, 1500, "1h"),
+            budget(Measure.CONCURRENCY, 2, None),
+        ),
+        Level("project", "acme/search"): (budget(Measure.GPU_US, 2_000_000, "calendar day"),),
+        Level("key", key_id_of(digest_of("jw-0123456789abcdef"))): (budget(Measure.OUTPUT_TOKENS, 1000, "7d"),),
+    } == budgets_of(config)
+    assert {"acme": (budget(Measure.CARBON_UG, 500_000, "calendar month"),)} == rules_of(config).task_budgets
+
+
+def test_everything_else_that_the_core_is_told(config: Config) -> None:
+    """Weights, work, zones, carbon and the shape of the queue."""
+    rules = rules_of(config)
+    assert {"acme": 2.5, "other": 1.0} == rules.weights
+    assert ["m", "n"] == list(rules.work)
+    assert pytest.approx((0.001, 0.0001, 0.01)) == tuple(rules.work["m"])
+    assert {"north": DataClass.CORE, "spare": DataClass.GENERAL} == rules.zones
+    assert {"m": {"north", "south"}, "n": frozenset()} == rules.model_zones
+    assert {"north": 0.1, "spare": 0.0} == rules.carbon_ug_per_mj
+    assert (0.25, 5, 3) == (rules.reserve_ratio, rules.ageing_s, rules.ageing_every)
+    assert {"north", "south", "spare"} == zone_names(config)
+
+
+def test_what_is_not_written_is_the_cores_default(tmp_path: Path) -> None:
+    """Both places say the same."""
+    (tmp_path / "c.yaml").write_text(
+        "{models: {m: {}}, workers: [{name: w, engine: simulated, model: m}], tenants: [{name: a}], "
+        "generate_keys: true}"
+    )
+    rules, default = rules_of(load_config(tmp_path / "c.yaml")), Rules()
+    assert ({}, {}) == (rules.budgets, rules.task_budgets)
+    for name in ("zones", "carbon_ug_per_mj", "reserve_ratio", "ageing_s", "ageing_every"):
+        assert getattr(default, name) == getattr(rules, name)
+    assert {"a": 1.0} == rules.weights
+    assert pytest.approx(tuple(DEFAULT_WORK)) == tuple(rules.work["m"])
+    assert (FREE, DEFAULT_SLO) == (rates_of(ModelConfig()), slo_of(ModelConfig()))
+
+
+def test_prices_are_nano_units_per_million_tokens() -> None:
+    """A cached token costs what any other does where nothing is said."""
+    price = {"input": "0.15", "output": 0.6}
+    assert Rates(150_000_000, 150_000_000, 600_000_000) == rates_of(ModelConfig.model_validate({"price": price}))
+    price["cached_input"] = 0
+    assert 0 == rates_of(ModelConfig.model_validate({"price": price})).cached_nano
+
+
+def test_what_lateness_costs_is_in_nano_units() -> None:
+    """The other promises are seconds already."""
+    slo = {"ttft_s": 2, "ttft_ratio": 4, "tpot_s": 0.1, "value_per_s": 0.5}
+    assert Slo(2.0, 4.0, 0.1, 5e8) == slo_of(ModelConfig.model_validate({"slo": slo}))
+
+
+def test_a_key_with_budgets_whose_file_is_missing_is_named(config: Config) -> None:
+    """Nobody would know whose budgets they are."""
+    tenant = config.tenants[1]
+    key = tenant.keys[0].model_copy(update={"budgets": config.tenants[0].budgets})
+    broken = config.model_copy(update={"tenants": (config.tenants[0], tenant.model_copy(update={"keys": (key,)}))})
+    with pytest.raises(ConfigError, match=r"tenants\[1\].keys\[0\].file: .*missing.key cannot be read"):
+        rules_of(broken)
+
+
+def test_the_example_of_three_tenants_becomes_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one in configs/, with keys for everybody."""
+    monkeypatch.setattr("scheduler.policies.key_digest", lambda key, where: digest_of(str(key.file)))
+    config = load_config(CONFIGS / "tenants.yaml")
+    rules = rules_of(config)
+    assert 3 == len(rules.weights)
+    assert ["tenant", "project", "tenant", "key", "key"] == [level.kind for level in rules.budgets]
+    assert {"hall-a": DataClass.CORE, "hall-b": DataClass.GENERAL} == rules.zones
+    assert Rates(200_000_000, 50_000_000, 800_000_000) == rates_of(config.models["chat"])
