@@ -58,6 +58,8 @@ class Entry:
     """Lives of the workers where it failed."""
     cancel_reason: str = ""
     is_cancelled_by_client: bool = False
+    ages_since_s: float = field(init=False)
+    """Since when a lower band's turn draws near: it loses a worker, not its age."""
     granted_tokens: int = field(init=False)
     """Output of one sequence that its hold covers: the cap that the engine gets."""
     waits: list[Wait] = field(default_factory=list)
@@ -70,6 +72,7 @@ class Entry:
 
     def __post_init__(self) -> None:
         self.granted_tokens = self.request.max_output_tokens
+        self.ages_since_s = self.waits_since_s
 
     def begin_wait(self, cause: str, now_s: float) -> None:
         """It stands in the queue from now on."""
@@ -110,6 +113,8 @@ class Attempt:
     first_byte_s: float | None = None
     ended_s: float | None = None
     settled: Settle | None = None
+    is_aged: bool = False
+    """It was started before better bands because of its age."""
 
     def __post_init__(self) -> None:
         self.zone = self.worker.view.zone
@@ -127,10 +132,13 @@ class Attempt:
 
     @property
     def is_preemptable(self) -> bool:
-        """Batch-class work of which nobody saw a byte may make room, a bounded number of times: then it stays."""
+        """Batch-class work of which nobody saw a byte may make room, a bounded number of times: then it stays.
+
+        Not where its age put it before those who would take its room.
+        """
         entry = self.entry
         is_batch = entry.request.band == Band.FLEX and entry.num_preemptions < MAX_PREEMPTIONS
-        return is_batch and self.outcome is None and self.is_repeatable
+        return is_batch and not self.is_aged and self.outcome is None and self.is_repeatable
 
     def give_way(self, now_s: float) -> None:
         """Its request is taken from it, to be tried again; what it executed was in vain."""

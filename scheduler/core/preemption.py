@@ -9,6 +9,8 @@ the room, nobody else has to: their credit counts as free.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import islice
 from typing import NamedTuple
 
 from scheduler.core.attempts import Attempt, Entry
@@ -17,6 +19,9 @@ from scheduler.core.data_policy import DataPolicy
 from scheduler.core.request import Band
 from scheduler.core.running import Running
 from scheduler.core.score import Work
+
+MAX_WORKERS = 64
+"""Looked at for one request: enough to find somebody, and no cost that grows with the cluster."""
 
 
 class _Room(NamedTuple):
@@ -38,35 +43,33 @@ class _Room(NamedTuple):
 def victims(
     cluster: Cluster, entry: Entry, work: Work, *, running: Running, policy: DataPolicy, room_ratio: float
 ) -> list[Attempt]:
-    """The fewest attempts whose end makes room for the request; the latest started of them, the lower worker id.
+    """The fewest attempts whose end makes room for the request, the latest started of them, among the workers that got
+    batch work last (at most ``MAX_WORKERS`` are looked at).
 
     Empty where none would do, where attempts that end already will, or for work of the last band itself.
     """
-    request = entry.request
-    if request.band >= Band.FLEX:
-        return []
-    found: list[Attempt] = []
-    for column in cluster.columns_of(request.model).tolist():
-        worker = cluster.worker_at(column)
+    request, found = entry.request, list[Attempt]()
+    if request.band >= Band.FLEX or not running.has_batch:
+        return found
+    ending = running.ending_on(request.model, most=MAX_WORKERS)
+    for worker_id in ending:
+        worker = cluster.workers[worker_id]
+        if _may_take(cluster, worker, entry, policy) and _left(cluster, worker, work, room_ratio, ending).is_enough:
+            return found  # it fits as soon as they have ended
+    for worker, attempts in islice(running.batch(request.model), MAX_WORKERS):
         if not _may_take(cluster, worker, entry, policy):
             continue
-        lacks = _lacks(cluster, worker, work, room_ratio)
-        may_go: list[Attempt] = []
-        for attempt in running.on(worker):
-            if running.is_ending(attempt) or not attempt.is_answering:
-                lacks = lacks.less(worker.claims[attempt.attempt_id])
-            elif attempt.is_preemptable:
-                may_go.append(attempt)
-        if lacks.is_enough:
-            return []  # it fits as soon as they have ended, or something but room keeps it out
-        going: list[Attempt] = []
-        for attempt in reversed(may_go):  # the latest has done least in vain
-            going.append(attempt)
-            lacks = lacks.less(worker.claims[attempt.attempt_id])
-            if lacks.is_enough:
+        left = _left(cluster, worker, work, room_ratio, ending)
+        if left.is_enough:
+            return []  # something but room keeps it out
+        for number, attempt in enumerate(attempts, start=1):
+            left = left.less(worker.claims[attempt.attempt_id])
+            if left.is_enough:
+                if not found or number < len(found):
+                    found = attempts[:number]
                 break
-        if lacks.is_enough and (not found or len(going) < len(found)):
-            found = going
+        if len(found) == 1:
+            break
     return found
 
 
@@ -76,9 +79,12 @@ def _may_take(cluster: Cluster, worker: Worker, entry: Entry, policy: DataPolicy
     return is_ready and policy.may(entry.request, worker.view.zone)
 
 
-def _lacks(cluster: Cluster, worker: Worker, work: Work, room_ratio: float) -> _Room:
+def _left(
+    cluster: Cluster, worker: Worker, work: Work, room_ratio: float, ending: Mapping[str, list[Attempt]]
+) -> _Room:
+    """What is lacking there once those that end have ended."""
     cells = cluster.table[:, worker.column].tolist()
-    return _Room(
+    left = _Room(
         attempts=cells[Row.ATTEMPTS] + 1 - max(int(cells[Row.MAX_ATTEMPTS] * room_ratio), 1),
         sequences=cells[Row.SEQUENCES]
         + cells[Row.FOREIGN_SEQUENCES]
@@ -86,3 +92,6 @@ def _lacks(cluster: Cluster, worker: Worker, work: Work, room_ratio: float) -> _
         - cells[Row.MAX_SEQUENCES] * room_ratio,
         kv_tokens=cells[Row.KV] + cells[Row.FOREIGN_KV] + work.kv_tokens - cells[Row.KV_ROOM] * room_ratio,
     )
+    for attempt in ending.get(worker.worker_id, ()):
+        left = left.less(worker.claims[attempt.attempt_id])
+    return left

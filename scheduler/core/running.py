@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 
 from scheduler.core.actions import Abort, Tokens
 from scheduler.core.admission import Limits
@@ -27,6 +28,8 @@ class Running:
         self._attempts: dict[str, Attempt] = {}
         self._ending: dict[str, float] = {}
         """Attempts that ended or were aborted and owe their usage, by when they began to; in that order."""
+        self._batch: dict[str, dict[str, Attempt]] = {}
+        """By worker: attempts that may have to make room, the latest last; of workers the one that got one last."""
         self._signs = Deadlines()
         """When a running attempt may have been silent for too long."""
 
@@ -36,6 +39,10 @@ class Running:
     def get(self, attempt_id: str) -> Attempt | None:
         """None where it is unknown or settled."""
         return self._attempts.get(attempt_id)
+
+    def of(self, abort: Abort) -> Attempt:
+        """Whom an order just given ends."""
+        return self._attempts[abort.attempt_id]
 
     def on(self, worker: Worker) -> list[Attempt]:
         """Everything that runs on a worker, in the order it was sent."""
@@ -58,6 +65,10 @@ class Running:
             output_tokens=attempt.expected_tokens,
         )
         self._cluster.claim(attempt.worker, attempt.attempt_id, attempt.claim(), attempt.promise())
+        if attempt.is_preemptable:
+            of_worker = self._batch.pop(attempt.worker.worker_id, {})
+            of_worker[attempt.attempt_id] = attempt
+            self._batch[attempt.worker.worker_id] = of_worker
         due_s = attempt.started_s + self._limits.sign_timeout_s
         self._signs.push(due_s, attempt.attempt_id, is_open=self._attempts.keys())
 
@@ -73,6 +84,12 @@ class Running:
             output_tokens=attempt.output_tokens,
         )
 
+    def note_first_byte(self, attempt: Attempt, now_s: float) -> None:
+        """Its client was given a byte: it makes room for nobody any more."""
+        attempt.has_first_byte = True
+        attempt.first_byte_s = attempt.last_sign_s = now_s
+        self._leave_batch(attempt)
+
     def note_end(self, attempt: Attempt, outcome: Outcome, cause: str, now_s: float) -> None:
         """How its bytes ended; the first word counts. From here on it owes its usage."""
         if attempt.outcome is None:
@@ -84,14 +101,44 @@ class Running:
     def abort(self, attempt: Attempt, reason: str, now_s: float) -> Abort:
         """The order to end it; it owes its usage from here on."""
         self._ending.setdefault(attempt.attempt_id, now_s)
+        self._leave_batch(attempt)
         return Abort(attempt_id=attempt.attempt_id, worker_id=attempt.worker.worker_id, reason=reason)
 
     def forget(self, attempt: Attempt, tokens: Tokens) -> None:
         """Releases its credit: it is settled now, having executed this."""
         del self._attempts[attempt.attempt_id]
+        self._leave_batch(attempt)
         self._ending.pop(attempt.attempt_id, None)
         self._cluster.release(attempt.worker, attempt.attempt_id)
         self._fairness.close(attempt.attempt_id, **asdict(tokens))
+
+    def _leave_batch(self, attempt: Attempt) -> None:
+        of_worker = self._batch.get(attempt.worker.worker_id)
+        if of_worker is not None and of_worker.pop(attempt.attempt_id, None) is not None and not of_worker:
+            del self._batch[attempt.worker.worker_id]
+
+    # -- who may make room, and who does
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether anybody may have to make room."""
+        return bool(self._batch)
+
+    def batch(self, model: str) -> Iterator[tuple[Worker, list[Attempt]]]:
+        """Workers of a model with attempts that may have to make room; of both the latest first."""
+        for worker_id in reversed(self._batch):
+            attempts = list(reversed(self._batch[worker_id].values()))
+            if model in attempts[0].worker.view.models:
+                yield attempts[0].worker, [attempt for attempt in attempts if attempt.is_preemptable]
+
+    def ending_on(self, model: str, *, most: int) -> dict[str, list[Attempt]]:
+        """The last ``most`` attempts that end, by worker of the model: their credit will be free."""
+        found: dict[str, list[Attempt]] = {}
+        for attempt_id in islice(reversed(self._ending), most):
+            attempt = self._attempts[attempt_id]
+            if model in attempt.worker.view.models:
+                found.setdefault(attempt.worker.worker_id, []).append(attempt)
+        return found
 
     # -- too quiet; the caller ends each before it asks for the next
 

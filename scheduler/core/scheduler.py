@@ -171,8 +171,7 @@ class Scheduler:
         """The client was given a byte: from here on this attempt answers or nobody does."""
         attempt = self._running.get(attempt_id)
         if attempt is not None:
-            attempt.has_first_byte = True
-            attempt.first_byte_s = attempt.last_sign_s = self._advance(now_s)
+            self._running.note_first_byte(attempt, self._advance(now_s))
 
     def on_ended(self, attempt_id: str, outcome: Outcome, cause: str, now_s: float) -> list[Action]:
         """The bytes ended. A failed attempt is tried elsewhere at once; its usage, and any Finish, follow."""
@@ -306,7 +305,7 @@ class Scheduler:
     def _place_waiting(self, now_s: float) -> list[Action]:
         """Starts whoever may start now and fits; whose deadline has passed since the last tick is refused instead."""
         actions: list[Action] = []
-        preempted: list[Attempt] = []
+        preempted: list[Entry] = []
         for turn in self._waiting.candidates(now_s):
             entry, request = turn.entry, turn.entry.request
             if is_late(request, now_s):
@@ -315,10 +314,11 @@ class Scheduler:
                 self._waiting.remove(request.request_id)
                 actions.append(dispatch)
             else:
-                preempted += self._starter.preempt(entry, now_s)
-        for attempt in preempted:
-            actions.append(self._running.abort(attempt, PREEMPTED_CAUSE, now_s))
-            self._wait(attempt.entry, PREEMPTED_CAUSE, now_s)
+                for abort in self._starter.preempt(entry, now_s):
+                    actions.append(abort)
+                    preempted.append(self._running.of(abort).entry)
+        for entry in preempted:
+            self._wait(entry, PREEMPTED_CAUSE, now_s)
         return actions
 
     def _start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from scheduler.core.actions import Dispatch
+from scheduler.core.actions import Abort, Dispatch
 from scheduler.core.admission import Admission
-from scheduler.core.attempts import Attempt, Entry, Stats, dispatch_of, work_of
+from scheduler.core.attempts import PREEMPTED_CAUSE, Attempt, Entry, Stats, dispatch_of, work_of
 from scheduler.core.cluster import Cluster, Worker
 from scheduler.core.data_policy import DataPolicy
 from scheduler.core.evidence import Decision, EvidenceBook
@@ -75,6 +75,7 @@ class Starter:
             prompt_tokens=work.prompt_tokens,
             expected_tokens=work.output_tokens * work.num_sequences,
             cached_tokens=decision.cached_tokens,
+            is_aged=turn is not None and turn.is_aged,
         )
         entry.attempt = attempt
         entry.tries.append(attempt)
@@ -95,8 +96,8 @@ class Starter:
         """The decision of an attempt, or the last one in vain of a request that waits; None where it is too old."""
         return self._evidence.explain(key)
 
-    def preempt(self, entry: Entry, now_s: float) -> list[Attempt]:
-        """Batch-class attempts whose end makes room for it, taken from their requests; the caller aborts them.
+    def preempt(self, entry: Entry, now_s: float) -> list[Abort]:
+        """Ends batch-class attempts to make room for it; their requests are taken from them, to wait again.
 
         What they executed is the operator's; their credit is owned until they have ended.
         """
@@ -111,7 +112,7 @@ class Starter:
         for attempt in attempts:
             attempt.give_way(now_s)
         self._stats.preempted += len(attempts)
-        return attempts
+        return [self._running.abort(attempt, PREEMPTED_CAUSE, now_s) for attempt in attempts]
 
     def _room_ratio(self, request: Request) -> float:
         """The part of a worker's credit that its band may take."""

@@ -4,7 +4,9 @@ import pytest
 
 from scheduler.core.admission import CLEAR_RATIO, Admission, Limits
 from scheduler.core.cluster import Cluster
+from scheduler.core.data_policy import DataPolicy
 from scheduler.core.queue import Queue, QueueLimits
+from scheduler.core.request import DataClass
 from tests.core_words import MODEL, curves, request, view
 from workers.types import WorkerState
 
@@ -15,7 +17,13 @@ class Gate:
     def __init__(self, **limits: object) -> None:
         self.limits = Limits(**limits)  # type: ignore[arg-type]
         self.cluster, self.queue = Cluster(), Queue(self.limits.queue)
-        self.admission = Admission(self.cluster, self.queue, self.limits, models=[MODEL])
+        self.admission = Admission(
+            self.cluster,
+            self.queue,
+            self.limits,
+            DataPolicy({"safe": DataClass.CORE}, {"placed": ["here"]}),
+            models=[MODEL, "placed"],
+        )
         self.num_places = 0
 
     def wait(self, name: str, **values: object) -> None:
@@ -148,3 +156,21 @@ def test_timed_out_says_how_long() -> None:
     rejection = Gate(max_wait_s=7.0).admission.timed_out(request(), 9.0)
     assert ("queue_timeout", 503) == (rejection.reason, rejection.status)
     assert "7 s" in rejection.message
+
+
+# -- residency
+
+
+def test_data_that_no_zone_of_the_model_may_hold_is_refused_at_once() -> None:
+    """It does not wait for a worker that can never come; where none is known yet, any fit zone may get one."""
+    gate = Gate()
+    assert "data_residency_mismatch" == refusal(gate, model="placed", data_class=DataClass.IMPORTANT)
+    assert refusal(gate, model="placed") is None
+    gate.admission.models.add("nowhere")
+    assert refusal(gate, model="nowhere", data_class=DataClass.CORE) is None
+
+
+def test_whoever_is_shed_is_told_that_the_queue_is_full() -> None:
+    """Nobody while there is room."""
+    gate = Gate()
+    assert [] == list(gate.admission.shed_for(request(), 0.0))

@@ -20,8 +20,8 @@ from scheduler.core.attempts import (
     work_of,
 )
 from scheduler.core.cluster import Claim, Cluster
-from scheduler.core.placement import Placement
-from scheduler.core.request import Band
+from scheduler.core.request import Band, Slo
+from scheduler.core.slack import UNDERWAY, Promise
 from tests.core_words import progress, request, thorough, usage, view
 from workers.types import Outcome, Progress
 
@@ -63,9 +63,9 @@ def test_a_fresh_attempt_owns_its_prompt_and_what_it_is_expected_to_put_out() ->
 def test_progress_trues_credit_up() -> None:
     """The engine's count replaces the bound; what is computed or cached is read at each step from now on."""
     attempt = an_attempt()
-    attempt.advance(progress("r-1", prompt=60, cached=10, computed=30, output=0))
+    attempt.advance(progress("r-1", prompt=60, cached=10, computed=30, output=0), 1.0)
     assert attempt.claim() == Claim(sequences=1, prefill_tokens=20, decode_tokens=20, context_tokens=40, kv_tokens=80)
-    attempt.advance(progress("r-1", prompt=60, cached=10, computed=50, output=5))
+    attempt.advance(progress("r-1", prompt=60, cached=10, computed=50, output=5), 1.0)
     assert attempt.claim() == Claim(sequences=1, prefill_tokens=0, decode_tokens=15, context_tokens=65, kv_tokens=80)
 
 
@@ -73,7 +73,7 @@ def test_an_output_that_exceeds_what_was_expected_doubles_it_up_to_the_limit() -
     """A long answer claims room before it needs it."""
     attempt, seen = an_attempt(expected=4, max_output_tokens=20), []
     for output in (3, 4, 8, 16, 20, 25):
-        attempt.advance(progress("r-1", output=output))
+        attempt.advance(progress("r-1", output=output), 1.0)
         seen.append(attempt.expected_tokens)
     assert [4, 8, 16, 20, 20, 25] == seen
 
@@ -90,7 +90,7 @@ def test_late_and_repeated_progress_takes_nothing_back(messages: list[Progress])
     for order in orders:
         attempt = an_attempt()
         for message in order:
-            attempt.advance(message)
+            attempt.advance(message, 1.0)
             assert min(attempt.claim()) >= 0
         ends.append(
             (attempt.prompt_tokens, attempt.cached_tokens, attempt.computed_prompt_tokens, attempt.output_tokens)
@@ -108,7 +108,7 @@ def test_without_progress_nothing_is_known_to_have_run() -> None:
 def test_executed_tokens_are_what_was_computed_not_what_was_asked() -> None:
     """A prompt that was cut short is billed as far as it came."""
     attempt = an_attempt()
-    attempt.advance(progress("r-1", prompt=100, cached=16, computed=40, output=0))
+    attempt.advance(progress("r-1", prompt=100, cached=16, computed=40, output=0), 1.0)
     assert Tokens(input_tokens=56, cached_tokens=16, output_tokens=0) == attempt.executed()
 
 
@@ -224,17 +224,49 @@ def test_how_a_request_ends(attempt: Attempt, expected: tuple[Outcome, str]) -> 
     assert expected == ending_of(attempt, attempt.outcome)
 
 
+# -- promises
+
+
+def test_a_promise_is_a_place_before_the_first_token_and_a_pace_after_it() -> None:
+    """Prompts go by band until they are begun; then the last token is due at the pace that was promised."""
+    attempt = an_attempt(expected=21, band=2, slo=Slo(tpot_s=0.1, value_nano_per_s=7.0))
+    assert Promise(rank=2) == attempt.promise()
+    attempt.advance(progress("r-1", prompt=60, computed=30, output=0), 1.0)
+    assert Promise(rank=UNDERWAY) == attempt.promise()
+    attempt.advance(progress("r-1", prompt=60, computed=60, output=1), 2.0)
+    attempt.advance(progress("r-1", prompt=60, computed=60, output=6), 2.5)
+    assert Promise(rank=UNDERWAY, due_s=4.0, left_tokens=15.0, value_nano_per_s=7.0) == attempt.promise()
+
+
+def test_what_is_expected_of_a_cache_gives_way_to_what_it_had() -> None:
+    """The index of prefixes is approximate: the engine says what it found."""
+    attempt = an_attempt(prompt=100)
+    attempt.cached_tokens = 64
+    assert 36 == attempt.claim().prefill_tokens
+    attempt.advance(progress("r-1", prompt=100, cached=0, computed=10, output=0), 1.0)
+    assert 90 == attempt.claim().prefill_tokens
+
+
+def test_giving_way_takes_the_request_from_its_attempt() -> None:
+    """It waits anew, keeps its place, and what was executed is the operator's."""
+    attempt = an_attempt(band=Band.FLEX)
+    attempt.give_way(9.0)
+    entry = attempt.entry
+    assert (None, 1, 9.0, 1) == (entry.attempt, entry.num_preemptions, entry.waits_since_s, entry.place)
+    assert ("preempted", Payer.OPERATOR) == (attempt.cause, attempt.payer(Outcome.COMPLETED))
+
+
 # -- actions made of attempts
 
 
 def test_a_dispatch_carries_the_cap_the_band_and_the_reason() -> None:
     """What the engine is given, and why there."""
     attempt = an_attempt(band=0, max_output_tokens=7)
-    dispatch = dispatch_of(attempt, Placement(worker=attempt.worker, wait_s=0.25, num_feasible=2, num_serving=3))
+    dispatch = dispatch_of(attempt, "least of 2 scores")
     assert ("r", "r-1", "w", 7, 0) == (
         dispatch.request_id, dispatch.attempt_id, dispatch.worker_id, dispatch.max_output_tokens, dispatch.priority,
     )  # fmt: skip
-    assert "0.250 s, 2 of 3" in dispatch.reason
+    assert "least of 2 scores" == dispatch.reason
 
 
 def test_a_settlement_carries_the_worker_s_count() -> None:

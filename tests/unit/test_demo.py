@@ -65,7 +65,7 @@ def accounts_of_one_request() -> Accounts:
     accounts.add_posting("w-0", "t0", energy_mj=840, gpu_us=4_000_000)
     totals = accounts.tokens_of("t0")
     totals.requests += 1
-    totals.add(input_tokens=30, cached_tokens=10, output_tokens=20, outcome=Outcome.COMPLETED)
+    totals.add(input_tokens=30, cached_tokens=10, output_tokens=20, cost_nano=0, outcome=Outcome.COMPLETED)
     return accounts
 
 

@@ -1,7 +1,7 @@
 """What became of a request is told as it was, to whoever asks in time."""
 
 from scheduler.core.attempts import Ending, Entry
-from scheduler.core.history import History, story_of
+from scheduler.core.history import History
 from scheduler.core.scheduler import Scheduler
 from tests.core_words import MODEL, request, usage, view
 from workers.types import Outcome
@@ -66,5 +66,6 @@ def test_a_request_that_waits_says_so() -> None:
     assert story is not None
     assert [{"from_s": 0.0, "to_s": None, "cause": "queued"}] == story["waits"]
     core.cancel("r", "client_gone", 2.0)
-    assert Outcome.ABORTED.value == story_of(core._history.get("r") or over("r"))["outcome"]
-    assert 2.0 == (core.explain("r") or {})["waits"][0]["to_s"]
+    story = core.explain("r")
+    assert story is not None
+    assert (Outcome.ABORTED.value, 2.0) == (story["outcome"], story["waits"][0]["to_s"])

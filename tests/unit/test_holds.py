@@ -53,7 +53,7 @@ def test_a_hold_is_the_worst_case_and_comes_back_as_far_as_it_was_not_used() -> 
     assert made.hold(entry) is None
     assert (50, {"tokens": 150}) == (entry.granted_tokens, held(made))
     attempt = settled(entry)
-    attempt.advance(progress("r-1", prompt=80))
+    attempt.advance(progress("r-1", prompt=80), 1.0)
     made.counted(attempt)
     assert {"tokens": 130} == held(made)
     made.settled(attempt)

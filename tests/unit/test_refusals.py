@@ -15,6 +15,7 @@ ALL = [
     refusals.shutting_down(),
     refusals.deadline_exceeded(1.25),
     refusals.deadline_infeasible(0.1, 2.0),
+    refusals.data_residency_mismatch(["north", "south"]),
 ]
 
 
@@ -38,8 +39,8 @@ def test_whoever_may_come_back_is_told_when(rejection: Rejection) -> None:
 
 
 def test_statuses() -> None:
-    """Overload is 503, an unknown model 404, time that ran out 504."""
-    assert [503, 503, 503, 404, 503, 504, 504] == [rejection.status for rejection in ALL]
+    """Overload is 503, an unknown model 404, time that ran out 504, data that may be nowhere 403."""
+    assert [503, 503, 503, 404, 503, 504, 504, 403] == [rejection.status for rejection in ALL]
 
 
 def test_numbers_are_in_the_message() -> None:
@@ -49,3 +50,9 @@ def test_numbers_are_in_the_message() -> None:
     assert "60 s" in refusals.no_worker("m", 60.0).message
     assert "0.100 s" in refusals.deadline_infeasible(0.1, 2.0).message
     assert "2.000 s" in refusals.deadline_infeasible(0.1, 2.0).message
+
+
+def test_where_workers_are_is_said_to_whom_none_may_serve() -> None:
+    """And that no zone may hold the data, where there is no worker at all."""
+    assert "north, south" in refusals.data_residency_mismatch(["north", "south"]).message
+    assert "No zone" in refusals.data_residency_mismatch([]).message

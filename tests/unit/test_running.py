@@ -2,11 +2,14 @@
 
 import pytest
 
+from scheduler.core.actions import Tokens
 from scheduler.core.admission import Limits
 from scheduler.core.attempts import BUSY_CAUSE, Attempt, Entry
 from scheduler.core.cluster import Cluster
+from scheduler.core.fairness import Fairness, WorkWeights
+from scheduler.core.request import Band
 from scheduler.core.running import Running
-from tests.core_words import progress, request, view
+from tests.core_words import MODEL, progress, request, view
 from workers.types import Outcome
 
 LIMITS = Limits(final_timeout_s=30.0, call_lost_s=60.0, sign_timeout_s=600.0)
@@ -37,19 +40,19 @@ def start(running: Running, cluster: Cluster, name: str = "r", now_s: float = 0.
 
 def test_credit_is_owned_until_it_is_forgotten(cluster: Cluster) -> None:
     """Claimed at the start, trued up by progress, exactly 0 at the end."""
-    running = Running(cluster, LIMITS)
+    running = Running(cluster, Fairness(), LIMITS)
     attempt = start(running, cluster)
     assert (1, 150) == (cluster.credit("w").sequences, cluster.credit("w").kv_tokens)
     running.advance(attempt, progress("r-1", prompt=80, computed=80, output=2), 1.0)
     assert (0, 130) == (cluster.credit("w").prefill_tokens, cluster.credit("w").kv_tokens)
-    running.forget(attempt)
+    running.forget(attempt, Tokens())
     assert (0, (0,) * 5) == (len(running), tuple(cluster.credit("w")))
     assert running.get("r-1") is None
 
 
 def test_the_first_word_of_an_end_counts(cluster: Cluster) -> None:
     """A second one changes nothing."""
-    running = Running(cluster, LIMITS)
+    running = Running(cluster, Fairness(), LIMITS)
     attempt = start(running, cluster)
     running.note_end(attempt, Outcome.FAILED, "stalled", 1.0)
     running.note_end(attempt, Outcome.COMPLETED, "", 2.0)
@@ -59,14 +62,14 @@ def test_the_first_word_of_an_end_counts(cluster: Cluster) -> None:
 
 def test_a_busy_worker_is_held(cluster: Cluster) -> None:
     """Until its next report nothing is placed there."""
-    running = Running(cluster, LIMITS)
+    running = Running(cluster, Fairness(), LIMITS)
     running.note_end(start(running, cluster), Outcome.FAILED, BUSY_CAUSE, 1.0)
     assert not cluster.is_ready(cluster.workers["w"])
 
 
 def test_who_owes_its_usage_too_long_is_unsettled(cluster: Cluster) -> None:
     """In the order in which they ended; the first that is not late ends the search."""
-    running = Running(cluster, LIMITS)
+    running = Running(cluster, Fairness(), LIMITS)
     attempts = [start(running, cluster, name) for name in ("a", "b", "c")]
     running.abort(attempts[1], "client_gone", 1.0)
     running.note_end(attempts[0], Outcome.COMPLETED, "", 5.0)
@@ -74,13 +77,13 @@ def test_who_owes_its_usage_too_long_is_unsettled(cluster: Cluster) -> None:
     late = []
     for attempt in running.unsettled(36.0):
         late.append(attempt.attempt_id)
-        running.forget(attempt)
+        running.forget(attempt, Tokens())
     assert ["b-1", "a-1"] == late
 
 
 def test_silence_is_counted_from_the_last_sign(cluster: Cluster) -> None:
     """Looked at when it may be due, looked at again later if there was a sign."""
-    running = Running(cluster, LIMITS)
+    running = Running(cluster, Fairness(), LIMITS)
     attempt = start(running, cluster)
     running.advance(attempt, progress("r-1"), 300.0)
     assert [] == list(running.silent(600.0))
@@ -90,14 +93,14 @@ def test_silence_is_counted_from_the_last_sign(cluster: Cluster) -> None:
 
 def test_whoever_ends_is_not_silent(cluster: Cluster) -> None:
     """It has another bound: that of its usage."""
-    running = Running(cluster, LIMITS)
+    running = Running(cluster, Fairness(), LIMITS)
     running.abort(start(running, cluster), "client_gone", 1.0)
     assert [] == list(running.silent(10_000.0))
 
 
 def test_an_idle_worker_knows_of_no_call(cluster: Cluster) -> None:
     """Only once it was idle, and the attempt quiet, for long enough."""
-    running = Running(cluster, LIMITS)
+    running = Running(cluster, Fairness(), LIMITS)
     attempt, worker = start(running, cluster, now_s=10.0), cluster.workers["w"]
     cluster.update(view("w", num_running=1), 20.0)
     assert [] == list(running.uncalled(worker, 500.0))
@@ -106,3 +109,19 @@ def test_an_idle_worker_knows_of_no_call(cluster: Cluster) -> None:
     assert [attempt] == list(running.uncalled(worker, 90.0))
     running.abort(attempt, "client_gone", 90.0)
     assert [] == list(running.uncalled(worker, 91.0))
+
+
+def test_a_tenants_turn_is_what_its_attempts_executed(cluster: Cluster) -> None:
+    """Charged as expected, trued up while it runs, corrected at the end."""
+    fairness = Fairness(work={MODEL: WorkWeights(prefill_gpu_s=1.0, cached_gpu_s=0.0, decode_gpu_s=10.0)})
+    running = Running(cluster, fairness, LIMITS)
+
+    def turn() -> float | None:
+        return fairness.counter_gpu_s(Band.DEFAULT, "t")
+
+    attempt = start(running, cluster)
+    assert 100 + 10 * 50 == turn()
+    running.advance(attempt, progress("r-1", prompt=80, computed=80, output=57), 1.0)
+    assert 80 + 10 * 57 == turn()
+    running.forget(attempt, Tokens(input_tokens=80, output_tokens=3))
+    assert 80 + 10 * 3 == turn()

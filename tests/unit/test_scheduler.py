@@ -46,6 +46,13 @@ def complete(core: Scheduler, attempt_id: str, now_s: float = 0.0) -> list[Actio
     ]
 
 
+def test_lines_of_several_zones_wait_for_the_first_worker() -> None:
+    """There is no zone yet: nobody is kept from any."""
+    core = a_core()
+    assert [] == submit(core, "a", "b", zones=frozenset({"east"})) + submit(core, "c")
+    assert ["a-1", "b-1", "c-1"] == started(core.on_worker_report(view("w", zone="east"), 1.0))
+
+
 # -- budgets
 
 TENANT = Level("tenant", "t")
