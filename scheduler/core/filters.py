@@ -67,7 +67,7 @@ def filtered(
     ready = table[Row.READY] > 0
     zone = table[Row.ZONE].astype(np.intp)
     codes: Codes = np.zeros(table.shape[1], dtype=np.uint8)
-    if closed_to:
+    if closed_to and cluster.zones:
         kept = np.zeros(table.shape[1], dtype=np.bool_)
         for earlier in closed_to:
             if earlier.model == request.model:

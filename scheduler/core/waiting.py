@@ -149,7 +149,7 @@ class Waiting:
         for band in bands:
             if num_passed[band] < self._ageing_every - 1:
                 continue
-            if self._entries[line.oldest(band).request_id].waits_since_s + self._ageing_s <= now_s:
+            if self._entries[line.oldest(band).request_id].ages_since_s + self._ageing_s <= now_s:
                 request, rank = line.next_of(band)
                 return request, rank._replace(urgency=band - len(BANDS))
         return line.next_of(bands[0])

@@ -213,6 +213,15 @@ def test_an_aged_turn_says_so_and_is_waited_for() -> None:
     assert ("low", True) == (first.entry.request.request_id, first.is_aged)
 
 
+def test_whoever_made_room_keeps_its_age() -> None:
+    """Waits begin anew after a preemption, turns do not draw away."""
+    room = Room(ageing_s=5.0, ageing_every=2)
+    for name, band in (("low", 2), ("high0", 0), ("high1", 0)):
+        room.push(name, band=band)
+    room.entries["low"].waits_since_s = 4.0
+    assert ["high0", "low", "high1"] == room.tried(fit=list(room.entries), now_s=6.0)
+
+
 def test_only_starts_of_better_bands_count_towards_an_aged_turn() -> None:
     """A band that starts by itself is not passed over, and what is kept for better bands stays kept."""
     room = Room(ageing_s=1.0, ageing_every=2)
