@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.request import Band
-from scheduler.core.slack import NO_SUMMARY, UNDERWAY, Pace, Promise, Promises, Summary
+from scheduler.core.slack import NO_SUMMARY, UNDERWAY, Pace, Promise, Promises
 from workers.types import StepCurves, WorkerState, WorkerStatus
 
 PRIOR_CURVES = StepCurves(time_s=(0.02, 1e-4, 1e-3, 0.0), energy_joules=(0.0, 0.0, 0.0, 0.0), idle_watts=0.0)
@@ -55,29 +55,39 @@ class Row(IntEnum):
     """Owned tokens of KV that are read at each step."""
     KV = 7
     """Owned KV: prompts and expected outputs."""
-    FOREIGN_SEQUENCES = 8
-    FOREIGN_KV = 9
-    MAX_ATTEMPTS = 10
-    MAX_SEQUENCES = 11
-    KV_ROOM = 12
-    T0_S = 13
-    T_PREFILL_S = 14
-    T_DECODE_S = 15
-    T_CONTEXT_S = 16
-    NUM_GPUS = 17
-    ZONE = 18
-    """Index into ``Cluster.zones``."""
-    ORDER = 19
-    """Place of the worker's id among all ids: ties fall the same way always."""
-    FIRST_PREFILL = 20
+    FIRST_PREFILL = 8
     """Of the prompts in PREFILL, those that are computed before any newcomer of the first band."""
-    SECOND_PREFILL = 21
+    SECOND_PREFILL = 9
     """Likewise of the second band; the third waits for all."""
+    FOREIGN_SEQUENCES = 10
+    FOREIGN_KV = 11
+    MAX_ATTEMPTS = 12
+    MAX_SEQUENCES = 13
+    KV_ROOM = 14
+    T0_S = 15
+    T_PREFILL_S = 16
+    T_DECODE_S = 17
+    T_CONTEXT_S = 18
+    NUM_GPUS = 19
+    ZONE = 20
+    """Index into ``Cluster.zones``."""
+    ORDER = 21
+    """Place of the worker's id among all ids: ties fall the same way always."""
     SLACK_S = 22
     SLACK_LEFT = 23
     SLACK_VALUE = 24
     LATE_VALUE = 25
     """The summary of ``scheduler.core.slack``, field by field."""
+
+
+OWNED_ROWS = slice(Row.ATTEMPTS, Row.SECOND_PREFILL + 1)
+CURVE_ROWS = slice(Row.T0_S, Row.T_CONTEXT_S + 1)
+SLACK_ROWS = slice(Row.SLACK_S, Row.LATE_VALUE + 1)
+
+_SEQUENCES, _CONTEXT, _KV, _FIRST, _SECOND = (
+    row - OWNED_ROWS.start for row in (Row.SEQUENCES, Row.CONTEXT, Row.KV, Row.FIRST_PREFILL, Row.SECOND_PREFILL)
+)
+"""Where a worker's sums stand in its list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +139,7 @@ class Claim(NamedTuple):
     kv_tokens: int
 
 
-_CLAIM_ROWS = tuple(map(int, (Row.SEQUENCES, Row.PREFILL, Row.DECODE, Row.CONTEXT, Row.KV)))
-"""Where each field of a claim is summed."""
+NO_CLAIM = Claim(0, 0, 0, 0, 0)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -145,16 +154,26 @@ class Worker:
     claims: dict[str, Claim] = field(default_factory=dict)
     """By attempt."""
     promises: Promises = field(default_factory=Promises)
+    owned: list[int] = field(default_factory=lambda: [0] * (OWNED_ROWS.stop - OWNED_ROWS.start))
+    """Sums over the claims, in the order of the table's rows; written there when somebody reads it."""
     last_foreign: tuple[int, int] = (0, 0)
     idle_since_s: float | None = None
     """Since when it reports that nothing runs or waits there."""
+
+
+def _add_ahead(owned: list[int], rank: int, tokens: int) -> None:
+    """Prompt tokens also count before every band that they are computed before."""
+    if rank <= Band.DEFAULT:
+        owned[_SECOND] += tokens
+        if rank <= Band.PRIORITY:
+            owned[_FIRST] += tokens
 
 
 class Cluster:
     """All workers that are known. Columns are reused; no choice may depend on which column a worker has."""
 
     def __init__(self) -> None:
-        self.table: NDArray[np.float64] = np.zeros((len(Row), 16), dtype=np.float64)
+        self._table: NDArray[np.float64] = np.zeros((len(Row), 16), dtype=np.float64)
         self.workers: dict[str, Worker] = {}
         self._by_column: dict[int, Worker] = {}
         self._free: list[int] = list(range(15, -1, -1))
@@ -163,8 +182,10 @@ class Cluster:
         self._columns: dict[str, NDArray[np.intp]] = {}
         self._serving: dict[str, NDArray[np.bool_]] = {}
         self._ids: tuple[tuple[str, str], ...] | None = None
-        self._changed: dict[int, Worker] = {}
-        """Workers whose summary of slack is out of date, by column."""
+        self._unwritten: dict[int, Worker] = {}
+        """Workers of which the table does not have the sums yet, by column."""
+        self._unsummarised: dict[int, Worker] = {}
+        """Likewise their slack."""
         self._num_lives = 0
 
     # -- what workers say
@@ -177,27 +198,28 @@ class Cluster:
         elif (worker.view.models, worker.view.zone) != (view.models, view.zone):
             self._forget_order()
         worker.view = view
-        table, column = self.table, worker.column
+        table, column = self._table, worker.column
         curves = view.curves if view.curves is not None and is_sound(view.curves) else PRIOR_CURVES
         table[Row.READY, column] = view.state is WorkerState.READY
         table[Row.HEARD_S, column] = now_s
         table[Row.MAX_ATTEMPTS, column] = view.max_running
         table[Row.MAX_SEQUENCES, column] = view.max_sequences
         table[Row.KV_ROOM, column] = view.kv_tokens
-        table[Row.T0_S : Row.T_CONTEXT_S + 1, column] = curves.time_s
+        table[CURVE_ROWS, column] = curves.time_s
         table[Row.NUM_GPUS, column] = view.num_gpus
         table[Row.ZONE, column] = self._zone(view.zone)
-        self._changed[column] = worker
+        self._unsummarised[column] = worker
         self._correct(worker, now_s)
         return worker
 
     def _correct(self, worker: Worker, now_s: float) -> None:
         """Load beyond what is owned, once two reports agree on it."""
-        table, column, view = self.table, worker.column, worker.view
+        table, column, view = self._table, worker.column, worker.view
+        owned = worker.owned
         reported = view.num_running + view.num_waiting
         foreign = (
-            max(reported - int(table[Row.SEQUENCES, column]), 0),
-            max(view.kv_used_tokens - int(table[Row.KV, column]), 0),
+            max(reported - owned[_SEQUENCES], 0),
+            max(view.kv_used_tokens - owned[_KV], 0),
         )
         table[Row.FOREIGN_SEQUENCES, column] = min(foreign[0], worker.last_foreign[0])
         table[Row.FOREIGN_KV, column] = min(foreign[1], worker.last_foreign[1])
@@ -209,16 +231,16 @@ class Cluster:
 
     def _take_in(self, view: WorkerView) -> Worker:
         if not self._free:
-            size = self.table.shape[1]
-            self.table = np.concatenate((self.table, np.zeros_like(self.table)), axis=1)
+            size = self._table.shape[1]
+            self._table = np.concatenate((self._table, np.zeros_like(self._table)), axis=1)
             self._free = list(range(2 * size - 1, size - 1, -1))
         self._num_lives += 1
         worker = Worker(worker_id=view.worker_id, column=self._free.pop(), life=self._num_lives, view=view)
         self.workers[view.worker_id] = worker
         self._by_column[worker.column] = worker
-        self._set_summary(worker.column, NO_SUMMARY)
+        self._table[SLACK_ROWS, worker.column] = NO_SUMMARY
         for order, worker_id in enumerate(sorted(self.workers)):
-            self.table[Row.ORDER, self.workers[worker_id].column] = order
+            self._table[Row.ORDER, self.workers[worker_id].column] = order
         self._forget_order()
         return worker
 
@@ -238,23 +260,24 @@ class Cluster:
         worker = self.workers.pop(worker_id)
         assert not worker.claims, f"{len(worker.claims)} attempts are still owned on {worker_id}"
         del self._by_column[worker.column]
-        self.table[:, worker.column] = 0.0
+        self._table[:, worker.column] = 0.0
         self._free.append(worker.column)
-        self._changed.pop(worker.column, None)
+        self._unwritten.pop(worker.column, None)
+        self._unsummarised.pop(worker.column, None)
         self._forget_order()
 
     def hold(self, worker: Worker) -> None:
         """It said that it is full: no placement there until its next report."""
-        self.table[Row.READY, worker.column] = 0.0
+        self._table[Row.READY, worker.column] = 0.0
 
     def hold_silent(self, now_s: float, silent_s: float) -> None:
         """No placement on workers that were not heard for so long, until their next report."""
-        silent = self.table[Row.HEARD_S] < now_s - silent_s
-        self.table[Row.READY, silent] = 0.0
+        silent = self._table[Row.HEARD_S] < now_s - silent_s
+        self._table[Row.READY, silent] = 0.0
 
     def unheard(self, now_s: float, lost_s: float) -> list[str]:
         """Ids of workers that were not heard for so long, in order."""
-        late = np.flatnonzero(self.table[Row.HEARD_S] < now_s - lost_s)
+        late = np.flatnonzero(self._table[Row.HEARD_S] < now_s - lost_s)
         return sorted(self._by_column[column].worker_id for column in late.tolist() if column in self._by_column)
 
     # -- credit
@@ -262,66 +285,60 @@ class Cluster:
     def claim(self, worker: Worker, attempt_id: str, claim: Claim, promise: Promise = NO_PROMISE) -> None:
         """Credit is owned from here on."""
         assert attempt_id not in worker.claims, f"{attempt_id} owns credit already"
-        worker.claims[attempt_id] = claim
-        self.table[Row.ATTEMPTS, worker.column] += 1
-        self._add(worker.column, claim, 1)
-        self._add_prefill(worker.column, promise.rank, claim.prefill_tokens)
+        worker.owned[0] += 1
+        worker.claims[attempt_id] = NO_CLAIM
         worker.promises.put(attempt_id, promise)
-        self._changed[worker.column] = worker
+        self.change(worker, attempt_id, claim, promise)
 
     def change(self, worker: Worker, attempt_id: str, claim: Claim, promise: Promise = NO_PROMISE) -> None:
-        """The attempt owns something else now. Called per attempt and report: only what differs is written."""
-        before, column = worker.claims[attempt_id], worker.column
+        """The attempt owns something else now. Called per attempt and report, so it is kept cheap."""
+        before, owned, promises = worker.claims[attempt_id], worker.owned, worker.promises
         worker.claims[attempt_id] = claim
-        table = self.table
-        for row, old_tokens, new_tokens in zip(_CLAIM_ROWS, before, claim, strict=True):
-            if new_tokens != old_tokens:
-                table[row, column] += new_tokens - old_tokens
-        if before.prefill_tokens or claim.prefill_tokens:
-            self._add_prefill(column, worker.promises.rank(attempt_id), -before.prefill_tokens)
-            self._add_prefill(column, promise.rank, claim.prefill_tokens)
-        worker.promises.put(attempt_id, promise)
-        self._changed[column] = worker
+        sequences, prefill_tokens, decode_tokens, context_tokens, kv_tokens = claim
+        owned[1] += sequences - before[0]
+        owned[2] += prefill_tokens - before[1]
+        owned[3] += decode_tokens - before[2]
+        owned[4] += context_tokens - before[3]
+        owned[5] += kv_tokens - before[4]
+        if before[1]:
+            _add_ahead(owned, promises.rank(attempt_id), -before[1])
+        if prefill_tokens:
+            _add_ahead(owned, promise.rank, prefill_tokens)
+        promises.put(attempt_id, promise)
+        self._unwritten[worker.column] = self._unsummarised[worker.column] = worker
 
     def release(self, worker: Worker, attempt_id: str) -> None:
         """The attempt owns nothing any more."""
-        self.table[Row.ATTEMPTS, worker.column] -= 1
-        claim = worker.claims.pop(attempt_id)
-        self._add(worker.column, claim, -1)
-        self._add_prefill(worker.column, worker.promises.rank(attempt_id), -claim.prefill_tokens)
+        self.change(worker, attempt_id, NO_CLAIM)
+        worker.owned[0] -= 1
+        del worker.claims[attempt_id]
         worker.promises.drop(attempt_id)
-        self._changed[worker.column] = worker
 
-    def _add(self, column: int, claim: Claim, sign: int) -> None:
-        for row, tokens in zip(_CLAIM_ROWS, claim, strict=True):
-            self.table[row, column] += sign * tokens
-
-    def _add_prefill(self, column: int, rank: int, tokens: int) -> None:
-        """Prompt tokens also count before every band that they are computed before."""
-        if tokens and rank <= Band.DEFAULT:
-            self.table[Row.SECOND_PREFILL, column] += tokens
-            if rank <= Band.PRIORITY:
-                self.table[Row.FIRST_PREFILL, column] += tokens
+    @property
+    def table(self) -> NDArray[np.float64]:
+        """One column a worker, one row a quantity. The slack in it is as of the last ``refresh``."""
+        if self._unwritten:
+            for column, worker in self._unwritten.items():
+                self._table[OWNED_ROWS, column] = worker.owned
+            self._unwritten.clear()
+        return self._table
 
     def refresh(self, now_s: float) -> None:
-        """Summarises the slack of every worker where something changed. Placement calls it; so may whoever reports
-        progress, so that no decision pays for many workers at once."""
-        if not self._changed:
-            return
-        for column, worker in self._changed.items():
-            self._set_summary(column, worker.promises.summary(self.pace(column), now_s))
-        self._changed.clear()
+        """Summarises the slack of every worker where something changed.
+
+        Placement calls it; so may whoever reports progress, so that no decision pays for many workers at once.
+        """
+        if self._unsummarised:
+            for column, worker in self._unsummarised.items():
+                self._table[SLACK_ROWS, column] = worker.promises.summary(self.pace(column), now_s)
+            self._unsummarised.clear()
 
     def pace(self, column: int, backlog_row: Row = Row.PREFILL) -> Pace:
         """How the worker there computes as things stand; the backlog is what the row counts."""
-        cells = self.table[:, column].tolist()
-        step_s = (
-            cells[Row.T0_S] + cells[Row.T_DECODE_S] * cells[Row.SEQUENCES] + cells[Row.T_CONTEXT_S] * cells[Row.CONTEXT]
-        )
-        return Pace(step_s, cells[Row.T_PREFILL_S], cells[backlog_row])
-
-    def _set_summary(self, column: int, summary: Summary) -> None:
-        self.table[Row.SLACK_S : Row.LATE_VALUE + 1, column] = summary
+        owned = self._by_column[column].owned
+        t0_s, prefill_s, decode_s, context_s = self._table[CURVE_ROWS, column].tolist()
+        step_s = t0_s + decode_s * owned[_SEQUENCES] + context_s * owned[_CONTEXT]
+        return Pace(step_s, prefill_s, owned[backlog_row - Row.ATTEMPTS])
 
     # -- what placement reads
 
@@ -338,7 +355,7 @@ class Cluster:
         """Over all columns: whether a worker is there that serves the model."""
         serving = self._serving.get(model)
         if serving is None:
-            serving = np.zeros(self.table.shape[1], dtype=np.bool_)
+            serving = np.zeros(self._table.shape[1], dtype=np.bool_)
             serving[self.columns_of(model)] = True
             self._serving[model] = serving
         return serving
@@ -346,7 +363,7 @@ class Cluster:
     def ids(self) -> tuple[tuple[str, str], ...]:
         """(worker id, zone) of every column, empty ones included; the same object until a worker comes or goes."""
         if self._ids is None:
-            names = [("", "")] * self.table.shape[1]
+            names = [("", "")] * self._table.shape[1]
             for worker in self.workers.values():
                 names[worker.column] = (worker.worker_id, worker.view.zone)
             self._ids = tuple(names)
@@ -357,22 +374,15 @@ class Cluster:
 
     def is_ready(self, worker: Worker) -> bool:
         """Whether it takes work now."""
-        return bool(self.table[Row.READY, worker.column])
+        return bool(self._table[Row.READY, worker.column])
 
     def has_ready(self, model: str, *, other_than: Worker | None = None) -> bool:
         """Whether some (other) worker of the model takes work now."""
-        num_ready = int(self.table[Row.READY, self.columns_of(model)].sum())
+        num_ready = int(self._table[Row.READY, self.columns_of(model)].sum())
         if other_than is not None and model in other_than.view.models:
             num_ready -= self.is_ready(other_than)
         return num_ready > 0
 
     def credit(self, worker_id: str) -> Claim:
         """All credit owned on a worker."""
-        column = self.table[:, self.workers[worker_id].column]
-        return Claim(
-            sequences=int(column[Row.SEQUENCES]),
-            prefill_tokens=int(column[Row.PREFILL]),
-            decode_tokens=int(column[Row.DECODE]),
-            context_tokens=int(column[Row.CONTEXT]),
-            kv_tokens=int(column[Row.KV]),
-        )
+        return Claim(*self.workers[worker_id].owned[1:6])
