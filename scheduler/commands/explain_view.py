@@ -113,7 +113,7 @@ def _show_decision(decision: Story | None, *, chosen: str | None, with_reason: b
     names = term_names(decision["workers"])
     columns = ("worker", "zone", "filter", *names, "= score")
     rows = [_worker(worker, names, is_chosen=worker["worker_id"] == chosen) for worker in decision["workers"]]
-    print_table("  terms in 10⁻⁹ currency units, the lowest sum wins", columns, rows, numeric_from=3)
+    print_table("terms in 10⁻⁹ currency units; the lowest sum wins", columns, rows, numeric_from=3)
 
 
 def term_names(workers: Sequence[Story]) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ def _worker(worker: Story, names: Sequence[str], *, is_chosen: bool) -> tuple[st
     cells = [f"{terms[name]:,}" if name in terms else "–" for name in names]
     score = "–" if worker.get("score") is None else f"{worker['score']:,}"
     mark = " ◂" if is_chosen else ""
-    return (f"  {worker['worker_id']}{mark}", _text(worker.get("zone")), _text(worker.get("filter")), *cells, score)
+    return (f"{worker['worker_id']}{mark}", _text(worker.get("zone")), _text(worker.get("filter")), *cells, score)
 
 
 def _budget(budget: Story) -> tuple[str, ...]:

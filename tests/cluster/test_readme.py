@@ -1,6 +1,6 @@
-"""The README's examples run as they are printed: key, doctor, serve, curl, openai-python, workers, bench.
+"""The README's examples run as they are printed: key, doctor, serve, curl, openai-python, submit, explain, top, bench.
 
-The engine is the simulated one (``tests/engine`` runs the real one), and ports are free ones; nothing else is changed.
+The engines are simulated ones (``tests/engine`` runs the real one), and ports are free ones; nothing else is changed.
 """
 
 import contextlib
@@ -20,12 +20,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.servers import free_port
+from scheduler.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SIMULATED = [
     {
-        "name": "cpu", "engine": "simulated", "model": "smollm2-135m", "calibration_s": 0,
+        "name": "cpu", "count": 2, "engine": "simulated", "model": "smollm2-135m", "calibration_s": 0, "cpus": 0.1,
         "engine_args": {"fixed_step_s": 0.005}, "meter": {"kind": "simulated"},
     }
 ]  # fmt: skip
@@ -60,7 +61,10 @@ class Place:
         }
 
     def words(self, block: str) -> str:
-        return block.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
+        url = f"127.0.0.1:{self.port}"
+        for command in ("submit", "explain"):  # they ask port 8000 unless told otherwise
+            block = block.replace(f"jouleway {command} ", f"jouleway {command} --url http://{url} ")
+        return block.replace("127.0.0.1:8000", url)
 
     def shell(self, script: str, *, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         command = ["bash", "-euo", "pipefail", "-c", self.words(script)]
@@ -144,15 +148,56 @@ def test_openai_python_streams(place: Place) -> None:
     assert done.stdout.strip()
 
 
-def test_workers_and_bench_answer(place: Place) -> None:
-    """The table names the worker; the benchmark measures (7: measured, but on a busy machine not to be quoted)."""
-    listed, measured = block_with("bash", "jouleway workers").strip().splitlines()
-    done = place.shell(listed)
-    assert done.returncode == 0, done.stderr
-    assert "cpu-0" in done.stdout
+def test_top_workers_and_bench_answer(place: Place) -> None:
+    """The tables name the workers; the benchmark measures (7: measured, but on a busy machine not to be quoted)."""
+    watched, listed, measured = block_with("bash", "jouleway workers").strip().splitlines()
+    for command in (watched, listed):
+        done = place.shell(command)
+        assert done.returncode == 0, done.stderr
+        assert "cpu-0" in done.stdout
     done = place.shell(measured.replace("--duration-s 20", "--duration-s 3"), timeout_s=120)
     assert done.returncode in (0, 7), done.stderr
     assert "TTFT" in done.stdout
+
+
+def test_a_file_of_jobs_is_answered_and_walked_by_explain(place: Place) -> None:
+    """The walk has the columns that the README shows, and in both the terms sum to the score."""
+    done = place.shell(block_with("bash", "jouleway submit"))
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 lines have their answer" in done.stderr
+    columns, walked = scores(done.stdout)
+    shown_columns, shown = scores(block_with("text", "= score"))
+    assert shown_columns == columns
+    assert ["cpu-0", "cpu-1"] == sorted(walked) == sorted(shown)
+    for terms, score in (*walked.values(), *shown.values()):
+        assert sum(terms) == score
+    assert all(any(terms) for terms, _ in shown.values()), "a walk of zeros explains nothing"
+
+
+def scores(text: str) -> tuple[list[str], dict[str, tuple[list[int], int]]]:
+    """Names of the terms, and of each worker that was scored the terms and their sum."""
+    lines = [line.replace("◂", " ").split() for line in text.splitlines()]
+    begin = next(number for number, words in enumerate(lines) if words[:3] == ["worker", "zone", "filter"])
+    columns = lines[begin][3:-2]
+    rows: dict[str, tuple[list[int], int]] = {}
+    for words in lines[begin + 1 :]:
+        if len(words) != 3 + len(columns) + 1 or words[2] != "–":
+            break
+        *terms, score = (int(word.replace(",", "")) for word in words[3:])
+        rows[words[0]] = (terms, score)
+    return columns, rows
+
+
+def test_the_tenants_example_is_a_configuration(tmp_path: Path) -> None:
+    """Beside the rest of a file it loads, and every number is where it belongs."""
+    text = (ROOT / "configs" / "cpu.yaml").read_text()
+    path = tmp_path / "c.yaml"
+    zones = "zones: {local: {data_class: important}}\n"
+    path.write_text(text[: text.index("tenants:")] + zones + block_with("yaml", "tenants:"))
+    (tenant,) = load_config(path).tenants
+    assert ("acme", 2, 4, 1, 1) == (
+        tenant.name, tenant.weight, len(tenant.budgets), len(tenant.task_budgets), len(tenant.keys)
+    )  # fmt: skip
 
 
 def test_every_link_leads_somewhere() -> None:
