@@ -173,9 +173,11 @@ def test_no_prompt_is_logged(
     run.call("canary-bad", CHAT, messages=[{"role": CANARY, "content": CANARY}], max_tokens=-3)
     run.call("canary-gone", prompt=f"{CANARY} two", max_tokens=800, ignore_eos=True, stream=True)
     run.call("canary-broken", CHAT, messages=f"{CANARY}")
+    change = {"type": "tool_addition", "tool": {"type": "tool_reference", "name": CANARY}}
+    run.call("canary-quoted", "/v1/messages", messages=[{"role": "system", "content": [change]}], max_tokens=3)
     time.sleep(0.5)
     run.abort("canary-gone")
-    run.wait_ended("canary", "canary-bad", "canary-gone", "canary-broken")
+    run.wait_ended("canary", "canary-bad", "canary-gone", "canary-broken", "canary-quoted")
     time.sleep(0.2)
     printed = capfd.readouterr()
     assert CANARY not in printed.out + printed.err + caplog.text

@@ -71,7 +71,7 @@ def spec(**changes: Any) -> WorkerSpec:
 def inner(process: Process) -> Any:
     """vLLM's AsyncLLM, as far as it is asked."""
     cache = SimpleNamespace(num_gpu_blocks=10, block_size=16)
-    model = SimpleNamespace(max_model_len=128, tokenizer="/no/such/folder")
+    model = SimpleNamespace(max_model_len=128, tokenizer="/no/such/folder", attn_type="decoder")
     config = SimpleNamespace(
         cache_config=cache, model_config=model, scheduler_config=SimpleNamespace(max_num_seqs=8)
     )  # fmt: skip
@@ -191,6 +191,17 @@ async def test_an_engine_without_its_hook_starts_with_a_lower_grade(engine: Vllm
     assert SOCKET_VARIABLE not in os.environ
     await engine.stop()
     assert ["terminate"] == process.asked
+
+
+async def test_a_model_that_keeps_nothing_of_a_sequence_has_room_for_a_full_batch(
+    engine: VllmEngine, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its few blocks of cache bound nothing."""
+    without = inner(process)
+    without.vllm_config.model_config.attn_type = "encoder_only"
+    monkeypatch.setattr(engine, "_build", lambda args: without)
+    assert 8 * 128 == (await engine.start(Sink())).kv_tokens
+    await engine.stop()
 
 
 @pytest.mark.parametrize(

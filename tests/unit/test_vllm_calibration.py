@@ -16,9 +16,8 @@ from workers.engines.vllm_ids import CALIBRATION_PREFIX
 class Engine:
     """Puts a token out every millisecond; notes who asked for what."""
 
-    model_config = SimpleNamespace(get_vocab_size=lambda: 1000)
-
-    def __init__(self) -> None:
+    def __init__(self, runner_type: str = "generate") -> None:
+        self.model_config = SimpleNamespace(get_vocab_size=lambda: 1000, runner_type=runner_type)
         self.asked: list[tuple[str, int, int]] = []
         self.running = 0
         self.most_running: list[int] = []
@@ -34,12 +33,24 @@ class Engine:
         finally:
             self.running -= 1
 
+    async def encode(self, prompt: Any, params: Any, name: str) -> AsyncIterator[int]:
+        assert "embed" == params.task
+        self.asked.append((name, len(prompt), 0))
+        self.running += 1
+        self.most_running.append(self.running)
+        await asyncio.sleep(0.001)
+        self.running -= 1
+        yield 0
+
+    async def get_supported_tasks(self) -> tuple[str, ...]:
+        return ("token_embed", "embed")
+
 
 @pytest.fixture(autouse=True)
 def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two names of vLLM's, without vLLM."""
     package, inputs = ModuleType("vllm"), ModuleType("vllm.inputs")
-    package.SamplingParams = SimpleNamespace  # type: ignore[attr-defined]
+    package.SamplingParams = package.PoolingParams = SimpleNamespace  # type: ignore[attr-defined]
     inputs.tokens_input = list  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", package)
     monkeypatch.setitem(sys.modules, "vllm.inputs", inputs)
@@ -65,3 +76,16 @@ async def test_it_fits_the_engine() -> None:
     await run_mix(engine, max_s=0.05, max_len_tokens=64, kv_tokens=160)
     assert all(prompt + output <= 64 for _, prompt, output in engine.asked)
     assert all(prompt + output <= 10 for _, prompt, output in engine.asked[5:21])
+
+
+async def test_a_model_that_generates_nothing_is_asked_for_nothing() -> None:
+    """Prompts in batches of 1, 4, 16 and two long ones, one batch after the other, within the same bound."""
+    engine = Engine("pooling")
+    started_s = time.monotonic()
+    await run_mix(engine, max_s=0.15, max_len_tokens=256, kv_tokens=4096)
+    assert 0.14 < time.monotonic() - started_s < 0.6
+    assert (16, {16, 128}, {0}) == (
+        max(engine.most_running), {prompt for _, prompt, _ in engine.asked}, {output for *_, output in engine.asked},
+    )  # fmt: skip
+    assert len(engine.asked) > 21 + 2
+    assert all(name.startswith(CALIBRATION_PREFIX) for name, _, _ in engine.asked)

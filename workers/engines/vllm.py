@@ -27,6 +27,7 @@ from workers.engines.vllm_attempts import Attempts
 from workers.engines.vllm_calibration import run_mix
 from workers.engines.vllm_feed import StepFeed
 from workers.engines.vllm_ids import CURRENT_ATTEMPT
+from workers.engines.vllm_logs import keep_texts_out
 from workers.engines.vllm_messages import SOCKET_VARIABLE
 from workers.engines.vllm_output_tail import OutputTail
 from workers.engines.vllm_outputs import install
@@ -49,6 +50,9 @@ QUIET = {
 
 PRIORITY_IN_BODY = ("/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank")
 """vLLM reads the priority of these from the body, of all others from a header."""
+
+WITHOUT_KV = ("encoder_only", "attention_free")
+"""Models that keep nothing of a sequence: their room is what may be computed at once."""
 
 WATCH_S = 0.2
 STOP_GRACE_S = 12.0
@@ -154,12 +158,15 @@ class VllmEngine:
         await init_app_state(engine, app.state, args, tasks)
         app.state.server = SimpleNamespace(should_exit=False)  # vLLM wants to end its server when the engine dies
         self._app = app
+        keep_texts_out()
 
     def _info(self, version: str) -> EngineInfo:
         config = self._engine.vllm_config
         cache = config.cache_config
-        self._kv_tokens = (cache.num_gpu_blocks or 0) * cache.block_size
         self._max_len_tokens = config.model_config.max_model_len
+        self._kv_tokens = (cache.num_gpu_blocks or 0) * cache.block_size
+        if config.model_config.attn_type in WITHOUT_KV:
+            self._kv_tokens = config.scheduler_config.max_num_seqs * self._max_len_tokens
         return EngineInfo(
             engine="vllm",
             version=version,
