@@ -130,6 +130,8 @@ def engine_error(status: int, body: bytes) -> ApiError:
         error = _decode_engine_error(body).error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         error = _EngineError()
+    if status == 404 and not error.message:
+        return ApiError(404, "This model does not serve this route.", code="route_not_served", param="model")
     message = error.message or "The engine refused this request."
     lowered = message.lower()
     is_length = "context length" in lowered or "max_model_len" in lowered

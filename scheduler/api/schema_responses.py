@@ -43,6 +43,8 @@ ITEM_KINDS = (
 )
 """What an input may hold. Not among them: references to what a server keeps, and outputs of tools that run there."""
 PART_KINDS = ("input_image", "input_text", "output_text", "reasoning_text", "refusal", "summary_text", "text")
+STATEFUL = ("store", "background", "previous_response_id")
+"""Fields that ask for a memory, unless they say no to it."""
 TOOL_KINDS = ("custom", "function", "namespace")
 """Tools that the client runs; all others would run on the server, or fetch."""
 
@@ -84,9 +86,9 @@ class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, om
     ignore_eos: Flag = UNSET
     structured_outputs: Object = UNSET
     chat_template_kwargs: Object = UNSET
-    store: Literal[False] | None | UnsetType = UNSET
-    background: Literal[False] | None | UnsetType = UNSET
-    previous_response_id: None | UnsetType = UNSET
+    store: Flag = UNSET
+    background: Flag = UNSET
+    previous_response_id: str | None | UnsetType = UNSET
     # Ours to read.
     service_tier: Tier = UNSET
     user: Word | None | UnsetType = UNSET
@@ -103,6 +105,11 @@ def _read(fields: ResponsesBody) -> Content:
     for name in _DEFAULTS:  # null is as good as absent, but not to vLLM
         if getattr(fields, name) is None:
             setattr(fields, name, UNSET)
+    for name in STATEFUL:
+        if getattr(fields, name) not in (UNSET, False):
+            raise invalid(
+                f"{name}: not served here; nothing is kept between requests.", param=name, code="unsupported_parameter"
+            )
     fields.store = False  # vLLM's own default is to keep it
     if isinstance(fields.tools, list):
         _check_tools(fields.tools)

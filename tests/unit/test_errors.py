@@ -111,6 +111,12 @@ def test_a_missing_model_has_openais_word() -> None:
     assert "model_not_found" == error_of(engine_error(404, engine_body("no such LoRA")).body())["code"]
 
 
+def test_a_route_that_the_model_does_not_serve_is_said() -> None:
+    """An embedding model has no chats: its engine does not know the route at all."""
+    error = engine_error(404, b'{"detail":"Not Found"}')
+    assert (404, "route_not_served", "model") == (error.status, error.code, error.param)
+
+
 @pytest.mark.parametrize("status", [500, 503])
 def test_nothing_of_an_engines_failure_is_shown(status: int) -> None:
     """Its text may hold paths, tensors, prompts."""

@@ -36,12 +36,19 @@ def test_null_is_as_good_as_absent() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("store", True), ("background", True), ("previous_response_id", "resp_1"), ("max_output_tokens", 1001)],
+    [("store", True), ("background", True), ("previous_response_id", "resp_1"), ("previous_response_id", "")],
 )
 def test_what_would_be_kept_is_refused(field: str, value: object) -> None:
-    """There is no store."""
+    """There is no store; saying no to it is fine."""
     error = refused(RESPONSES_PATH, **{field: value})
-    assert (field, "invalid_value") == (error.param, error.code)
+    assert (field, "unsupported_parameter") == (error.param, error.code)
+    assert not {"background", "previous_response_id"} & sent(admitted(RESPONSES_PATH, **{field: None})).keys()
+    assert admitted(RESPONSES_PATH, store=False, background=False)
+
+
+def test_the_limit_is_checked() -> None:
+    """Against what is served here."""
+    assert "max_output_tokens" == refused(RESPONSES_PATH, max_output_tokens=1001).param
 
 
 @pytest.mark.parametrize("field", sorted(RESPONSES.unsupported))
