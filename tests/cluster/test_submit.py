@@ -1,5 +1,6 @@
 """The commands against a real control plane: a file of jobs that is killed and gone on with, explain, top."""
 
+import hashlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from tests.cluster.plane import MODEL
 from tests.cluster.standing import ADMIN_KEY, KEYS, ROOT, Place, ServedPlane, place
 
 OUTPUT_TOKENS = 30
+POOR_KEY = "jw-test-key-of-poor-01234567890123"
 
 
 class Shell:
@@ -28,7 +30,7 @@ class Shell:
         self.plane = plane
 
     def begin(self, *arguments: str, tenant: str | None = "alpha") -> subprocess.Popen[str]:
-        keys = {ADMIN_KEY_VARIABLE: ADMIN_KEY} if tenant is None else {KEY_VARIABLE: KEYS[tenant]}
+        keys = {ADMIN_KEY_VARIABLE: ADMIN_KEY} if tenant is None else {KEY_VARIABLE: {**KEYS, "poor": POOR_KEY}[tenant]}
         return subprocess.Popen(
             [sys.executable, "-m", "scheduler.cli", *arguments],
             cwd=ROOT,
@@ -65,7 +67,12 @@ def shell() -> Iterator[Shell]:
             "name": "sim", "count": 2, "calibration_s": 0, "window_s": 0.5, "engine_args": {"fixed_step_s": 0.01},
             "meter": {"kind": "simulated"},
         }  # fmt: skip
-        plane = at.serve(at.configuration([worker]))
+        digest = hashlib.sha256(POOR_KEY.encode()).hexdigest()
+        # Made twice: a tenant with a small budget beside those that every test has.
+        tenants = json.loads(at.configuration([worker]).read_text())["tenants"]
+        budgets = [{"output_tokens": 5 * OUTPUT_TOKENS, "per": "total"}]
+        poor = {"name": "poor", "keys": [f"sha256:{digest}"], "budgets": budgets}
+        plane = at.serve(at.configuration([worker], tenants=[*tenants, poor]))
         yield Shell(at, plane)
         assert ExitCode.OK == plane.stop(), plane.log.read_text()[-4_000:]
 
@@ -136,6 +143,23 @@ def test_ctrl_c_ends_what_runs_and_leaves_the_rest(shell: Shell, tmp_path: Path)
     assert 200 == shell.submit(source)["finished"]
 
 
+def test_a_used_up_budget_ends_the_run(shell: Shell, tmp_path: Path) -> None:
+    """To the token: five answers, exit code 5, the rest is left; explain and top show the budget."""
+    source = jobs_file(tmp_path, 20)
+    out = shell.run("submit", str(source), "--url", shell.plane.url, "--json", tenant="poor", code=ExitCode.BUDGET)
+    said = json.loads(out)
+    assert (5 * OUTPUT_TOKENS, "insufficient_quota") == (said["totals"]["output_tokens"], said["stopped_by"])
+    assert 20 == said["finished"] + said["failed"] + said["left"]
+    last = lines_of(tmp_path / "jobs.errors.jsonl")[-1]["response"]
+    assert (429, "insufficient_quota") == (last["status_code"], last["body"]["error"]["code"])
+    (budget,) = [each for each in shell.top()["budgets"] if each["level"] == "tenant poor"]
+    assert ("output_tokens", 0, 1.0) == (budget["measure"], budget["left"], budget["full_ratio"])
+    request_id = lines_of(tmp_path / "jobs.output.jsonl")[0]["response"]["request_id"]
+    story = json.loads(shell.run("explain", request_id, "--url", shell.plane.url, "--json", tenant="poor"))
+    (held,) = story["budgets"]
+    assert (5 * OUTPUT_TOKENS, OUTPUT_TOKENS) == (held["limit"], held["settled"])
+
+
 def test_explain_walks_a_line_of_the_output(shell: Shell, tmp_path: Path) -> None:
     """Its request id is in the file; each score is the sum of its terms; another tenant does not see it."""
     shell.submit(jobs_file(tmp_path, 1))
@@ -165,7 +189,7 @@ def test_what_if_runs_nothing(shell: Shell, tmp_path: Path) -> None:
     assert ("what_if", "started", None) == (story["state"], story["verdict"], story["rejection"])
     assert {"sim-0", "sim-1"} == {worker["worker_id"] for worker in story["decision"]["workers"]}
     assert before["submitted"] == shell.top()["totals"]["submitted"]
-    body.write_text(json.dumps({"model": "none", "messages": []}))
+    body.write_text(body.read_text().replace(f'"{MODEL}"', '"none"'))
     shell.run("explain", "--what-if", str(body), "--url", shell.plane.url, code=ExitCode.NOT_FOUND)
 
 
