@@ -28,6 +28,7 @@ from scheduler.core.actions import Action, Dispatch, Finish, Reject, Rejection, 
 from scheduler.core.budget_accounts import BudgetState
 from scheduler.core.cluster import DEFAULT_MAX_RUNNING, WorkerView
 from scheduler.core.request import Request
+from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
 from scheduler.snapshot import Snapshot, take_snapshot
 from scheduler.stories import with_costs
@@ -210,6 +211,10 @@ class Dispatcher:
         self._live[request.request_id] = _Live(submission, stream)
         self._apply(self._core.submit(request, self._clock()))
         return stream
+
+    def reload(self, rules: Rules) -> None:
+        """Other rules from now on; what runs goes on as it was admitted."""
+        self._apply(self._core.reload(rules, self._clock()))
 
     def _on_close(self, request_id: str, reason: str) -> None:
         if request_id in self._live:

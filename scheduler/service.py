@@ -24,6 +24,7 @@ from scheduler.dispatcher import Dispatcher
 from scheduler.fleet import RESTART_DELAYS_S, Fleet
 from scheduler.listeners import Listener, Tls, bind
 from scheduler.metrics import Metrics
+from scheduler.policies import rates_of, rules_of, slo_of, zone_names
 from scheduler.snapshot import Snapshot, WorkerSnapshot
 from workers.errors import WorkerError
 from workers.ray_worker import RayCluster
@@ -35,6 +36,9 @@ EXPANSIONS = {"none": 1, "nfc": 3, "nfkc": 11}
 """Characters that one can become in a tokenizer's normaliser, at most (design §4)."""
 
 READY_POLL_S = 0.1
+
+RESTART_SECTIONS = ("server", "admin", "ray", "limits", "models", "workers", "state_dir", "generate_keys")
+"""What is read at the start only."""
 
 
 class Service:
@@ -69,6 +73,7 @@ class Service:
                 queue=QueueLimits(max_requests=limits.max_queued_requests, max_bytes=limits.max_queued_bytes),
                 max_wait_s=limits.request_timeout_s,
             ),
+            rules=rules_of(config),
         )
         self.settlement = Settlement()
         self.dispatcher = Dispatcher(
@@ -120,6 +125,8 @@ class Service:
                     default_output_tokens=model.default_output_tokens,
                     expansion=EXPANSIONS[model.normalizer],
                     created_unix_s=now_unix_s,
+                    rates=rates_of(model),
+                    slo=slo_of(model),
                 )
                 for name, model in config.models.items()
             },
@@ -132,6 +139,7 @@ class Service:
             ),
             metrics=metrics,
             cache_salt_key=self._cache_salt_key.encode(),
+            zones=zone_names(config),
         )
         admin = AdminApp(
             dispatcher=self.dispatcher,
@@ -185,6 +193,18 @@ class Service:
         self._server_socket.close()
         self._admin_socket.close()
         await asyncio.to_thread(self.cluster.shutdown)
+
+    def reload(self, config: Config) -> list[str]:
+        """Keys, budgets, weights, zones and scheduling as they are written now; running requests go on as admitted.
+
+        Returns the sections that changed too and need a restart. Raises: ConfigError; nothing changes then.
+        """
+        rules = rules_of(config)
+        if not config.generate_keys:  # those that were made live as long as this process
+            self._keys.reload(tenant_keys(config.tenants, generate=False)[0])
+        self.dispatcher.reload(rules)
+        before, self._config = self._config, config
+        return [name for name in RESTART_SECTIONS if getattr(before, name) != getattr(config, name)]
 
     def snapshot(self) -> Snapshot:
         """Everything at this moment."""

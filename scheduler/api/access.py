@@ -58,10 +58,15 @@ class Keys:
     """Finds the caller of an Authorization header."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
-        self._keys: dict[str, Key] = {}
+        self.reload(keys)
+
+    def reload(self, keys: Iterable[Key]) -> None:
+        """These keys and no others from now on."""
+        known: dict[str, Key] = {}
         for key in keys:
-            assert key.caller.key_id not in self._keys, f"{key.caller.key_id} is given twice"
-            self._keys[key.caller.key_id] = key
+            assert key.caller.key_id not in known, f"{key.caller.key_id} is given twice"
+            known[key.caller.key_id] = key
+        self._keys = known
 
     def __len__(self) -> int:
         return len(self._keys)

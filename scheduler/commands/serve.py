@@ -31,7 +31,7 @@ def run(config_path: Path, *, as_json: bool) -> ExitCode:
     """Serve until a signal; a second signal ends at once."""
     config = configuration.load(config_path)
     set_up_logging()
-    return uvloop.run(_serve(config, as_json=as_json))
+    return uvloop.run(_serve(config, config_path, as_json=as_json))
 
 
 def set_up_logging(default: str = "INFO") -> None:
@@ -55,7 +55,7 @@ def make_service(config: Config) -> Service:
         raise CommandError(message, code=ExitCode.USAGE, remedy="give an address of this machine") from None
 
 
-async def _serve(config: Config, *, as_json: bool) -> ExitCode:
+async def _serve(config: Config, config_path: Path, *, as_json: bool) -> ExitCode:
     progress = Progress()
     service = make_service(config)
     asked = asyncio.Event()
@@ -63,6 +63,7 @@ async def _serve(config: Config, *, as_json: bool) -> ExitCode:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, _ask_to_stop, asked, progress)
+        loop.add_signal_handler(signal.SIGHUP, _reload, service, config_path, progress)
         try:
             await service.start(progress=progress)
         except WorkerError as error:
@@ -90,6 +91,18 @@ async def _say_ready(service: Service, progress: Progress, *, as_json: bool) -> 
         line = {"event": "ready", "url": service.url, "admin_url": service.admin_url}
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
+
+
+def _reload(service: Service, config_path: Path, progress: Progress) -> None:
+    """SIGHUP: the file is read again. One that is wrong changes nothing."""
+    try:
+        needs_restart = service.reload(configuration.load(config_path))
+    except (CommandError, ConfigError) as error:
+        progress(f"not reloaded, the old rules stay: {error}")
+        return
+    progress("reloaded: keys, budgets, weights, zones and scheduling are those of the file")
+    if needs_restart:
+        progress(f"changes of {', '.join(needs_restart)} need a restart")
 
 
 def _ask_to_stop(asked: asyncio.Event, progress: Progress) -> None:

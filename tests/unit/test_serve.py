@@ -60,7 +60,7 @@ def serve_until_signal(monkeypatch: pytest.MonkeyPatch, service: ScriptedService
 
     async def scene() -> ExitCode:
         before = signal.getsignal(signal.SIGTERM)
-        serving = asyncio.create_task(serve._serve(object(), as_json=as_json))  # type: ignore[arg-type]
+        serving = asyncio.create_task(serve._serve(object(), Path("c.yaml"), as_json=as_json))  # type: ignore[arg-type]
         while signal.getsignal(signal.SIGTERM) is before and not serving.done():
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.01)
@@ -149,3 +149,25 @@ def test_the_log_level_comes_from_the_environment(monkeypatch: pytest.MonkeyPatc
         assert expected == logging.getLevelName(logger.level)
     finally:
         logger.setLevel(before)
+
+
+class Reloading:
+    """Takes any configuration; says that workers need a restart."""
+
+    def __init__(self) -> None:
+        self.configs: list[Any] = []
+
+    def reload(self, config: Any) -> list[str]:
+        self.configs.append(config)
+        return ["workers"]
+
+
+def test_a_file_is_read_again_and_a_wrong_one_changes_nothing(tmp_path: Path) -> None:
+    """SIGHUP never ends a service: it says what it did, and what it did not."""
+    config_of(tmp_path)
+    service, said = Reloading(), []
+    serve._reload(service, tmp_path / "c.yaml", said.append)  # type: ignore[arg-type]
+    assert (1, True) == (len(service.configs), "workers need a restart" in said[-1])
+    (tmp_path / "c.yaml").write_text("tenants: 7")
+    serve._reload(service, tmp_path / "c.yaml", said.append)  # type: ignore[arg-type]
+    assert (1, True) == (len(service.configs), said[-1].startswith("not reloaded, the old rules stay"))

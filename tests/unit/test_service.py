@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from scheduler import service as service_module
 from scheduler.commands.http_client import fetch
 from scheduler.config import load_config
 from scheduler.config_errors import ConfigError
+from scheduler.config_sections import LimitsConfig
+from scheduler.config_tenants import BudgetConfig
 from scheduler.listeners import PortTaken, bind
 from scheduler.service import Service, state_words
 from tests.local_link import LocalLink
@@ -26,9 +29,10 @@ server: {{port: {port}}}
 admin: {{port: 0}}
 state_dir: state
 limits: {{drain_s: 1, start_timeout_s: {start_timeout_s}}}
-models: {{m: {{default_output_tokens: 8, normalizer: none}}}}
+models: {{m: {{default_output_tokens: 8, normalizer: none, price: {{input: 10, output: 10}}}}}}
 workers:
   - name: sim
+    zone: hall
     engine: simulated
     model: m
     count: 2
@@ -36,7 +40,8 @@ workers:
     window_s: 0.1
     meter: {{kind: simulated}}
     engine_args: {engine_args}
-tenants: [{{name: alpha}}, {{name: beta}}]
+tenants: [{{name: alpha}}, {{name: beta, data_class: important, budgets: {budgets}}}]
+zones: {{hall: {{data_class: core}}}}
 generate_keys: true
 """
 FAST = {"fixed_step_s": 0.0005, "refresh_s": 0.005}
@@ -83,10 +88,12 @@ class LocalCluster:
         self.events.append("shutdown")
 
 
-def config_of(folder: Path, *, port: int = 0, start_timeout_s: float = 10, **engine_args: object) -> Any:
+def config_of(
+    folder: Path, *, port: int = 0, start_timeout_s: float = 10, budgets: str = "[]", **engine_args: object
+) -> Any:
     path = folder / "c.yaml"
     arguments = json.dumps({**FAST, **engine_args})
-    path.write_text(CONFIG.format(port=port, start_timeout_s=start_timeout_s, engine_args=arguments))
+    path.write_text(CONFIG.format(port=port, start_timeout_s=start_timeout_s, budgets=budgets, engine_args=arguments))
     return load_config(path)
 
 
@@ -111,11 +118,10 @@ def local_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module, "RESTART_DELAYS_S", (0.01,))
 
 
-async def complete(service: Service, key: str, **fields: object) -> Any:
+async def complete(service: Service, key: str, headers: dict[str, str] | None = None, **fields: object) -> Any:
     body = {"model": "m", "prompt": "to be or not", "max_tokens": 8, "ignore_eos": True, **fields}
-    return await fetch(
-        f"{service.url}/v1/completions", method="POST", payload=body, headers={"Authorization": f"Bearer {key}"}
-    )
+    given = {"Authorization": f"Bearer {key}", **(headers or {})}
+    return await fetch(f"{service.url}/v1/completions", method="POST", payload=body, headers=given)
 
 
 async def test_requests_are_served_and_the_accounts_close(tmp_path: Path) -> None:
@@ -138,6 +144,37 @@ async def test_requests_are_served_and_the_accounts_close(tmp_path: Path) -> Non
     assert 96 == sum(row.output_tokens for row in snapshot.tenants)
     assert snapshot.balance.requests_mj > 0
     assert ["connect", "shutdown"] == service.cluster.events  # type: ignore[attr-defined]
+
+
+async def test_configured_rules_prices_and_zones_reach_each_request(tmp_path: Path) -> None:
+    """Money is counted by the model's price against the tenant's budget; zones and classes are those of the file."""
+    async with running(tmp_path, budgets="[{money: 0.00025, per: total}]") as service:
+        await service.wait_ready()
+        key = service.generated_keys["beta"]
+        metered = {"x-jouleway-metering": "1"}
+        first, second, third = [await complete(service, key, headers=metered) for _ in range(3)]
+        cost_nano = first.json()["jouleway"]["cost_nano"]
+        assert first.json()["usage"]["total_tokens"] * 10_000 == cost_nano
+        assert (200, 200, 429) == (first.status, second.status, third.status)
+        budget = third.json()["error"]["budget"]
+        assert ("tenant beta", 250_000, 250_000 - cost_nano - second.json()["jouleway"]["cost_nano"]) == (
+            budget["level"], budget["limit"], budget["left"],
+        )  # fmt: skip
+        for name, value, code in (
+            ("x-jouleway-zones", "yard", "unknown_zone"),
+            ("x-jouleway-data-class", "general", "may_only_tighten"),
+        ):
+            assert code == (await complete(service, key, headers={name: value})).json()["error"]["code"]
+
+
+async def test_a_header_of_a_megabyte_is_refused_and_the_next_request_served(tmp_path: Path) -> None:
+    """Through the real listener."""
+    async with running(tmp_path) as service:
+        await service.wait_ready()
+        key = service.generated_keys["alpha"]
+        refusal = await complete(service, key, headers={"x-jouleway-task": "x" * 1_000_000})
+        assert (400, "x-jouleway-task") == (refusal.status, refusal.json()["error"]["param"])
+        assert 200 == (await complete(service, key, headers={"x-jouleway-task": "x" * 128})).status
 
 
 async def test_nobody_enters_by_the_wrong_door(tmp_path: Path) -> None:
@@ -204,6 +241,20 @@ async def test_no_key_appears_in_the_log(tmp_path: Path, caplog: pytest.LogCaptu
         await complete(service, service.generated_keys["alpha"], prompt="CANARY-PROMPT")
         secrets = [service.admin_key, *service.generated_keys.values(), "CANARY-PROMPT"]
     assert [] == [secret for secret in secrets if secret in caplog.text]
+
+
+async def test_rules_and_keys_change_while_it_serves(tmp_path: Path) -> None:
+    """A budget that was lowered refuses the next request; what is read at the start only is named."""
+    async with running(tmp_path) as service:
+        await service.wait_ready()
+        key = service.generated_keys["alpha"]
+        assert 200 == (await complete(service, key)).status
+        before = service._config
+        poor = before.tenants[0].model_copy(update={"budgets": (BudgetConfig(tokens=Decimal(1), per="1h"),)})
+        changed = before.model_copy(update={"tenants": (poor, *before.tenants[1:]), "limits": LimitsConfig(drain_s=9)})
+        assert ["limits"] == service.reload(changed)
+        assert 429 == (await complete(service, key)).status
+        assert 200 == (await complete(service, service.generated_keys["beta"])).status
 
 
 def test_states_are_said_in_words() -> None:
