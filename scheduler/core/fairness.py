@@ -1,25 +1,29 @@
-"""Whose turn it is: virtual token counters per band and tenant, in catalogue GPU-seconds over the tenant's weight.
+"""Whose turn it is: virtual token counters of tenants, in catalogue GPU-seconds over the tenant's weight.
 
-Called by ``scheduler.core.queue`` (who waits) and ``scheduler.core.scheduler`` (what runs). It must never know a
-worker, a budget or a clock, nor what was attributed to a request: strangers in the batch would decide whose turn it is.
+Called by ``scheduler.core.queue`` (who waits) and ``scheduler.core.running`` (what runs). It must never know a worker,
+a budget or a clock, nor what was attributed to a request: strangers in the batch would decide whose turn it is.
 
 The tenant with the least counter is next. A start charges the whole prompt and the output that is expected; every
 progress report trues it up, so that a long answer cannot hide; the end corrects it to what was executed. A tenant that
 had nothing waiting is lifted to the least counter of those that have, and goes before them once: silence earns nothing
 and costs nothing. ``docs/scheduling.md`` has the bound and its proof.
 
-Counters are whole nanoseconds, so that what is charged and refunded cancels exactly. A counter that rises is sorted in
-anew only when it comes to the top; one that falls is sorted in at once: every operation costs O(log tenants).
+Tenants are compared inside one band. What a tenant was charged there is one number, whatever model it was for; what it
+was lifted is a number of each *line* (those whom the same workers may take), because a tenant that waits for the only
+worker of its zone may be far behind those that wait for others, and whoever joins these must not pass them by as much.
+
+Counters are whole nanoseconds, so that what is charged and refunded cancels exactly.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from scheduler.core.request import Band, Request
+from scheduler.core.seats import Account, Lane, LineKey, Seat
 
 NANO = 1_000_000_000
 
@@ -47,100 +51,18 @@ class WorkWeights(NamedTuple):
 DEFAULT_WORK = WorkWeights()
 DEFAULT_WEIGHT = 1.0
 
+MAX_SEATS = 4
+"""Of one tenant in lines where it does not wait any more."""
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Account:
-    """One tenant in one band."""
-
-    tenant: str
-    band: int
-    weight: float
-    counter: int
-    """Nanoseconds of catalogue GPU time over weight, lifts included."""
-    activation: int
-    """Numbers the times a tenant began to wait: older first among equals."""
-    is_lifted: bool = True
-    """It has started nothing since it began to wait: it goes before its equals."""
-    num_waiting: int = 0
-    num_running: int = 0
-    rankings: list[Ranking] = field(default_factory=list)
-    """Where it waits: its band's backlog and its lines."""
-
-    @property
-    def key(self) -> tuple[int, bool, int]:
-        return self.counter, not self.is_lifted, self.activation
-
-    @property
-    def is_idle(self) -> bool:
-        return not self.num_waiting and not self.num_running
-
-
-class Ranking:
-    """Accounts in the order of their turns: a heap whose entries may be too early, never too late."""
-
-    __slots__ = ("_entries", "_heap", "_num_pushed")
-
-    def __init__(self) -> None:
-        self._heap: list[_Entry] = []
-        self._entries: dict[Account, _Entry] = {}
-        """The one entry of each account that counts."""
-        self._num_pushed = 0
-
-    def add(self, account: Account) -> None:
-        """It waits here from now on."""
-        assert account not in self._entries, f"{account.tenant} is ranked already"
-        account.rankings.append(self)
-        self._push(account)
-
-    def discard(self, account: Account) -> None:
-        """It waits here no more."""
-        del self._entries[account]
-        account.rankings.remove(self)
-        self._sweep()
-
-    def fell(self, account: Account) -> None:
-        """Its counter is lower than before. The old entry stays, and no longer counts."""
-        self._push(account)
-        self._sweep()
-
-    def first(self) -> Account | None:
-        """Whose turn it is."""
-        heap, entries = self._heap, self._entries
-        while heap:
-            entry = heap[0]
-            account = entry[2]
-            if entries.get(account) is not entry:
-                heapq.heappop(heap)
-            elif account.key != entry[0]:
-                heapq.heappop(heap)
-                self._push(account)
-            else:
-                return account
-        return None
-
-    def _push(self, account: Account) -> None:
-        self._num_pushed += 1
-        entry = self._entries[account] = (account.key, self._num_pushed, account)
-        heapq.heappush(self._heap, entry)
-
-    def _sweep(self) -> None:
-        """Memory stays with what waits."""
-        if len(self._heap) > 2 * len(self._entries) + 16:
-            self._heap = list(self._entries.values())
-            heapq.heapify(self._heap)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-
-_Entry = tuple[tuple[int, bool, int], int, Account]
-"""An account's key, a number that tells equal keys apart, and the account."""
+NUM_ASKED = 2
+"""Idle tenants that are asked for what they owe whenever one more is idle: sooner or later all of them."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Charge:
     """What one attempt in flight is charged."""
 
+    band: _BandAccounts
     account: Account
     work: WorkWeights
     expected_tokens: int
@@ -150,23 +72,41 @@ class _Charge:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _BandAccounts:
+    """The tenants of one band."""
+
     accounts: dict[str, Account] = field(default_factory=dict)
-    backlog: Ranking = field(default_factory=Ranking)
-    """Tenants that wait."""
+    lanes: dict[LineKey, Lane] = field(default_factory=dict)
     floor: int = 0
     """The highest counter whose turn it ever was: where a tenant begins that finds nobody waiting."""
-    idle: list[tuple[int, str]] = field(default_factory=list)
-    """A heap of accounts that neither wait nor run, by counter; some may have come back."""
+    idle: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    """Tenants that neither wait nor run but may owe something; who was asked longest ago first."""
 
-    @property
-    def level(self) -> int:
-        """What a tenant is lifted to when it begins to wait."""
-        first = self.backlog.first()
+    def level(self, lane: Lane) -> int:
+        """What a tenant is lifted to when it begins to wait there."""
+        first = lane.ranking.first()
         return self.floor if first is None else first.counter
+
+    def debt(self, account: Account) -> int:
+        """What it had more than those whom it waits or waited with, where that is most; 0 where it owes nothing."""
+        return max([0, *(seat.counter - self.level(seat.lane) for seat in account.seats)])
+
+    def forget(self, account: Account) -> None:
+        """As if it had never come."""
+        for seat in list(account.seats):
+            self.drop(seat)
+        del self.accounts[account.tenant]
+
+    def drop(self, seat: Seat) -> None:
+        """It waits there no more and what it owes there is known elsewhere, or nothing."""
+        seat.account.seats.remove(seat)
+        del seat.lane.seats[seat.account.tenant]
+        if not seat.lane.seats:
+            del self.lanes[seat.lane.key]
 
 
 class Fairness:
-    """Counters of all bands. The queue calls ``enter`` and ``leave``, the scheduler ``start``, ``true_up``, ``close``.
+    """Counters of all bands. ``enter`` and ``leave`` what waits; ``start``, ``true_up`` and ``close`` what
+    runs.
 
     What waits is started before it leaves: who has nothing waiting is lifted.
     """
@@ -181,7 +121,7 @@ class Fairness:
         self._weights: dict[str, float] = {}
         self._work = dict(work or {})
         self._max_idle = max_idle
-        """Tenants of a band that neither wait nor run but owe something; beyond it the smallest debt is forgotten."""
+        """Tenants of a band that neither wait nor run but owe something; beyond it some are forgiven."""
         self._bands = [_BandAccounts() for _ in Band]
         self._charges: dict[str, _Charge] = {}
         self._num_activations = 0
@@ -199,23 +139,22 @@ class Fairness:
 
     # -- who waits
 
-    def enter(self, request: Request) -> Account:
-        """One more request of its tenant waits; who had none is lifted."""
-        band = self._bands[request.band]
-        account = self._active(band, request)
-        account.num_waiting += 1
-        if account.num_waiting == 1:
-            band.backlog.add(account)
-        return account
+    def enter(self, request: Request) -> Seat:
+        """One more request of its tenant waits; who had none in its line is lifted."""
+        seat = self._seat(self._bands[request.band], request)
+        seat.num_waiting += 1
+        if seat.num_waiting == 1:
+            seat.lane.ranking.add(seat)
+        return seat
 
     def leave(self, request: Request) -> None:
         """One of them waits no more: started or gone."""
         band = self._bands[request.band]
-        account = band.accounts[request.tenant]
-        account.num_waiting -= 1
-        if not account.num_waiting:
-            band.backlog.discard(account)
-            self._rest(band, account)
+        seat = band.lanes[LineKey.of(request)].seats[request.tenant]
+        seat.num_waiting -= 1
+        if not seat.num_waiting:
+            seat.lane.ranking.discard(seat)
+            self._rest(band, seat.account)
 
     # -- what runs
 
@@ -227,12 +166,16 @@ class Fairness:
         if request.is_counting:
             return
         band = self._bands[request.band]
-        account = self._active(band, request)
-        band.floor = max(band.floor, account.counter)
+        seat = self._seat(band, request)
+        account = seat.account
+        band.floor = max(band.floor, seat.counter)
         account.num_running += 1
         account.is_lifted = False
         charge = _Charge(
-            account=account, work=self._work.get(request.model, DEFAULT_WORK), expected_tokens=output_tokens
+            band=band,
+            account=account,
+            work=self._work.get(request.model, DEFAULT_WORK),
+            expected_tokens=output_tokens,
         )
         self._charges[attempt_id] = charge
         self._set(charge, prompt_tokens, cached_tokens, output_tokens)
@@ -249,23 +192,21 @@ class Fairness:
         if charge is not None:
             self._set(charge, input_tokens, cached_tokens, output_tokens)
             charge.account.num_running -= 1
-            self._rest(self._bands[charge.account.band], charge.account)
+            self._rest(charge.band, charge.account)
 
     # -- what others ask
 
     def waiting(self, band: int) -> list[tuple[str, int]]:
         """Requests that wait, by tenant, in the order of names."""
         accounts = self._bands[band].accounts.values()
-        return sorted((each.tenant, each.num_waiting) for each in accounts if each.num_waiting)
+        num_by_tenant = ((each.tenant, sum(seat.num_waiting for seat in each.seats)) for each in accounts)
+        return sorted((tenant, num) for tenant, num in num_by_tenant if num)
 
-    def counter_gpu_s(self, band: int, tenant: str) -> float | None:
-        """Catalogue GPU-seconds over weight, lifts included; None where it has no account."""
-        account = self._bands[band].accounts.get(tenant)
-        return None if account is None else account.counter / NANO
-
-    def accounts(self, band: int) -> Iterator[Account]:
-        """Every tenant that is known in the band, to be read."""
-        yield from self._bands[band].accounts.values()
+    def counter_gpu_s(self, request: Request) -> float | None:
+        """Catalogue GPU-seconds over weight of its tenant, as they count in its line; None where none is known."""
+        lane = self._bands[request.band].lanes.get(LineKey.of(request))
+        seat = None if lane is None else lane.seats.get(request.tenant)
+        return None if seat is None else seat.counter / NANO
 
     def __len__(self) -> int:
         """Accounts that are kept."""
@@ -273,25 +214,29 @@ class Fairness:
 
     # -- inside
 
-    def _active(self, band: _BandAccounts, request: Request) -> Account:
-        """The tenant's account, lifted if it had nothing waiting."""
+    def _seat(self, band: _BandAccounts, request: Request) -> Seat:
+        """The tenant's seat in the request's line, lifted if it had nothing waiting there."""
         account = band.accounts.get(request.tenant)
-        if account is not None and account.num_waiting:
-            return account
-        level = band.level
-        self._num_activations += 1
         if account is None:
-            account = band.accounts[request.tenant] = Account(
-                tenant=request.tenant,
-                band=request.band,
-                weight=self._weights.get(request.tenant, DEFAULT_WEIGHT),
-                counter=level,
-                activation=self._num_activations,
-            )
-            return account
-        account.counter = max(account.counter, level)
-        account.activation, account.is_lifted = self._num_activations, True
-        return account
+            weight = self._weights.get(request.tenant, DEFAULT_WEIGHT)
+            account = band.accounts[request.tenant] = Account(tenant=request.tenant, weight=weight)
+        if not account.is_waiting:
+            self._num_activations += 1
+            account.activation, account.is_lifted = self._num_activations, True
+            band.idle.pop(request.tenant, None)
+        key = LineKey.of(request)
+        lane = band.lanes.get(key)
+        if lane is None:
+            lane = band.lanes[key] = Lane(key=key)
+        seat = lane.seats.get(request.tenant)
+        if seat is None:
+            # What it owes elsewhere it owes here: nobody gets rid of it by asking for other zones.
+            lift = band.level(lane) + band.debt(account) - account.charged
+            seat = lane.seats[request.tenant] = Seat(account=account, lane=lane, lift=lift)
+            account.seats.append(seat)
+        elif not seat.num_waiting:
+            seat.lift = max(seat.lift, band.level(lane) - account.charged)
+        return seat
 
     def _set(self, charge: _Charge, prompt_tokens: int, cached_tokens: int, output_tokens: int) -> None:
         """The attempt is charged exactly this from now on."""
@@ -303,19 +248,25 @@ class Fairness:
         change = charged - charge.charged
         if change:
             charge.charged = charged
-            account.counter += change
+            account.charged += change
             if change < 0:
-                for ranking in account.rankings:
-                    ranking.fell(account)
+                for seat in account.seats:
+                    if seat.num_waiting:
+                        seat.lane.ranking.fell(seat)
 
     def _rest(self, band: _BandAccounts, account: Account) -> None:
-        """Forgets who neither waits nor runs once it owes nothing: it would be lifted above its counter anyway."""
-        if not account.is_idle:
+        """Something of it is over. Who neither waits nor runs nor owes is forgotten: it would be lifted anyway."""
+        spare = [seat for seat in account.seats if not seat.num_waiting]
+        if len(account.seats) > MAX_SEATS and spare:
+            band.drop(min(spare, key=lambda seat: seat.counter - band.level(seat.lane)))
+        if account.num_running or account.is_waiting:
             return
-        level, idle, accounts = band.level, band.idle, band.accounts
-        heapq.heappush(idle, (account.counter, account.tenant))
-        while idle and (idle[0][0] <= level or len(idle) > self._max_idle):
-            counter, tenant = heapq.heappop(idle)
-            known = accounts.get(tenant)
-            if known is not None and known.is_idle and known.counter == counter:
-                del accounts[tenant]
+        idle = band.idle
+        idle[account.tenant] = None
+        for _ in range(NUM_ASKED):
+            if idle:
+                tenant, _ = idle.popitem(last=False)
+                if len(idle) >= self._max_idle or not band.debt(band.accounts[tenant]):
+                    band.forget(band.accounts[tenant])
+                else:
+                    idle[tenant] = None

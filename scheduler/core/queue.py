@@ -19,8 +19,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from scheduler.core.fairness import Account, Fairness, Ranking
-from scheduler.core.request import Band, DataClass, Request
+from scheduler.core.fairness import Fairness
+from scheduler.core.request import Band, Request
+from scheduler.core.seats import Lane, LineKey
 
 BANDS = tuple(Band)
 
@@ -33,18 +34,6 @@ class QueueLimits:
     max_bytes: int = 256 * 1024 * 1024
     max_total_requests: int = 20_000
     max_total_bytes: int = 512 * 1024 * 1024
-
-
-class LineKey(NamedTuple):
-    """What decides which workers may take a request."""
-
-    model: str
-    data_class: DataClass
-    zones: frozenset[str] | None
-
-    @staticmethod
-    def of(request: Request) -> LineKey:
-        return LineKey(request.model, request.data_class, request.zones)
 
 
 class Rank(NamedTuple):
@@ -104,14 +93,12 @@ class _Order:
 class _Tenant:
     """One tenant in one band of one line."""
 
-    __slots__ = ("account", "counting", "turns")
+    __slots__ = ("counting", "turns")
 
     def __init__(self, waiting: Mapping[str, Request]) -> None:
         self.turns = _Order(waiting)
         self.counting = _Order(waiting)
         """Those that take no turn."""
-        self.account: Account | None = None
-        """Set while it has turns to take."""
 
     def last(self) -> tuple[int, str]:
         """Place and id of who came last; somebody waits."""
@@ -126,8 +113,8 @@ class _LineBand:
     counting: _Order
     """Those that take no turn."""
     tenants: dict[str, _Tenant] = field(default_factory=dict)
-    ranking: Ranking = field(default_factory=Ranking)
-    """Whose turn it is."""
+    lane: Lane | None = None
+    """Knows whose turn it is; set since somebody first took turns here."""
 
     def orders_of(self, request: Request, tenant: _Tenant) -> tuple[_Order, ...]:
         """Where a request stands."""
@@ -168,10 +155,10 @@ class Line:
         if mine.counting.num:
             place, request_id = mine.counting.first()
             return self._waiting[request_id], Rank(band, False, NO_TURN, place)
-        account = mine.ranking.first()
-        assert account is not None, f"nobody waits in band {band} of {self.key}"
-        place, request_id = mine.tenants[account.tenant].turns.first()
-        return self._waiting[request_id], Rank(band, True, account.key, place)
+        seat = None if mine.lane is None else mine.lane.ranking.first()
+        assert seat is not None, f"nobody waits in band {band} of {self.key}"
+        place, request_id = mine.tenants[seat.account.tenant].turns.first()
+        return self._waiting[request_id], Rank(band, True, seat.key, place)
 
     def oldest(self, band: int) -> Request:
         """Who came first of a band in which somebody waits, whosever turn it is."""
@@ -191,15 +178,14 @@ class Line:
         mine = self._bands[band].tenants.get(tenant)
         return None if mine is None else mine.last()
 
-    def add(self, request: Request, place: int, account: Account | None) -> None:
-        """Called by the queue, once the request is among those that wait; ``account`` None: it takes no turn."""
+    def add(self, request: Request, place: int, lane: Lane | None) -> None:
+        """Called by the queue, once the request is among those that wait; ``lane`` None: it takes no turn."""
         band = self._bands[request.band]
         tenant = band.tenants.get(request.tenant)
         if tenant is None:
             tenant = band.tenants[request.tenant] = _Tenant(self._waiting)
-        if account is not None and tenant.account is None:
-            tenant.account = account
-            band.ranking.add(account)
+        if lane is not None:
+            band.lane = lane
         for order in band.orders_of(request, tenant):
             order.add(place, request.request_id)
 
@@ -209,9 +195,6 @@ class Line:
         tenant = band.tenants[request.tenant]
         for order in band.orders_of(request, tenant):
             order.discard()
-        if tenant.account is not None and not tenant.turns.num:
-            band.ranking.discard(tenant.account)
-            tenant.account = None
         if not tenant.turns.num and not tenant.counting.num:
             del band.tenants[request.tenant]
 
@@ -333,7 +316,7 @@ class Queue:
             self._num_lines += 1
             line = lines[key] = Line(key, self._num_lines, self._waiting)
         self._waiting[request.request_id] = request
-        line.add(request, place, None if request.is_counting else self.fairness.enter(request))
+        line.add(request, place, None if request.is_counting else self.fairness.enter(request).lane)
         self._count(request, 1)
         return line
 

@@ -7,7 +7,6 @@ from scheduler.core.admission import Limits
 from scheduler.core.attempts import BUSY_CAUSE, Attempt, Entry
 from scheduler.core.cluster import Cluster
 from scheduler.core.fairness import Fairness, WorkWeights
-from scheduler.core.request import Band
 from scheduler.core.running import Running
 from tests.core_words import MODEL, progress, request, view
 from workers.types import Outcome
@@ -117,7 +116,7 @@ def test_a_tenants_turn_is_what_its_attempts_executed(cluster: Cluster) -> None:
     running = Running(cluster, fairness, LIMITS)
 
     def turn() -> float | None:
-        return fairness.counter_gpu_s(Band.DEFAULT, "t")
+        return fairness.counter_gpu_s(attempt.entry.request)
 
     attempt = start(running, cluster)
     assert 100 + 10 * 50 == turn()
