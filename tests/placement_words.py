@@ -5,7 +5,7 @@ Used by tests of ``scheduler.core`` placement (``from tests.placement_words impo
 
 from __future__ import annotations
 
-from scheduler.core.cluster import Claim, Cluster, WorkerView
+from scheduler.core.cluster import NO_PROMISE, Claim, Cluster, WorkerView
 from scheduler.core.data_policy import DataPolicy
 from scheduler.core.evidence import Decision
 from scheduler.core.placement import place
@@ -29,7 +29,7 @@ def own(cluster: Cluster, worker_id: str, name: str = "x", promise: Promise | No
     """Somebody runs there."""
     worker = cluster.workers[worker_id]
     fields = {"sequences": 1, "prefill_tokens": 0, "decode_tokens": 0, "context_tokens": 0, "kv_tokens": 0, **tokens}
-    cluster.claim(worker, f"{name}-{len(worker.claims)}", Claim(**fields), promise or Promise(rank=2))
+    cluster.claim(worker, f"{name}-{len(worker.claims)}", Claim(**fields), promise or NO_PROMISE)
 
 
 def decides(

@@ -35,7 +35,7 @@ class DataPolicy:
         """Other rules from now on: for who waits too, and for who comes back from a lost worker."""
         self._zones = dict(zones)
         self._model_zones = {model: frozenset(names) for model, names in model_zones.items()}
-        self._kept: dict[tuple[DataClass, frozenset[str] | None], NDArray[np.bool_]] = {}
+        self._kept: dict[tuple[DataClass, frozenset[str] | None], tuple[list[str], NDArray[np.bool_]]] = {}
 
     def see(self, models: Iterable[str], zone: str) -> None:
         """A worker of these models is in the zone."""
@@ -51,13 +51,15 @@ class DataPolicy:
         return self.class_of(zone) >= request.data_class and (request.zones is None or zone in request.zones)
 
     def mask(self, request: Request, zones: Sequence[str]) -> NDArray[np.bool_]:
-        """``may`` for each of the zones. ``zones`` only ever grows, at its end."""
+        """``may`` for each of the zones."""
         key = (request.data_class, request.zones)
-        mask = self._kept.get(key)
-        if mask is None or len(mask) != len(zones):
-            if len(self._kept) >= MAX_KEPT:
-                self._kept.clear()
-            mask = self._kept[key] = np.array([self.may(request, zone) for zone in zones], dtype=np.bool_)
+        kept = self._kept.get(key)
+        if kept is not None and kept[0] == zones:
+            return kept[1]
+        if len(self._kept) >= MAX_KEPT:
+            self._kept.clear()
+        mask = np.array([self.may(request, zone) for zone in zones], dtype=np.bool_)
+        self._kept[key] = (list(zones), mask)
         return mask
 
     def known_zones(self, model: str) -> list[str]:
