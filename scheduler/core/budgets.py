@@ -11,14 +11,12 @@ a budget; what an attempt took beyond it is counted as excess, and the operator'
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from scheduler.core.actions import Rejection, Tokens
 from scheduler.core.budget_accounts import (
-    CONCURRENCY,
     ENERGY,
     NUM_PARTS,
     REQUESTS,
@@ -31,18 +29,15 @@ from scheduler.core.budget_accounts import (
     Vector,
     renewed,
 )
+from scheduler.core.budget_needs import ENERGY_PARTS, Bound, most_covered, needed, short
 from scheduler.core.budget_tasks import TaskAccounts
 from scheduler.core.budget_windows import SECOND_US
 from scheduler.core.energy_bounds import EnergyBound
 from scheduler.core.request import Request
-from scheduler.core.shortages import Short, refusal, too_many_tasks
+from scheduler.core.shortages import refusal, too_many_tasks
 
 MAX_TASKS_PER_TENANT = 10_000
-ENERGY_PARTS = range(Amounts._fields.index("energy_mj"), Amounts._fields.index("carbon_ug") + 1)
 PART_NAMES = (*Amounts._fields, "requests", "concurrency")
-
-Bound = Callable[[int, int], EnergyBound]
-"""Energy of so many prompt tokens and output tokens of each sequence, at most; more tokens never take less."""
 
 
 class Granted(NamedTuple):
@@ -151,8 +146,8 @@ class Budgets:
         if prompt_tokens >= hold.prompt_tokens:
             return
         hold.prompt_tokens = prompt_tokens
-        needed = _needed(hold.request, prompt_tokens, hold.output_tokens, hold.bound)
-        self._move(hold, [max(held - need, 0) for held, need in zip(hold.held, needed, strict=True)])
+        worst = needed(hold.request, prompt_tokens, hold.output_tokens, hold.bound)
+        self._move(hold, [max(held - still, 0) for held, still in zip(hold.held, worst, strict=True)])
 
     def charge(self, request_id: str, attempt_id: str, tokens: Tokens, money_nano: int) -> None:
         """An attempt that the request pays for was settled: its hold becomes use. A second time changes nothing."""
@@ -285,26 +280,20 @@ class Budgets:
             account.advance(at_us)
         if not self._tasks.has_room(request.tenant, request.task, at_us):
             return too_many_tasks(f"{request.tenant}/{request.task}", self._tasks.most)
-        energy = bound if any(account.measure in ENERGY for account in accounts) else None
-        least, most = min(request.max_output_tokens, 1), request.max_output_tokens
-
-        def covers(tokens: int) -> bool:
-            needed = _needed(request, prompt_tokens, tokens, energy)
-            return all(account.read(needed) <= account.left for account in accounts)
-
-        granted = most if covers(most) else _most_that(covers, least, most)
+        granted = most_covered(accounts, request, prompt_tokens, bound)
         if granted is None:
-            shorts = _shorts(request, prompt_tokens, least, energy, accounts)
-            return refusal(shorts, at_us)
-        needed = _needed(request, prompt_tokens, granted, energy)
+            shorts = [short(account, request, prompt_tokens, bound) for account in accounts]
+            return refusal([each for each in shorts if each is not None], at_us)
+        energy = bound if any(account.measure in ENERGY for account in accounts) else None
+        first = needed(request, prompt_tokens, granted, energy)
         return _Hold(
             request=request,
             bound=energy,
             places=tuple((account, account.slot) for account in accounts),
             prompt_tokens=prompt_tokens,
             output_tokens=granted,
-            first=needed,
-            held=needed.copy(),
+            first=first,
+            held=first.copy(),
             used=[0] * NUM_PARTS,
         )
 
@@ -343,46 +332,3 @@ class Budgets:
 
 def _at_us(unix_s: float) -> int:
     return int(unix_s * SECOND_US)
-
-
-def _needed(request: Request, prompt_tokens: int, output_tokens: int, bound: Bound | None) -> Vector:
-    """The worst case; ``output_tokens`` of one sequence. Any part of the prompt may come from a cache or may not."""
-    all_output_tokens = output_tokens * request.num_sequences
-    rates = request.rates
-    dearest = rates._replace(input_nano=max(rates.input_nano, rates.cached_nano))
-    energy = EnergyBound() if bound is None else bound(prompt_tokens, output_tokens)
-    needed = [0] * NUM_PARTS
-    needed[:4] = (
-        prompt_tokens,
-        prompt_tokens,
-        all_output_tokens,
-        dearest.cost_nano(input_tokens=prompt_tokens, cached_tokens=0, output_tokens=all_output_tokens),
-    )
-    needed[ENERGY_PARTS.start : ENERGY_PARTS.stop] = energy
-    needed[REQUESTS] = needed[CONCURRENCY] = 1
-    return needed
-
-
-def _shorts(
-    request: Request, prompt_tokens: int, output_tokens: int, bound: Bound | None, accounts: tuple[Account, ...]
-) -> list[Short]:
-    """Accounts that do not cover the least that the request may get."""
-    needed = _needed(request, prompt_tokens, output_tokens, bound)
-    shorts = []
-    for account in accounts:
-        read, left = account.read, account.left
-        if read(needed) > left:
-            fits = _most_that(
-                lambda tokens: read(_needed(request, tokens, output_tokens, bound)) <= left,  # noqa: B023
-                1,
-                prompt_tokens,
-            )
-            shorts.append(Short(account, read(needed), fits))
-    return shorts
-
-
-def _most_that(fits: Callable[[int], bool], least: int, most: int) -> int | None:
-    """The largest number from ``least`` to ``most`` that fits, where smaller ones fit better; None where none does."""
-    if least > most or not fits(least):
-        return None
-    return least + bisect_left(range(least + 1, most + 1), True, key=lambda number: not fits(number))
