@@ -136,6 +136,7 @@ def take_snapshot(
                 num_requests=core.queue.num_waiting[band],
                 num_bytes=core.queue.num_bytes[band],
                 retry_after_s=core.retry_after_s(band),
+                tenants=tuple(core.fairness.waiting(band)),
             )
             for band in BANDS
         ),

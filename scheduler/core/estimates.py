@@ -50,16 +50,21 @@ class OutputQuantile:
         return math.ceil(BUCKET_RATIO ** (NUM_BUCKETS - 1))
 
 
+PRIOR_TOKENS_PER_BYTE = 0.3
+"""Of a body, until the model's own ratio is learned: English has about 4 bytes a token, and JSON some more."""
+
+
 class ModelEstimates:
-    """Of one model: outputs to expect, and which part of its bound a prompt really has."""
+    """Of one model: outputs to expect, and how many tokens a byte of a body becomes."""
 
     def __init__(self) -> None:
         self.output = OutputQuantile()
-        self._prompt_ratio = 1.0
+        self._tokens_per_byte = PRIOR_TOKENS_PER_BYTE
 
     def prompt_tokens(self, request: Request) -> int:
-        """Expected prompt, never above the request's bound, at least one token."""
-        return max(math.ceil(request.prompt_tokens_bound * self._prompt_ratio), 1)
+        """Expected prompt, never above the request's bound, at least one token. A body of unknown size has its bound."""
+        expected = math.ceil(request.body_bytes * self._tokens_per_byte)
+        return max(min(expected or request.prompt_tokens_bound, request.prompt_tokens_bound), 1)
 
     def output_tokens(self, request: Request) -> int:
         """Expected output of all its sequences, each capped by the request's own limit."""
@@ -67,11 +72,11 @@ class ModelEstimates:
 
     def observe_prompt(self, request: Request, prompt_tokens: int) -> None:
         """The engine counted the prompt: the ratio moves a twentieth of the way, upwards at once by half."""
-        if request.prompt_tokens_bound <= 0:
+        if not request.body_bytes:
             return
-        ratio = min(prompt_tokens / request.prompt_tokens_bound, 1.0)
-        gain = 0.5 if ratio > self._prompt_ratio else 0.05
-        self._prompt_ratio += gain * (ratio - self._prompt_ratio)
+        ratio = prompt_tokens / request.body_bytes
+        gain = 0.5 if ratio > self._tokens_per_byte else 0.05
+        self._tokens_per_byte += gain * (ratio - self._tokens_per_byte)
 
 
 class DrainRate:

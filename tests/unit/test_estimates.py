@@ -62,9 +62,11 @@ def test_lengths_without_measure_land_in_the_outer_buckets(tokens: int) -> None:
 
 
 def test_a_prompt_estimate_follows_what_engines_count() -> None:
-    """Bounds count bytes; the ratio learns what a byte is worth, never above the bound, never 0."""
-    estimates, asked = ModelEstimates(), request(prompt_tokens_bound=1000)
-    assert 1000 == estimates.prompt_tokens(asked)
+    """It learns how many tokens a byte becomes; never above the bound, never 0; without bytes it is the bound."""
+    estimates, asked = ModelEstimates(), request(prompt_tokens_bound=11_000, body_bytes=1000)
+    assert 300 == estimates.prompt_tokens(asked)
+    assert 100 == estimates.prompt_tokens(request(prompt_tokens_bound=100, body_bytes=1000))
+    assert 1000 == estimates.prompt_tokens(request(prompt_tokens_bound=1000))
     for _ in range(200):
         estimates.observe_prompt(asked, 250)
     assert 250 <= estimates.prompt_tokens(asked) <= 260
@@ -73,7 +75,7 @@ def test_a_prompt_estimate_follows_what_engines_count() -> None:
 
 def test_a_prompt_estimate_rises_faster_than_it_falls() -> None:
     """Too little credit overloads a worker, too much only delays somebody."""
-    estimates, asked = ModelEstimates(), request(prompt_tokens_bound=1000)
+    estimates, asked = ModelEstimates(), request(prompt_tokens_bound=1000, body_bytes=1000)
     for _ in range(200):
         estimates.observe_prompt(asked, 100)
     for _ in range(3):
@@ -86,9 +88,10 @@ def test_a_prompt_estimate_rises_faster_than_it_falls() -> None:
 def test_a_prompt_estimate_stays_between_one_and_the_bound(seen: list[tuple[int, int]]) -> None:
     """Whatever was observed."""
     estimates = ModelEstimates()
-    for bound, tokens in seen:
-        estimates.observe_prompt(request(prompt_tokens_bound=bound), tokens)
-    assert 1 <= estimates.prompt_tokens(request(prompt_tokens_bound=777)) <= 777
+    for num_bytes, tokens in seen:
+        estimates.observe_prompt(request(body_bytes=num_bytes), tokens)
+    for num_bytes in (0, 1, 10**9):
+        assert 1 <= estimates.prompt_tokens(request(prompt_tokens_bound=777, body_bytes=num_bytes)) <= 777
 
 
 def test_an_output_estimate_is_capped_by_the_request_s_own_limit() -> None:

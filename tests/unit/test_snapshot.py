@@ -10,7 +10,7 @@ import pytest
 from scheduler.accounting.settlement import Settlement
 from scheduler.core.budget_accounts import Budget, Level, Measure
 from scheduler.core.budget_windows import Window
-from scheduler.core.request import Request
+from scheduler.core.request import Band, Request
 from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
 from scheduler.dispatcher import Dispatcher
@@ -143,3 +143,13 @@ async def test_budgets_that_are_nearly_used_up_are_seen_in_words() -> None:
         "level": "tenant alpha", "measure": "tokens", "window": "total", "limit": 30, "used": 0, "held": 26, "left": 4,
         "resets_unix_s": None,
     } == budget  # fmt: skip
+
+
+async def test_who_waits_is_seen_by_tenant() -> None:
+    """In the order of names."""
+    dispatcher = Dispatcher(scheduler=Scheduler(models=[MODEL]), settlement=Settlement(), tick_s=60.0)
+    for number in (1, 2):
+        submit(dispatcher, number, band=Band.FLEX)
+    assert {"priority": (), "default": (), "flex": (("alpha", 2),)} == {
+        band.band: band.tenants for band in dispatcher.snapshot().queue
+    }
