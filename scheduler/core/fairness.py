@@ -208,8 +208,9 @@ class Fairness:
         seat = None if lane is None else lane.seats.get(request.tenant)
         return None if seat is None else seat.counter / NANO
 
-    def __len__(self) -> int:
-        """Accounts that are kept."""
+    @property
+    def num_accounts(self) -> int:
+        """That are kept."""
         return sum(len(band.accounts) for band in self._bands)
 
     # -- inside

@@ -239,7 +239,7 @@ class Queue:
 
     def __init__(self, limits: QueueLimits | None = None, fairness: Fairness | None = None) -> None:
         self._limits = limits or QueueLimits()
-        self.fairness = fairness or Fairness()
+        self.fairness = Fairness() if fairness is None else fairness
         """Told who waits and who does not any more."""
         self._lines: dict[str, dict[LineKey, Line]] = {}
         """By model."""

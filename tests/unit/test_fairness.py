@@ -178,7 +178,7 @@ def test_counting_a_prompt_takes_no_turn() -> None:
     fairness.start("a", request(is_counting=True), prompt_tokens=50, cached_tokens=0, output_tokens=0)
     fairness.true_up("a", prompt_tokens=50, cached_tokens=0, output_tokens=0)
     fairness.close("a", input_tokens=50)
-    assert 0 == len(fairness)
+    assert 0 == fairness.num_accounts
 
 
 def test_new_weights_hold_for_what_is_charged_from_then_on() -> None:
@@ -218,7 +218,7 @@ def test_debts_of_the_absent_are_bounded() -> None:
         start(fairness, "a", f"t{number}", number + 1)
         fairness.close("a", input_tokens=number + 1)
     assert "waits" in known(fairness)
-    assert 11 == len(fairness)
+    assert 11 == fairness.num_accounts
 
 
 EAST = frozenset({"east"})

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.core.fairness import Fairness
 from scheduler.core.queue import Line, Queue, QueueLimits
 from scheduler.core.request import DataClass, Request
 from tests.core_words import MODEL, request, thorough
@@ -132,6 +133,14 @@ def test_tenants_take_turns_inside_a_band() -> None:
         queue.fairness.start(head.request_id, head, prompt_tokens=100, cached_tokens=0, output_tokens=10)
         queue.remove(head.request_id)
     assert ["a1", "b1", "a2"] == order
+
+
+def test_the_counters_are_those_that_were_given() -> None:
+    """An empty set of them too: whoever runs what waits here charges it there."""
+    fairness = Fairness()
+    queue = Queue(fairness=fairness)
+    queue.push(request("a"), 1)
+    assert [("t", 1)] == fairness.waiting(1)
 
 
 def test_a_tenants_turn_is_one_over_all_lines() -> None:
