@@ -62,7 +62,7 @@ class ModelEstimates:
         self._tokens_per_byte = PRIOR_TOKENS_PER_BYTE
 
     def prompt_tokens(self, request: Request) -> int:
-        """Expected prompt, never above the request's bound, at least one token. A body of unknown size has its bound."""
+        """Expected prompt, never above the bound, at least one token; of a body of unknown size the bound."""
         expected = math.ceil(request.body_bytes * self._tokens_per_byte)
         return max(min(expected or request.prompt_tokens_bound, request.prompt_tokens_bound), 1)
 

@@ -144,11 +144,12 @@ def test_outputs_are_learned_per_sequence(num_sequences: int, expected: int) -> 
 
 def test_prompts_of_several_sequences_teach_nothing() -> None:
     """They may share a prompt or have one each."""
-    gate, many = Gate(), request(num_sequences=2)
+    gate, many = Gate(), request(num_sequences=2, body_bytes=200)
+    before = gate.admission.estimates_of(MODEL).prompt_tokens(many)
     gate.admission.observe_prompt(many, 1)
-    assert 100 == gate.admission.estimates_of(MODEL).prompt_tokens(many)
-    gate.admission.observe_prompt(request(), 1)
-    assert gate.admission.estimates_of(MODEL).prompt_tokens(many) < 100
+    assert before == gate.admission.estimates_of(MODEL).prompt_tokens(many)
+    gate.admission.observe_prompt(request(body_bytes=200), 1)
+    assert gate.admission.estimates_of(MODEL).prompt_tokens(many) < before
 
 
 def test_timed_out_says_how_long() -> None:

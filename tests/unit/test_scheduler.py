@@ -699,3 +699,12 @@ def test_whatever_happens_everything_ends_once(seed: int) -> None:
 def test_the_same_calls_yield_the_same_actions(seed: int) -> None:
     """No clock, no chance, no order of a set."""
     assert run_at_random(seed)[1] == run_at_random(seed)[1]
+
+
+def test_turns_are_charged_where_they_are_asked_for() -> None:
+    """One set of counters: who has just run a long prompt waits behind who has not."""
+    core = a_core("w", max_running=1)
+    submit(core, "running", tenant="heavy", prompt_tokens_bound=5000)
+    submit(core, "a", tenant="heavy")
+    submit(core, "b", tenant="light")
+    assert ["b-1"] == started(complete(core, "running-1"))
