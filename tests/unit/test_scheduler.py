@@ -707,4 +707,4 @@ def test_turns_are_charged_where_they_are_asked_for() -> None:
     submit(core, "running", tenant="heavy", prompt_tokens_bound=5000)
     submit(core, "a", tenant="heavy")
     submit(core, "b", tenant="light")
-    assert ["b-1"] == started(complete(core, "running-1"))
+    assert ["b-1"] == started(core.on_finished(usage("running-1", input_tokens=5000), 1.0))
