@@ -5,8 +5,8 @@ a budget or a clock, nor what was attributed to a request: strangers in the batc
 
 The tenant with the least counter is next. A start charges the whole prompt and the output that is expected; every
 progress report trues it up, so that a long answer cannot hide; the end corrects it to what was executed. A tenant that
-had nothing waiting is lifted to the least counter of those that have, and goes before them once: silence earns nothing
-and costs nothing. ``docs/scheduling.md`` has the bound and its proof.
+had nothing waiting is lifted to the counter that had the last turn, and wins ties once: silence earns nothing and costs
+nothing. ``docs/scheduling.md`` has the bound and its proof.
 
 Tenants are compared inside one band. What a tenant was charged there is one number, whatever model it was for; what it
 was lifted is a number of each *line* (those whom the same workers may take), because a tenant that waits for the only
@@ -77,14 +77,14 @@ class _BandAccounts:
     accounts: dict[str, Account] = field(default_factory=dict)
     lanes: dict[LineKey, Lane] = field(default_factory=dict)
     floor: int = 0
-    """The highest counter whose turn it ever was: where a tenant begins that finds nobody waiting."""
+    """The highest counter whose turn it ever was."""
     idle: OrderedDict[str, None] = field(default_factory=OrderedDict)
     """Tenants that neither wait nor run but may owe something; who was asked longest ago first."""
 
     def level(self, lane: Lane) -> int:
-        """What a tenant is lifted to when it begins to wait there."""
+        """What a tenant is lifted to when it begins to wait there: the last turn's, or who is behind even that."""
         first = lane.ranking.first()
-        return self.floor if first is None else first.counter
+        return self.floor if first is None else min(first.counter, self.floor)
 
     def debt(self, account: Account) -> int:
         """What it had more than those whom it waits or waited with, where that is most; 0 where it owes nothing."""

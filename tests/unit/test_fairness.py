@@ -121,11 +121,12 @@ def test_what_executed_nothing_costs_nothing() -> None:
 
 
 def test_silence_earns_nothing() -> None:
-    """Who comes back is lifted to the least of those that wait, however little it had before."""
+    """Who comes back is lifted to the counter of the last turn, however little it had before."""
     fairness = fair()
     enter(fairness, "x", "y")
     start(fairness, "a", "x", 100)
     start(fairness, "b", "y", 80)
+    start(fairness, "c", "y", 50)
     enter(fairness, "new")
     assert 80.0 == counter(fairness, "new")
 
@@ -144,7 +145,7 @@ def test_a_lifted_tenant_wins_ties_once() -> None:
     """And of two that were lifted to the same counter the earlier goes first."""
     fairness = fair()
     enter(fairness, "old")
-    start(fairness, "a", "old", 5)
+    start(fairness, "a", "old", 0)
     enter(fairness, "new", "newer")
     assert "new" == turn(fairness)
     start(fairness, "b", "new", 0)
@@ -160,6 +161,14 @@ def test_who_finds_nobody_begins_at_the_floor() -> None:
         start(fairness, str(number), "alone", 100)
     enter(fairness, "new")
     assert (900.0, 1_000.0) == (counter(fairness, "new"), counter(fairness, "alone"))
+
+
+def test_who_had_nothing_goes_before_who_just_had_much() -> None:
+    """Though that one waits alone: a newcomer is not lifted above the last turn."""
+    fairness = fair()
+    start(fairness, "a", "heavy", 100)
+    enter(fairness, "heavy", "light")
+    assert ("light", 0.0) == (turn(fairness), counter(fairness, "light"))
 
 
 def test_bands_do_not_know_each_other() -> None:
@@ -203,6 +212,7 @@ def test_who_owes_nothing_is_forgotten() -> None:
     fairness.close("a", input_tokens=1_000)
     assert {"x", "y"} == known(fairness)
     start(fairness, "b", "y", 2_000)
+    start(fairness, "b2", "y", 1)
     enter(fairness, "z")
     start(fairness, "c", "z", 1)
     fairness.leave(request(tenant="z"))
@@ -235,6 +245,7 @@ def test_who_joins_a_line_is_lifted_to_those_who_wait_there() -> None:
     for each in (line("slow", EAST), line("fast"), line("fast")):
         fairness.enter(each)
     start(fairness, "a", "fast", 1_000)
+    start(fairness, "b", "fast", 1)
     fairness.enter(line("new"))
     fairness.enter(line("newer", EAST))
     assert (1_000.0, 0.0) == (fairness.counter_gpu_s(line("new")), fairness.counter_gpu_s(line("newer", EAST)))
@@ -301,6 +312,7 @@ def test_counters_and_turns_hold_against_a_plain_computation(seed: int) -> None:
     charges: dict[str, tuple[str, int]] = {}
     waiting = dict.fromkeys("abcd", 0)
     closed = dict.fromkeys("abcd", 0)
+    floor = 0
 
     def expected(tenant: str) -> int:
         return base[tenant] + closed[tenant] + sum(ns for owner, ns in charges.values() if owner == tenant)
@@ -316,10 +328,11 @@ def test_counters_and_turns_hold_against_a_plain_computation(seed: int) -> None:
                 begun = counter(fairness, tenant)
                 assert begun is not None
                 base[tenant] = round(begun * NANO) - (expected(tenant) - base[tenant] if tenant in base else 0)
-                assert least is None or expected(tenant) >= least
+                assert expected(tenant) >= min(floor, floor if least is None else least)
             waiting[tenant] += 1
         elif what < 0.7 and waiting[tenant]:
             prompt, output = chance.randrange(1, 9), chance.randrange(9)
+            floor = max(floor, expected(tenant))
             start(fairness, f"a{number}", tenant, prompt, output)
             fairness.leave(request(tenant=tenant))
             waiting[tenant] -= 1
