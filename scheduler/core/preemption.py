@@ -9,6 +9,7 @@ the room, nobody else has to: their credit counts as free.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import islice
 from typing import NamedTuple
@@ -85,7 +86,7 @@ def _left(
     """What is lacking there once those that end have ended."""
     cells = cluster.table[:, worker.column].tolist()
     left = _Room(
-        attempts=cells[Row.ATTEMPTS] + 1 - max(int(cells[Row.MAX_ATTEMPTS] * room_ratio), 1),
+        attempts=cells[Row.ATTEMPTS] + 1 - math.ceil(cells[Row.MAX_ATTEMPTS] * room_ratio),
         sequences=cells[Row.SEQUENCES]
         + cells[Row.FOREIGN_SEQUENCES]
         + work.num_sequences

@@ -113,3 +113,11 @@ def test_the_reserve_is_not_made_for_lower_bands() -> None:
     for name in "abcd":
         house.run(name, "w")
     assert ["d-1", "c-1"] == house.victims(band=Band.DEFAULT, room_ratio=0.75)
+
+
+def test_no_more_room_is_made_than_the_filter_asks_for() -> None:
+    """Nine tenths of four places are begun by the fourth: one has to go, not two."""
+    house = House(w={"max_running": 4})
+    for name in "abcd":
+        house.run(name, "w")
+    assert ["d-1"] == house.victims(band=Band.DEFAULT, room_ratio=0.9)
