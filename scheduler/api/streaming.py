@@ -1,4 +1,4 @@
-"""A streamed answer on its way to one client: comments while it waits, opaque bytes, the end only after the charge.
+"""A streamed answer on its way to one client: empty events while it waits, opaque bytes, the end only after the charge.
 
 Called by ``scheduler.api.openai``. It must never parse a chunk; it knows where events end and how the last one begins.
 
@@ -17,7 +17,9 @@ from scheduler.api.exchange import JSON, Exchange, Header, Message, Send
 from scheduler.streams import Body, End, Head, Stream
 from workers.types import Outcome
 
-KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE = b"\n\n"
+"""An event of nothing, which no client is told of. A comment would be as good by the standard, but vLLM's serving
+benchmark strips what arrives, and then takes a comment and the event behind it for one comment."""
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
 STREAM_HEADERS: list[Header] = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 """Nothing between us and the client may keep events back."""
@@ -146,7 +148,7 @@ class EventStream:
             await self._pass_on()
 
     async def _first(self) -> Head | End:
-        """The engine's head or the end; comments while neither comes."""
+        """The engine's head or the end; empty events while neither comes."""
         while True:
             item = await self._stream.next(self._keep_alive_s)
             if isinstance(item, Head | End):

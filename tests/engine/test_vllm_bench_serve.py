@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.jouleway_server import OPERATOR_KEY, relay_configuration, serving
 from benchmarks.servers import ROOT, Server
+from scheduler.api.streaming import KEEP_ALIVE
 from scheduler.config import BUILTIN_WEIGHTS, weights_folder
 
 NUM_PROMPTS = 16
@@ -44,6 +45,16 @@ def test_every_request_of_the_benchmark_succeeds(server: Server, backend: str, e
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"{NUM_PROMPTS}" == _figure(done.stdout, "Successful requests")
     assert f"{NUM_PROMPTS * 32}" == _figure(done.stdout, "Total generated tokens")
+
+
+def test_its_client_reads_a_stream_that_began_with_keep_alives() -> None:
+    """It strips what arrives, message by message: an answer that waited long must not look like none."""
+    from vllm.benchmarks.lib.endpoint_request_func import StreamedResponseHandler
+
+    handler = StreamedResponseHandler()
+    arrived = [KEEP_ALIVE, KEEP_ALIVE, b'data: {"a":1}\n\n', b"data: [DONE]\n\n"]
+    read = [message for part in arrived if (rest := part.strip()) for message in handler.add_chunk(rest)]
+    assert ['data: {"a":1}', "data: [DONE]"] == read
 
 
 def _figure(text: str, name: str) -> str:

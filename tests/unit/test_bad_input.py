@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from scheduler.api.limits import RelayLimits
+from scheduler.api.streaming import KEEP_ALIVE
 from scheduler.core.admission import Limits
 from scheduler.core.queue import QueueLimits
 from tests.asgi_client import Asked, ask
@@ -240,11 +241,11 @@ async def test_a_deadline_that_passes_before_a_whole_answer_is_a_504() -> None:
 
 
 async def test_a_long_queue_keeps_a_stream_alive() -> None:
-    """Comments after ``keep_alive_s``, then the answer."""
+    """Empty events after ``keep_alive_s``, then the answer."""
     async with control_plane([slow_spec(max_running=1)], limits=RelayLimits(keep_alive_s=0.03)) as plane:
         begin(plane, chat(max_tokens=10))
         asked = await begin(plane, chat(stream=True)).finished()
-        assert asked.body.startswith(b": keep-alive\n\n")
+        assert asked.body.startswith(KEEP_ALIVE)
         assert (200, "[DONE]") == (asked.status, asked.events()[-1])
 
 

@@ -168,7 +168,7 @@ async def test_an_event_of_ours_stands_before_done() -> None:
 # -- while it waits
 
 
-async def test_a_long_wait_begins_the_answer_with_comments() -> None:
+async def test_a_long_wait_begins_the_answer_with_empty_events() -> None:
     """Proxies in between see life; the status is 200 from then on."""
     client = Client()
     stream, events = answer(client, keep_alive_s=0.005)
@@ -184,7 +184,7 @@ async def test_a_long_wait_begins_the_answer_with_comments() -> None:
     assert 1 == sum(message["type"] == "http.response.start" for message in client.messages)
 
 
-async def test_a_refusal_after_comments_is_an_event() -> None:
+async def test_a_refusal_after_empty_events_is_an_event() -> None:
     """There is no status left to set; the error reads as OpenAI's."""
     client = Client()
     stream, events = answer(client, keep_alive_s=0.002)
