@@ -122,6 +122,8 @@ def _message(short: Short, resets_us: int | None) -> str:
     if account.held:
         text += f", {_number(measure, account.held)} held by requests that run"
     text += f"; this request needs {_number(measure, short.needed)}."
+    if not account.limit:
+        return f"{text} Nothing is granted while the limit is 0."
     if short.needed > account.limit:
         return f"{text} It never fits: ask for less."
     if measure is Measure.CONCURRENCY:

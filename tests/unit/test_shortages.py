@@ -86,6 +86,13 @@ def test_what_never_fits_is_not_to_be_retried() -> None:
     assert rejection.shortage.resets_unix_s is None
 
 
+def test_a_limit_of_nothing_is_closed() -> None:
+    """Asking for less would not help."""
+    rejection = refused((account(window="total", limit=0), 5))
+    assert ("insufficient_quota", False) == (rejection.reason, rejection.should_retry)
+    assert rejection.message.endswith("this request needs 5. Nothing is granted while the limit is 0.")
+
+
 def test_the_longest_way_is_told() -> None:
     """Whoever comes again at the told moment is not refused by another budget."""
     held, minute = account(held=90), account(Measure.OUTPUT_TOKENS, 100, "calendar minute", used=90)
