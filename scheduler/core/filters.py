@@ -70,8 +70,7 @@ def filtered(
     if closed_to and cluster.zones:
         kept = np.zeros(table.shape[1], dtype=np.bool_)
         for earlier in closed_to:
-            if earlier.model == request.model:
-                kept |= policy.mask(earlier, cluster.zones)[zone]
+            kept |= policy.mask(earlier, cluster.zones)[zone] & cluster.serving(earlier.model)
         _mark(codes, kept, Filter.KEPT)
     may = policy.mask(request, cluster.zones)
     if not may.all():

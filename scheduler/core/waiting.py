@@ -28,7 +28,7 @@ class Turn(NamedTuple):
 
     entry: Entry
     closed_to: tuple[Request, ...]
-    """Heads of other lines of its model that go before it and did not fit: what they wait for is theirs."""
+    """Heads of other lines that go before it and did not fit: what they wait for is theirs."""
     is_aged: bool
     """It goes before better bands because of its age, and may take what is kept for them."""
 
@@ -89,7 +89,7 @@ class Waiting:
         if not line.num_waiting:
             self._forget(line)
         if is_head and entry.attempt is None:
-            self.freed([entry.request.model])
+            self.freed(list(self._models))
 
     def freed(self, models: Iterable[str]) -> None:
         """Something changed for the better for these models."""
@@ -155,8 +155,14 @@ class Waiting:
         return line.next_of(bands[0])
 
     def _closed_to(self, model: str, rank: Rank, now_s: float) -> tuple[Request, ...]:
-        heads = (self._next(line, now_s) for line in self._models[model].saturated.values())
-        return tuple(request for request, its_rank in heads if its_rank < rank)
+        """Of the model itself whoever goes before; of other models, with which it may share workers, better bands."""
+        earlier = []
+        for name, state in self._models.items():
+            for line in state.saturated.values():
+                request, its_rank = self._next(line, now_s)
+                if its_rank < rank and (name == model or 0 <= its_rank.urgency < rank.urgency):
+                    earlier.append(request)
+        return tuple(earlier)
 
     def _count_start(self, request: Request) -> bool:
         """Lower bands were passed over once more; whether one of them may be owed the next turn."""

@@ -9,7 +9,7 @@ from scheduler.core.prefixes import Prefixes
 from scheduler.core.request import Band, DataClass, Slo
 from scheduler.core.score import PlacementRules, Work
 from scheduler.core.slack import UNDERWAY, Promise
-from tests.core_words import curves, request, view
+from tests.core_words import MODEL, curves, request, view
 from tests.placement_words import WORK, chosen, cluster_of, decides, filters, own
 from workers.types import WorkerState
 
@@ -164,7 +164,9 @@ def test_a_worker_that_came_back_is_not_avoided() -> None:
 
 
 def test_what_somebody_waits_for_who_came_before_is_kept() -> None:
-    """Only where the earlier one may run, and only of its model."""
+    """Only where the earlier one may run: in its zones, on workers of its model, which may serve others too."""
+    both = cluster_of(view("a", models=(MODEL, "other")), view("b"))
+    assert {"a": "kept", "b": None} == filters(decides(both, closed_to=(request("stranger", model="other"),)))
     cluster = cluster_of(view("a", zone="vault"), view("b", zone="yard"))
     earlier = request("earlier", zones=frozenset({"vault"}))
     assert {"a": "kept", "b": None} == filters(decides(cluster, closed_to=(earlier,)))

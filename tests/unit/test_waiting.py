@@ -284,3 +284,22 @@ def test_turns_never_go_backwards_and_nobody_is_forgotten(seed: int) -> None:
         assert {each.key.model for each in room.waiting._open.values()} == set()
     room.waiting.freed(["x", "y"])
     assert sorted(waiting) == sorted(room.tried(fit=waiting.copy(), now_s=99.0))
+
+
+def test_a_better_band_of_another_model_keeps_what_it_waits_for() -> None:
+    """Both models may share a worker: room that was made for one band is not for a lower one. Equals do not care."""
+    room = Room()
+    room.push("head", band=0, model="x")
+    room.push("equal", band=0, model="y")
+    room.push("lower", band=2, model="z")
+    closed = {
+        turn.entry.request.request_id: [each.request_id for each in turn.closed_to]
+        for turn in room.waiting.candidates(0.0)
+    }
+    assert {"head": [], "equal": [], "lower": ["head", "equal"]} == closed
+    room.waiting.remove("head")
+    assert [("lower", ["equal"])] == [
+        (turn.entry.request.request_id, [each.request_id for each in turn.closed_to])
+        for turn in room.waiting.candidates(0.0)
+        if turn.entry.request.band == 2
+    ]
