@@ -204,9 +204,9 @@ class Attempt:
             return Payer.REQUEST
         if not self.is_answering:
             return Payer.OPERATOR  # even one that completed after its request was taken from it
-        if outcome in (Outcome.COMPLETED, Outcome.REFUSED):
-            return Payer.REQUEST
-        return Payer.REQUEST if self.entry.is_cancelled_by_client else Payer.OPERATOR
+        if self.entry.cancel_reason:  # no answer begins after that, whatever the engine still said
+            return Payer.REQUEST if self.entry.is_cancelled_by_client else Payer.OPERATOR
+        return Payer.REQUEST if outcome in (Outcome.COMPLETED, Outcome.REFUSED) else Payer.OPERATOR
 
 
 def tokens_of(usage: UsageRecord) -> Tokens:

@@ -247,9 +247,9 @@ class Scheduler:
         return self._running.get(attempt_id) is not None
 
     def answers(self, attempt_id: str) -> bool:
-        """Whether what this attempt says goes to its client."""
+        """Whether what this attempt says goes to its client: no answer begins after its request was cancelled."""
         attempt = self._running.get(attempt_id)
-        return attempt is not None and attempt.is_answering
+        return attempt is not None and attempt.is_answering and not attempt.entry.cancel_reason
 
     @property
     def models(self) -> frozenset[str]:

@@ -149,6 +149,14 @@ def test_what_completes_after_its_request_was_taken_from_it_is_the_operators(out
     assert Payer.OPERATOR == attempt.payer(outcome)
 
 
+@pytest.mark.parametrize(("by_client", "payer"), [(True, Payer.REQUEST), (False, Payer.OPERATOR)])
+def test_what_completes_after_a_cancellation_is_paid_by_whoever_cancelled(by_client: bool, payer: Payer) -> None:
+    """A deadline and an answer cross before any byte was sent: the client gets 504, and pays nothing."""
+    attempt = an_attempt()
+    attempt.entry.cancel_reason, attempt.entry.is_cancelled_by_client = "deadline_exceeded", by_client
+    assert payer == attempt.payer(Outcome.COMPLETED)
+
+
 def test_batch_work_makes_room_only_while_nobody_saw_a_byte_and_not_for_ever() -> None:
     """Whoever ends already, answers visibly, was cancelled or made room often enough stays."""
     assert not an_attempt(band=Band.DEFAULT).is_preemptable

@@ -708,3 +708,12 @@ def test_turns_are_charged_where_they_are_asked_for() -> None:
     submit(core, "a", tenant="heavy")
     submit(core, "b", tenant="light")
     assert ["b-1"] == started(core.on_finished(usage("running-1", input_tokens=5000), 1.0))
+
+
+def test_no_answer_begins_after_its_deadline() -> None:
+    """What the engine says while it is being aborted opens no answer that could not be ended well."""
+    core = a_core("w")
+    submit(core, "a", deadline_s=5.0)
+    assert core.answers("a-1")
+    assert ["Abort"] == kinds(core.tick(5.0))
+    assert not core.answers("a-1")
