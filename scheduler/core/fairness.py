@@ -67,6 +67,8 @@ class _Charge:
     work: WorkWeights
     expected_tokens: int
     """Output that was expected at its start."""
+    tokens: tuple[int, int, int] = (0, 0, 0)
+    """Prompt, cached and output tokens that are charged."""
     charged: int = 0
 
 
@@ -128,7 +130,7 @@ class Fairness:
         self.reload(weights or {})
 
     def reload(self, weights: Mapping[str, float], work: Mapping[str, WorkWeights] | None = None) -> None:
-        """Other weights from now on; what is in flight is weighed anew when it is heard of next."""
+        """Other weights from now on; what is in flight is weighed anew when more of it is charged, or it ends."""
         assert all(0 < weight < float("inf") for weight in weights.values()), weights
         self._weights = dict(weights)
         if work is not None:
@@ -183,8 +185,11 @@ class Fairness:
     def true_up(self, attempt_id: str, *, prompt_tokens: int, cached_tokens: int, output_tokens: int) -> None:
         """It was heard of: the prompt is what the engine counted, the output at least what was put out so far."""
         charge = self._charges.get(attempt_id)
-        if charge is not None:
-            self._set(charge, prompt_tokens, cached_tokens, max(output_tokens, charge.expected_tokens))
+        if charge is None:
+            return
+        tokens = (prompt_tokens, cached_tokens, max(output_tokens, charge.expected_tokens))
+        if tokens != charge.tokens:
+            self._set(charge, *tokens)
 
     def close(self, attempt_id: str, *, input_tokens: int = 0, cached_tokens: int = 0, output_tokens: int = 0) -> None:
         """It is over, having executed this: what it was charged beyond comes back. Nothing = all of it comes back."""
@@ -241,7 +246,7 @@ class Fairness:
 
     def _set(self, charge: _Charge, prompt_tokens: int, cached_tokens: int, output_tokens: int) -> None:
         """The attempt is charged exactly this from now on."""
-        account = charge.account
+        account, charge.tokens = charge.account, (prompt_tokens, cached_tokens, output_tokens)
         gpu_s = charge.work.gpu_seconds(
             prompt_tokens=prompt_tokens, cached_tokens=min(cached_tokens, prompt_tokens), output_tokens=output_tokens
         )
