@@ -65,11 +65,11 @@ def zone_names(config: Config) -> frozenset[str]:
     return frozenset(config.zones) | {worker.zone for worker in config.workers}
 
 
-def rates_of(model: ModelConfig) -> Rates:
+def rates_of(model: ModelConfig, *, currency: str) -> Rates:
     """Its prices, as a request is admitted with them."""
     price = model.price
     cached: Decimal = price.input if price.cached_input is None else price.cached_input
-    return Rates(*(ledger_amount(each, NANO_PLACES) for each in (price.input, cached, price.output)))
+    return Rates(*(ledger_amount(each, NANO_PLACES) for each in (price.input, cached, price.output)), currency)
 
 
 def slo_of(model: ModelConfig) -> Slo:

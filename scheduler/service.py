@@ -125,7 +125,7 @@ class Service:
                     default_output_tokens=model.default_output_tokens,
                     expansion=EXPANSIONS[model.normalizer],
                     created_unix_s=now_unix_s,
-                    rates=rates_of(model),
+                    rates=rates_of(model, currency=config.currency),
                     slo=slo_of(model),
                 )
                 for name, model in config.models.items()

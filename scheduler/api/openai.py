@@ -161,12 +161,12 @@ class Relay:
 
     async def _replay(self, call: _Call, charge: Charge, exchange: Exchange) -> None:
         """This key ran before: its usage and the id of its receipt; the text is not kept."""
-        path = call.admitted.ask.path
+        path, currency = call.admitted.ask.path, call.request.rates.currency
         if call.admitted.ask.is_stream:
-            body = usage_stream(charge, path=path, created_unix_s=call.created_unix_s)
+            body = usage_stream(charge, path=path, currency=currency, created_unix_s=call.created_unix_s)
             await exchange.respond(200, body, [(b"content-type", EVENT_STREAM), REPLAYED])
         else:
-            body = usage_body(charge, path=path, created_unix_s=call.created_unix_s)
+            body = usage_body(charge, path=path, currency=currency, created_unix_s=call.created_unix_s)
             await exchange.respond(200, body, [JSON, REPLAYED])
 
     async def _stream(self, call: _Call, stream: Stream, exchange: Exchange) -> None:
@@ -187,7 +187,8 @@ class Relay:
         """What is written before the last event, where the client asked for it."""
         if not call.admitted.wishes.is_metered:
             return None
-        return lambda charge: note_event(charge, path=call.admitted.ask.path, created_unix_s=call.created_unix_s)
+        path, currency = call.admitted.ask.path, call.request.rates.currency
+        return lambda charge: note_event(charge, path=path, currency=currency, created_unix_s=call.created_unix_s)
 
     async def _whole(self, call: _Call, stream: Stream, exchange: Exchange) -> None:
         """Head and body are held until the End: then the charge is durable and the status is sure."""
@@ -212,7 +213,7 @@ class Relay:
         if head.status >= 400:
             body = exchange.dialect.error_body(engine_error(head.status, body))
         elif call.admitted.wishes.is_metered and item.charge is not None:
-            body = with_note(body, item.charge)
+            body = with_note(body, item.charge, currency=call.request.rates.currency)
         content_type = next(((b"content-type", value) for name, value in head.headers if name == b"content-type"), JSON)
         await exchange.respond(head.status, body, [content_type])
 

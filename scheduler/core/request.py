@@ -42,6 +42,7 @@ class Rates(NamedTuple):
     input_nano: int = 0
     cached_nano: int = 0
     output_nano: int = 0
+    currency: str = "USD"
 
     def cost_nano(self, *, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
         """Money in 10⁻⁹ units, rounded up once. ``input_tokens`` contain the cached ones, which cost their own rate."""

@@ -93,15 +93,17 @@ def test_what_is_not_written_is_the_cores_default(tmp_path: Path) -> None:
         assert getattr(default, name) == getattr(rules, name)
     assert {"a": 1.0} == rules.weights
     assert pytest.approx(tuple(DEFAULT_WORK)) == tuple(rules.work["m"])
-    assert (FREE, DEFAULT_SLO) == (rates_of(ModelConfig()), slo_of(ModelConfig()))
+    assert (FREE, DEFAULT_SLO) == (rates_of(ModelConfig(), currency="USD"), slo_of(ModelConfig()))
 
 
 def test_prices_are_nano_units_per_million_tokens() -> None:
     """A cached token costs what any other does where nothing is said."""
     price = {"input": "0.15", "output": 0.6}
-    assert Rates(150_000_000, 150_000_000, 600_000_000) == rates_of(ModelConfig.model_validate({"price": price}))
+    assert Rates(150_000_000, 150_000_000, 600_000_000) == rates_of(
+        ModelConfig.model_validate({"price": price}), currency="USD"
+    )
     price["cached_input"] = 0
-    assert 0 == rates_of(ModelConfig.model_validate({"price": price})).cached_nano
+    assert 0 == rates_of(ModelConfig.model_validate({"price": price}), currency="USD").cached_nano
 
 
 def test_what_lateness_costs_is_in_nano_units() -> None:
@@ -127,4 +129,4 @@ def test_the_example_of_three_tenants_becomes_rules(monkeypatch: pytest.MonkeyPa
     assert 3 == len(rules.weights)
     assert ["tenant", "project", "tenant", "key", "key"] == [level.kind for level in rules.budgets]
     assert {"hall-a": DataClass.CORE, "hall-b": DataClass.GENERAL} == rules.zones
-    assert Rates(200_000_000, 50_000_000, 800_000_000) == rates_of(config.models["chat"])
+    assert Rates(200_000_000, 50_000_000, 800_000_000, "EUR") == rates_of(config.models["chat"], currency="EUR")
