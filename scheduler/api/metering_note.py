@@ -15,8 +15,8 @@ from scheduler.api.dialects import NOTE, dialect
 
 
 def note_of(charge: Charge, currency: str) -> dict[str, Any]:
-    """What the answer says of its cost (10⁻⁹ units of the currency) and of its energy: predicted so far; the posting will say
-    what was measured.
+    """What the answer says of its cost (10⁻⁹ units of the currency) and of its energy: predicted so far; the posting
+    will say what was measured.
     """
     return {
         "cost_nano": charge.cost_nano,

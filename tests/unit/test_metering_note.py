@@ -11,8 +11,8 @@ from tests.fake_dispatcher import charge
 def test_a_note_says_what_was_predicted_so_far() -> None:
     """Marked provisional, with the grade of its meter and the id of its receipt."""
     assert {
-        "cost_nano": 40, "currency": "EUR", "energy_joules": 1.5, "gpu_seconds": 0.25, "grade": "A", "provisional": True,
-        "request_id": "req-x",
+        "cost_nano": 40, "currency": "EUR", "energy_joules": 1.5, "gpu_seconds": 0.25, "grade": "A",
+        "provisional": True, "request_id": "req-x",
     } == note_of(charge(cost_nano=40), "EUR")  # fmt: skip
 
 

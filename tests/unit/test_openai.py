@@ -213,7 +213,7 @@ async def test_joules_so_far_stand_beside_the_usage() -> None:
     await task
     fields = json.loads(bench.client.body)
     assert {
-        "cost_nano": 0, "energy_joules": 1.5, "gpu_seconds": 0.25, "grade": "A", "provisional": True,
+        "cost_nano": 0, "currency": "USD", "energy_joules": 1.5, "gpu_seconds": 0.25, "grade": "A", "provisional": True,
         "request_id": "req-a",
     } == fields.pop("jouleway")  # fmt: skip
     assert json.loads(ANSWER) == fields
