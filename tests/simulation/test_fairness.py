@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.fairness import CASES, measure
+from benchmarks.fairness import CASES, run
 from scheduler.core.fairness import Fairness, WorkWeights
 from scheduler.core.queue import Queue
 from scheduler.core.request import Request
@@ -205,9 +205,10 @@ def test_the_bound_catches_wrong_counters(wrong: type[Fairness]) -> None:
     assert high - low > 2 * (chaos.largest + sum(chaos.max_credit.values()))
 
 
-@pytest.mark.parametrize("case", sorted(CASES))
-def test_the_production_core_keeps_bound_and_shares_on_simulated_gpus(case: str) -> None:
-    """Five bounds of it in seconds; ``benchmarks/fairness.py`` goes on for a hundred."""
-    found = measure(CASES[case], seed=1, num_bounds=5)
+@pytest.mark.parametrize(("case", "each_gpu_s"), [("heavy_prompts", 12.0), ("long_writers", 12.0), ("weights", 4.0)])
+def test_the_production_core_keeps_bound_and_shares_on_simulated_gpus(case: str, each_gpu_s: float) -> None:
+    """Two bounds of it in seconds; ``benchmarks/fairness.py`` goes on for a hundred."""
+    found = run(CASES[case], seed=1, each_gpu_s=each_gpu_s)
+    assert found.num_bounds >= 1.0
     assert found.worst_gap_ratio <= 1.0
-    assert found.worst_share_error_ratio <= 0.2
+    assert found.worst_share_error_ratio <= 0.05
