@@ -5,7 +5,7 @@ Owned and changed by ``scheduler.core.scheduler`` alone. It must never know a qu
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -190,6 +190,23 @@ class Attempt:
         if self.output_tokens >= self.expected_tokens:
             self.expected_tokens = max(min(2 * self.output_tokens, self.max_tokens), self.output_tokens)
 
+    def advance_decoding(self, progress: Progress) -> int | None:
+        """The new output tokens where nothing else is new and no expectation changes: most of what is ever heard.
+
+        None where it takes ``advance``; then nothing has changed.
+        """
+        output_tokens = progress.output_tokens
+        if (
+            self.first_token_s is None
+            or not self.output_tokens <= output_tokens < self.expected_tokens
+            or progress.prompt_tokens > self.prompt_tokens
+            or progress.cached_tokens > self.cached_tokens
+            or progress.computed_prompt_tokens > self.computed_prompt_tokens
+        ):
+            return None
+        num_new, self.output_tokens = output_tokens - self.output_tokens, output_tokens
+        return num_new
+
     def executed(self) -> Tokens:
         """What is known to have been computed; for an attempt of which no usage record will come."""
         if not self.has_progress:
@@ -214,6 +231,13 @@ def tokens_of(usage: UsageRecord) -> Tokens:
     return Tokens(input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens)
 
 
+def cost_of(request: Request, tokens: Tokens) -> int:
+    """Money in 10⁻⁹ units, at the rates that were pinned at its admission."""
+    return request.rates.cost_nano(
+        input_tokens=tokens.input_tokens, cached_tokens=tokens.cached_tokens, output_tokens=tokens.output_tokens
+    )
+
+
 def settle_of(attempt: Attempt, outcome: Outcome, tokens: Tokens, *, is_exact: bool) -> Settle:
     """The one settlement of an attempt that is over."""
     request, payer = attempt.entry.request, attempt.payer(outcome)
@@ -225,7 +249,7 @@ def settle_of(attempt: Attempt, outcome: Outcome, tokens: Tokens, *, is_exact: b
         outcome=outcome,
         cause=attempt.cause,
         tokens=tokens,
-        cost_nano=request.rates.cost_nano(**asdict(tokens)) if payer is Payer.REQUEST else 0,
+        cost_nano=cost_of(request, tokens) if payer is Payer.REQUEST else 0,
         is_exact=is_exact,
     )
 

@@ -307,6 +307,15 @@ class Cluster:
         promises.put(attempt_id, promise)
         self._unwritten[worker.column] = self._unsummarised[worker.column] = worker
 
+    def put_out(self, worker: Worker, attempt_id: str, num_tokens: int, *, num_sequences: int) -> None:
+        """So many of the expected output tokens are there now: a ``change`` of nothing else, and far cheaper."""
+        claim, owned = worker.claims[attempt_id], worker.owned
+        worker.claims[attempt_id] = Claim(claim[0], claim[1], claim[2] - num_tokens, claim[3] + num_tokens, claim[4])
+        owned[3] -= num_tokens
+        owned[4] += num_tokens
+        worker.promises.put_out(attempt_id, num_tokens / num_sequences)
+        self._unwritten[worker.column] = self._unsummarised[worker.column] = worker
+
     def release(self, worker: Worker, attempt_id: str) -> None:
         """The attempt owns nothing any more."""
         self.change(worker, attempt_id, NO_CLAIM)

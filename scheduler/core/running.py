@@ -6,7 +6,6 @@ Owned by ``scheduler.core.scheduler``. It must never know a queue or why an atte
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import islice
 
 from scheduler.core.actions import Abort, Tokens
@@ -75,8 +74,13 @@ class Running:
     def advance(self, attempt: Attempt, progress: Progress, now_s: float) -> None:
         """Trues its credit and its turn up."""
         attempt.last_sign_s = now_s
-        attempt.advance(progress, now_s)
-        self._cluster.change(attempt.worker, attempt.attempt_id, attempt.claim(), attempt.promise())
+        num_new = attempt.advance_decoding(progress)
+        if num_new is None:
+            attempt.advance(progress, now_s)
+            self._cluster.change(attempt.worker, attempt.attempt_id, attempt.claim(), attempt.promise())
+        else:
+            num_sequences = attempt.entry.request.num_sequences
+            self._cluster.put_out(attempt.worker, attempt.attempt_id, num_new, num_sequences=num_sequences)
         self._fairness.true_up(
             attempt.attempt_id,
             prompt_tokens=attempt.prompt_tokens,
@@ -110,7 +114,12 @@ class Running:
         self._leave_batch(attempt)
         self._ending.pop(attempt.attempt_id, None)
         self._cluster.release(attempt.worker, attempt.attempt_id)
-        self._fairness.close(attempt.attempt_id, **asdict(tokens))
+        self._fairness.close(
+            attempt.attempt_id,
+            input_tokens=tokens.input_tokens,
+            cached_tokens=tokens.cached_tokens,
+            output_tokens=tokens.output_tokens,
+        )
 
     def _leave_batch(self, attempt: Attempt) -> None:
         of_worker = self._batch.get(attempt.worker.worker_id)

@@ -88,7 +88,8 @@ class Promises:
     """Of all attempts on one worker; those that decode stand in arrays. A free place is due never and worth nothing."""
 
     def __init__(self) -> None:
-        self._of: dict[str, tuple[Promise, int | None]] = {}
+        self._of: dict[str, tuple[int, int | None]] = {}
+        """By attempt: its rank, and its place where it decodes."""
         self._size = 0
         self._free: list[int] = []
         self._grow(8)
@@ -114,7 +115,7 @@ class Promises:
 
     def rank(self, attempt_id: str) -> int:
         """Of its prompt."""
-        return self._of[attempt_id][0].rank
+        return self._of[attempt_id][0]
 
     def put(self, attempt_id: str, promise: Promise) -> None:
         """Made, or as it stands now."""
@@ -131,7 +132,13 @@ class Promises:
         elif slot is not None:
             self._clear(slot)
             slot = None
-        self._of[attempt_id] = (promise, slot)
+        self._of[attempt_id] = (promise.rank, slot)
+
+    def put_out(self, attempt_id: str, num_tokens: float) -> None:
+        """So many tokens of each of its sequences are no longer to come."""
+        slot = self._of[attempt_id][1]
+        if slot is not None:
+            self._left[slot] = max(self._left[slot] - num_tokens, 0.0)
 
     def drop(self, attempt_id: str) -> None:
         """It is over."""

@@ -274,6 +274,14 @@ class CoreRouter:
         self._apply(self.core.tick(now_s), now_s)
 
     def _progress(self, job: Job, now_s: float) -> Progress:
+        if job.stage is Stage.DECODING:
+            return Progress(
+                job.attempt_id,
+                job.prompt_tokens,
+                job.cached_tokens,
+                job.prompt_tokens - job.cached_tokens,
+                self._fleet.engines[job.worker].output_tokens(job, now_s),
+            )
         is_prefilling = job.stage is Stage.PREFILLING
         known_tokens = job.computed_tokens if is_prefilling else job.prompt_tokens
         if job.stage is Stage.WAITING:

@@ -1,6 +1,8 @@
 """Attempts own credit from their start to their settlement, and whoever is too quiet is found."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scheduler.core.actions import Tokens
 from scheduler.core.admission import Limits
@@ -8,8 +10,9 @@ from scheduler.core.attempts import BUSY_CAUSE, Attempt, Entry
 from scheduler.core.cluster import Cluster
 from scheduler.core.fairness import Fairness, WorkWeights
 from scheduler.core.running import Running
-from tests.core_words import MODEL, progress, request, view
-from workers.types import Outcome
+from scheduler.core.slack import Burden, Pace, Promises
+from tests.core_words import MODEL, progress, request, thorough, view
+from workers.types import Outcome, Progress
 
 LIMITS = Limits(final_timeout_s=30.0, call_lost_s=60.0, sign_timeout_s=600.0)
 
@@ -21,9 +24,11 @@ def cluster() -> Cluster:
     return cluster
 
 
-def start(running: Running, cluster: Cluster, name: str = "r", now_s: float = 0.0) -> Attempt:
+def start(
+    running: Running, cluster: Cluster, name: str = "r", now_s: float = 0.0, *, num_sequences: int = 1
+) -> Attempt:
     """An attempt of 100 prompt tokens on worker w."""
-    entry = Entry(request=request(name), place=1, waits_since_s=now_s)
+    entry = Entry(request=request(name, num_sequences=num_sequences), place=1, waits_since_s=now_s)
     attempt = Attempt(
         attempt_id=f"{name}-1",
         entry=entry,
@@ -47,6 +52,38 @@ def test_credit_is_owned_until_it_is_forgotten(cluster: Cluster) -> None:
     running.forget(attempt, Tokens())
     assert (0, (0,) * 5) == (len(running), tuple(cluster.credit("w")))
     assert running.get("r-1") is None
+
+
+@thorough
+@given(
+    st.integers(1, 3),
+    st.lists(st.tuples(st.integers(0, 120), st.integers(0, 60), st.integers(0, 120), st.integers(0, 140)), max_size=25),
+)
+def test_credit_is_what_the_attempt_says_whatever_is_heard(
+    num_sequences: int, heard: list[tuple[int, int, int, int]]
+) -> None:
+    """The short way of reports that bring output only leaves the same credit and the same slack as the long one."""
+    cluster = Cluster()
+    cluster.update(view("w"), 0.0)
+    running = Running(cluster, Fairness(), LIMITS)
+    attempt = start(running, cluster, num_sequences=num_sequences)
+    worker, total = attempt.worker, [0, 0, 0, 0]
+    for number, (prompt, cached, computed, output) in enumerate(heard):
+        # Mostly what a worker says: more output, and the rest as before.
+        total = [prompt, cached, computed, output] if number % 3 == 0 else [*total[:3], total[3] + output % 7]
+        running.advance(attempt, Progress(attempt.attempt_id, *total), float(number))
+        assert attempt.claim() == worker.claims[attempt.attempt_id] == cluster.credit("w")
+        expected = Promises()
+        expected.put(attempt.attempt_id, attempt.promise())
+        pace, burden = Pace(0.01, 1e-4, 0.0), Burden(100.0, 50.0, 0.5)
+        assert expected.rank(attempt.attempt_id) == worker.promises.rank(attempt.attempt_id)
+        for now_s in (0.0, 3.0, 40.0):
+            assert worker.promises.summary(pace, now_s) == pytest.approx(expected.summary(pace, now_s))
+            assert worker.promises.lateness_nano(pace, burden, now_s) == pytest.approx(
+                expected.lateness_nano(pace, burden, now_s)
+            )
+    running.forget(attempt, Tokens())
+    assert tuple(cluster.credit("w")) == (0,) * 5
 
 
 def test_the_first_word_of_an_end_counts(cluster: Cluster) -> None:
