@@ -10,8 +10,11 @@ import random
 from enum import StrEnum
 
 from scheduler.core.admission import Limits
+from scheduler.core.budget_accounts import Budget, Level, Measure
+from scheduler.core.budget_windows import Window
 from scheduler.core.queue import QueueLimits
 from scheduler.core.request import Band, DataClass, Rates, Request
+from scheduler.core.rules import Rules
 from scheduler.simulation.scenario import (
     SHORT_LIMITS,
     Arrival,
@@ -22,9 +25,9 @@ from scheduler.simulation.scenario import (
     Reload,
     Restart,
     Scenario,
+    Stage,
     WorkerSetup,
 )
-from scheduler.simulation.trace import Control, Rule
 from workers.engines.simulated_options import SimulatedOptions
 
 ZONES = {"core": DataClass.CORE, "near": DataClass.IMPORTANT}
@@ -70,7 +73,7 @@ def draw_scenario(seed: int, *, num_requests: int = 120, has_faults: bool = True
         seed=seed,
         workers=workers,
         arrivals=arrivals,
-        control=_draw_control(chance, kind),
+        rules=_draw_rules(chance, kind),
         start_unix_s=MIDNIGHT_UNIX_S - chance.choice([0.4, 1.0, 0.3]) * last_s,
         limits=_draw_limits(chance, kind),
     )
@@ -108,51 +111,68 @@ def _draw_limits(chance: random.Random, kind: Kind) -> Limits:
     return SHORT_LIMITS
 
 
-def _draw_control(chance: random.Random, kind: Kind) -> Control:
-    return Control(
-        rules=_draw_rules(chance, kind),
+def _draw_rules(chance: random.Random, kind: Kind) -> Rules:
+    levels, tasks = _draw_budgets(chance, kind)
+    return Rules(
+        budgets=levels,
+        task_budgets=tasks,
         weights={f"t{number}": chance.choice([0.5, 1.0, 2.0, 4.0]) for number in range(3)},
         zones=ZONES,
+        carbon_ug_per_mj={"core": 0.1, "near": 0.02, "local": 0.15},
+        ageing_s=chance.choice([2.0, 10.0]),
+        ageing_every=chance.choice([2, 4, 16]),
     )
 
 
-def _draw_rules(chance: random.Random, kind: Kind) -> tuple[Rule, ...]:
+Budgets = dict[Level, tuple[Budget, ...]]
+
+
+def _draw_budgets(chance: random.Random, kind: Kind) -> tuple[Budgets, dict[str, tuple[Budget, ...]]]:
     """Few and wide ones for everybody, many and narrow ones where budgets are pressed on, none where shares are."""
-    if kind is Kind.FAIR:
-        return ()
-    rules: dict[tuple[object, ...], Rule] = {}
+    levels: Budgets = {}
+    tasks: dict[str, tuple[Budget, ...]] = {}
     is_tight = kind is Kind.BUDGETS
-    for _ in range(chance.randrange(4, 14) if is_tight else chance.randrange(0, 5)):
+    num_budgets = chance.randrange(4, 14) if is_tight else chance.randrange(0, 5)
+    for _ in range(0 if kind is Kind.FAIR else num_budgets):
         tenant = f"t{chance.randrange(4)}"
         level = chance.choice(
             [
-                ("tenant", tenant),
-                ("project", f"{tenant}/p{chance.randrange(2)}"),
-                ("key", f"key-{tenant}-{chance.randrange(2)}"),
-                ("task", f"{tenant}/night"),
+                Level("tenant", tenant),
+                Level("project", f"{tenant}/p{chance.randrange(2)}"),
+                Level("key", f"key-{tenant}-{chance.randrange(2)}"),
+                Level("task", tenant),
             ]
         )
         measure, limits = chance.choice(_LIMITS)
         limit = chance.choice(limits) * (1 if is_tight else 10)
-        window = "" if measure == "concurrency" else chance.choice(_WINDOWS)
-        rule = Rule(level=level, measure=measure, limit=limit, window=window)
-        rules[level, measure, window] = rule
-    return tuple(rules.values())
+        window = None if measure is Measure.CONCURRENCY else Window.parse(chance.choice(_WINDOWS))
+        budget = Budget(measure, limit, window)
+        if level.kind == "task":
+            tasks[tenant] = _with(tasks.get(tenant, ()), budget)
+        else:
+            levels[level] = _with(levels.get(level, ()), budget)
+    return levels, tasks
 
 
-_LIMITS: tuple[tuple[str, tuple[int, ...]], ...] = (
-    ("tokens", (900, 5_000, 20_000)),
-    ("tokens", (0, 700, 3_000)),
-    ("input_tokens", (300, 4_000)),
-    ("cached_tokens", (200, 2_000)),
-    ("output_tokens", (40, 500, 4_000)),
-    ("money_nano", (5_000, 100_000, 40_000_000)),
-    ("money_nano", (2_000_000, 9_000_000)),
-    ("requests", (3, 20)),
-    ("concurrency", (1, 3)),
-    ("energy_mj", (2_000, 100_000)),
-    ("gpu_us", (300_000, 9_000_000)),
-    ("carbon_ug", (500, 9_000)),
+def _with(budgets: tuple[Budget, ...], budget: Budget) -> tuple[Budget, ...]:
+    """One limit per measure and window."""
+    others = [each for each in budgets if (each.measure, each.window) != (budget.measure, budget.window)]
+    return (*others, budget)
+
+
+_LIMITS: tuple[tuple[Measure, tuple[int, ...]], ...] = (
+    (Measure.TOKENS, (900, 5_000, 20_000)),
+    (Measure.TOKENS, (0, 700, 3_000)),
+    (Measure.INPUT_TOKENS, (300, 4_000)),
+    (Measure.CACHED_TOKENS, (200, 2_000)),
+    (Measure.OUTPUT_TOKENS, (40, 500, 4_000)),
+    (Measure.MONEY_NANO, (5_000, 100_000, 40_000_000)),
+    (Measure.MONEY_NANO, (2_000_000, 9_000_000)),
+    (Measure.REQUESTS, (3, 20)),
+    (Measure.CONCURRENCY, (1, 3)),
+    (Measure.ENERGY_MJ, (2_000, 100_000)),
+    (Measure.GPU_US, (300_000, 9_000_000)),
+    (Measure.CARBON_UG, (500, 9_000)),
 )
 _WINDOWS = ("10s", "1m", "1h", "calendar minute", "calendar hour", "calendar day", "calendar month", "total")
 
@@ -180,9 +200,9 @@ def _draw_any(chance: random.Random, number: int, now_s: float) -> Arrival:
     request = Request(
         request_id=f"req-{number:05}",
         tenant=tenant,
-        project=f"{tenant}/p{chance.randrange(2)}" if chance.random() < 0.7 else "",
+        project=f"p{chance.randrange(2)}" if chance.random() < 0.7 else "",
         key_id=f"key-{tenant}-{chance.randrange(2)}",
-        task=f"{tenant}/night" if chance.random() < 0.3 else "",
+        task="night" if chance.random() < 0.3 else "",
         model=chance.choice(["x", "y"]),
         band=chance.choice([0, 1, 1, 2, 2]),
         prompt_tokens_bound=prompt_tokens * chance.choice([1, 4]),
@@ -201,6 +221,7 @@ def _draw_any(chance: random.Random, number: int, now_s: float) -> Arrival:
         output_tokens=chance.choice([1, 15, 120, 1500]),
         is_streaming=chance.random() < 0.7,
         cancel_after_s=chance.choice([0.0, 0.2, 2.0]) if chance.random() < 0.12 else None,
+        cancel_on=chance.choice(list(Stage)) if chance.random() < 0.1 else None,
     )
 
 
@@ -216,9 +237,9 @@ def _draw_prefix(chance: random.Random, tenant: str, number: int, prompt_tokens:
 def _draw_budget_race(chance: random.Random, number: int, now_s: float) -> Arrival:
     """Short prompts whose bounds overstate, outputs that run into their caps."""
     arrival = _draw_any(chance, number, now_s)
-    request = dataclasses.replace(arrival.request, data_class=DataClass.GENERAL, tenant="t1", project="t1/p0")
+    request = dataclasses.replace(arrival.request, data_class=DataClass.GENERAL, tenant="t1", project="p0")
     if chance.random() < 0.5:
-        request = dataclasses.replace(request, key_id="key-t1-0", task="t1/night", rates=RATES[1 + number % 2])
+        request = dataclasses.replace(request, key_id="key-t1-0", task="night", rates=RATES[1 + number % 2])
         return dataclasses.replace(arrival, request=request)
     return arrival
 
@@ -309,7 +330,7 @@ def _with_faults(chance: random.Random, kind: Kind, scenario: Scenario, last_s: 
         for _ in range(chance.randrange(1, 9))
     ]
     reloads = [
-        Reload(at_s=chance.uniform(0.0, last_s), control=_draw_control(chance, kind))
+        Reload(at_s=chance.uniform(0.0, last_s), rules=_draw_rules(chance, kind))
         for _ in range(chance.choice([0, 0, 1, 2]))
     ]
     jumps = [

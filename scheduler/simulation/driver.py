@@ -3,30 +3,47 @@
 Called by tests and, later, by planning. It must never decide anything that the core decides; every random choice comes
 from the scenario's seed, so that a run is the same each time.
 
-A heap of (time, number, what) is the whole clock. The driver stands where dispatcher and connection stand in production
-and follows their rules: bytes go to a client only while the core says that their attempt answers; what a worker said
-before it was lost may arrive after it, except its reports, which its connection fences off.
+The driver stands where dispatcher, connection and settlement stand in production and follows their rules: bytes go to a
+client only while the core says that their attempt answers; what a worker said before it was lost may arrive after it,
+except its reports, which its connection fences off; what an attempt took is booked once, after its settlement.
 """
 
 from __future__ import annotations
 
-import heapq
-import random
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Iterable
 
-from scheduler.core.actions import Abort, Action, Dispatch, Finish, Reject
+from scheduler.core.actions import Abort, Action, Dispatch, Settle
 from scheduler.core.cluster import WorkerView
+from scheduler.core.request import Request
+from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
-from scheduler.simulation.scenario import Arrival, Fault, FaultAt, Scenario, WorkerSetup
-from scheduler.simulation.trace import Cancelled, Decided, Ended, Event, FirstByte, Lost, Reported, Stopped, Submitted
-from scheduler.simulation.worker import MAX_STEPS, STALL_TIMEOUT_S, Bytes, End, SimulatedWorker, Word
+from scheduler.simulation.agenda import Agenda
+from scheduler.simulation.scenario import Arrival, ClockJump, Scenario, Stage
+from scheduler.simulation.site import Site
+from scheduler.simulation.trace import (
+    Cancelled,
+    ClockJumped,
+    Configured,
+    Counted,
+    Decided,
+    Ended,
+    Event,
+    FirstByte,
+    Lost,
+    Posted,
+    Reported,
+    Restarted,
+    Stopped,
+    Submitted,
+    Ticked,
+)
+from scheduler.simulation.worker import Bytes, End, SimulatedWorker, Took, Word
 from workers.types import Outcome, UsageRecord, WorkerState
 
 TICK_S = 0.1
-STATUS_PERIOD_S = 1.0
-PROGRESS_PERIOD_S = 0.25
-NOTICE_S = 0.3
-"""From a worker's death to the word of it."""
+WINDOW_S = 1.0
+"""From the end of an attempt to the booking of what it took."""
 MAX_AFTER_S = 600.0
 """After the last arrival and fault everything has ended by then, or the run stops as it is."""
 
@@ -36,255 +53,245 @@ class Simulation:
 
     def __init__(self, scenario: Scenario, *, core: type[Scheduler] = Scheduler) -> None:
         self.scenario = scenario
-        models = sorted({model for setup in scenario.workers for model in setup.models})
-        self.core = core(models=models, limits=scenario.limits)
         self.trace: list[Event] = []
-        self._chance = random.Random(f"messages-{scenario.seed}")
-        self._now_s = 0.0
-        self._num_events = 0
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._time = Agenda(start_unix_s=scenario.start_unix_s)
+        self._core_type = core
+        self._rules = scenario.rules
         self._arrivals = {arrival.request.request_id: arrival for arrival in scenario.arrivals}
         self._open: set[str] = set()
         self._sent_bytes: set[str] = set()
-        self._workers: dict[str, SimulatedWorker] = {}
-        self._silent_until_s: dict[str, float] = {}
-        self._num_lives = 0
+        self._counted: set[str] = set()
+        self._ran_on: dict[str, SimulatedWorker | None] = {}
+        """By attempt: the life that it was sent to."""
+        self._unbooked: dict[str, SimulatedWorker | None] = {}
+        """Settled attempts whose window is still open."""
+        self._site = Site(scenario, self._time, self)
+        self.core = self._begin()
 
     def run(self) -> list[Event]:
         """Everything that happened, to the end."""
-        for setup in self.scenario.workers:
-            self._start(setup)
-        for arrival in self.scenario.arrivals:
-            self._at(arrival.request.arrival_s, lambda arrival=arrival: self._submit(arrival))  # type: ignore[misc]
-        for fault in self.scenario.faults:
-            self._at(fault.at_s, lambda fault=fault: self._break(fault))  # type: ignore[misc]
-        self._at(TICK_S, self._tick)
-        last_s = max([arrival.request.arrival_s for arrival in self.scenario.arrivals], default=0.0)
-        last_s = max([last_s, *(fault.at_s + fault.for_s for fault in self.scenario.faults)])
-        while self._now_s < last_s + MAX_AFTER_S:
-            if self._now_s > last_s and not self.core.num_open and not self.core.num_running:
+        scenario, time = self.scenario, self._time
+        self._site.open()
+        for arrival in scenario.arrivals:
+            time.at(arrival.request.arrival_s, lambda arrival=arrival: self._submit(arrival))  # type: ignore[misc]
+        for reload in scenario.reloads:
+            time.at(reload.at_s, lambda reload=reload: self._reload(reload.rules))  # type: ignore[misc]
+        for jump in scenario.jumps:
+            time.at(jump.at_s, lambda jump=jump: self._jump(jump))  # type: ignore[misc]
+        for restart in scenario.restarts:
+            time.at(restart.at_s, self._restart)
+        last_s = max([time.last_s, *(fault.at_s + fault.for_s for fault in scenario.faults)])
+        time.at(TICK_S, self._tick)
+        while time.now_s < last_s + MAX_AFTER_S:
+            is_idle = not (self.core.num_open or self.core.num_running or self._unbooked)
+            if time.now_s > last_s and is_idle:
                 break
-            self._now_s, _, what = heapq.heappop(self._events)
-            what()
-        workers = sorted(self.core.cluster.workers)
-        self._note(
-            Stopped(
-                at_s=self._now_s,
-                num_open=self.core.num_open,
-                num_running=self.core.num_running,
-                credit_tokens={worker_id: tuple(self.core.cluster.credit(worker_id)) for worker_id in workers},
-            )
-        )
+            time.step()
+        self._note_stop()
         return self.trace
 
-    # -- time
+    def _note_stop(self) -> None:
+        core, credits = self.core, self.core.cluster.credit
+        states = {
+            (state.level, state.measure, state.window): state
+            for asked in self._one_of_each_level()
+            for state in core.holds.budgets.states(asked)
+        }
+        self._note(
+            Stopped(
+                at_s=self._time.told_s,
+                num_open=core.num_open,
+                num_running=core.num_running,
+                credit_tokens={worker_id: tuple(credits(worker_id)) for worker_id in sorted(core.cluster.workers)},
+                held=core.holds.budgets.held_total(),
+                budgets=tuple(states.values()),
+                unix_s=self._time.unix_s,
+            )
+        )
 
-    def _at(self, at_s: float, what: Callable[[], None]) -> None:
-        self._num_events += 1
-        heapq.heappush(self._events, (at_s, self._num_events, what))
+    def _one_of_each_level(self) -> Iterable[Request]:
+        """A request of now for each combination of levels that there was."""
+        requests = {
+            (request.tenant, request.project, request.key_id, request.task): request
+            for request in (arrival.request for arrival in self.scenario.arrivals)
+        }
+        return [dataclasses.replace(request, arrival_unix_s=self._time.unix_s) for request in requests.values()]
+
+    # -- the control plane and its clocks
+
+    def _begin(self) -> Scheduler:
+        """A control plane that knows nothing but its configuration."""
+        models = sorted({model for setup in self.scenario.workers for model in setup.models})
+        self._note_rules()
+        return self._core_type(models=models, limits=self.scenario.limits, rules=self._rules)
+
+    def _restart(self) -> None:
+        """Clients are cut off; workers go on with what the new one must have aborted."""
+        self._note(Restarted(at_s=self._time.told_s))
+        self._open.clear()
+        self.core = self._begin()
+        self._site.fence()
+        for worker in self._site.workers.values():
+            for attempt_id in worker.attempt_ids():
+                self._abort_orphan(worker, attempt_id)
+
+    def _reload(self, rules: Rules) -> None:
+        self._rules = rules
+        self._note_rules()
+        self._apply(self.core.reload(rules, self._time.told_s))
+
+    def _note_rules(self) -> None:
+        self._note(Configured(at_s=self._time.told_s, rules=self._rules, limits=self.scenario.limits))
+
+    def _jump(self, jump: ClockJump) -> None:
+        by_s = self._time.jump(monotonic_s=jump.monotonic_s, wall_s=jump.wall_s)
+        if by_s:
+            self._note(ClockJumped(at_s=self._time.told_s, by_s=by_s))
 
     def _note(self, event: Event) -> None:
         self.trace.append(event)
 
     def _tick(self) -> None:
-        self._apply(self.core.tick(self._now_s))
-        self._at(self._now_s + TICK_S, self._tick)
+        actions = self.core.tick(self._time.told_s)
+        if actions:
+            self._note(Ticked(at_s=self._time.told_s))
+        self._apply(actions)
+        self._time.after(TICK_S, self._tick)
 
     # -- clients
 
     def _submit(self, arrival: Arrival) -> None:
-        request = arrival.request
+        time, planned = self._time, arrival.request
+        deadline_s = planned.deadline_s
+        request = dataclasses.replace(
+            planned,
+            arrival_s=time.monotonic_s,
+            arrival_unix_s=time.unix_s,
+            deadline_s=None if deadline_s is None else time.monotonic_s + deadline_s - planned.arrival_s,
+        )
         self._open.add(request.request_id)
-        self._note(Submitted(at_s=self._now_s, request=request))
-        self._apply(self.core.submit(request, self._now_s))
+        self._note(Submitted(at_s=time.told_s, request=request))
+        self._apply(self.core.submit(request, time.told_s))
         if arrival.cancel_after_s is not None:
-            self._at(self._now_s + arrival.cancel_after_s, lambda: self._cancel(request.request_id))
+            time.after(arrival.cancel_after_s, lambda: self._cancel(request.request_id))
 
     def _cancel(self, request_id: str) -> None:
         if request_id in self._open:
-            self._note(Cancelled(at_s=self._now_s, request_id=request_id))
-            self._apply(self.core.cancel(request_id, "client_gone", self._now_s))
+            self._note(Cancelled(at_s=self._time.told_s, request_id=request_id))
+            self._apply(self.core.cancel(request_id, "client_gone", self._time.told_s))
+
+    def _leaves_on(self, attempt_id: str, stage: Stage) -> bool:
+        """Whether its client goes away just now."""
+        return self._arrivals[_request_of(attempt_id)].cancel_on is stage
+
+    def _reached(self, attempt_id: str, stage: Stage) -> None:
+        """What is decided now is carried out first."""
+        if self._leaves_on(attempt_id, stage):
+            self._time.after(0.0, lambda: self._cancel(_request_of(attempt_id)))
 
     # -- what the core decides
 
     def _apply(self, actions: Iterable[Action]) -> None:
         for action in actions:
-            self._note(Decided(at_s=self._now_s, action=action))
-            if isinstance(action, Dispatch | Abort):
-                for delay_s in self._fates(action.worker_id, may_be_lost=True):
-                    self._at(self._now_s + delay_s, lambda action=action: self._tell(action))  # type: ignore[misc]
-            elif isinstance(action, Reject | Finish):
+            self._note(Decided(at_s=self._time.told_s, action=action))
+            if isinstance(action, Dispatch):
+                self._ran_on[action.attempt_id] = self._site.workers.get(action.worker_id)
+                self._site.send_call(action, self._arrivals[action.request_id])
+                self._reached(action.attempt_id, Stage.SENT)
+            elif isinstance(action, Abort):
+                self._site.send_abort(action)
+            elif isinstance(action, Settle):
+                self._settle(action)
+            else:
                 self._open.discard(action.request_id)
 
-    def _tell(self, action: Dispatch | Abort) -> None:
-        """An order arrives at whatever lives under that id then."""
-        worker = self._workers.get(action.worker_id)
-        if worker is None:
+    # -- what attempts took
+
+    def _settle(self, settle: Settle) -> None:
+        """A window later its energy is booked; at once where no posting will come."""
+        attempt_id = settle.attempt_id
+        worker = self._ran_on.get(attempt_id)
+        self._unbooked[attempt_id] = worker
+        is_open = settle.is_exact and worker is not None and self._site.lives(worker)
+        self._time.after(WINDOW_S if is_open else 0.0, lambda: self._book(attempt_id))
+
+    def _book(self, attempt_id: str) -> None:
+        if attempt_id not in self._unbooked:
             return
-        self._interrupt(worker)
-        if isinstance(action, Abort):
-            worker.abort(action.attempt_id, action.reason)
-        else:
-            worker.call(
-                action.attempt_id,
-                self._arrivals[action.request_id],
-                max_output_tokens=action.max_output_tokens,
-                priority=action.priority,
-            )
-        self._deliver(worker)
-        self._run_steps(worker)
-
-    def _fates(self, worker_id: str, *, may_be_lost: bool = False) -> list[float]:
-        """Delays of the copies of one message that arrive; none where it is lost."""
-        messages, chance = self.scenario.messages, self._chance
-        if may_be_lost and (
-            chance.random() < messages.lost_ratio or self._now_s < self._silent_until_s.get(worker_id, 0.0)
-        ):
-            return []
-        wait_s = max(self._silent_until_s.get(worker_id, 0.0) - self._now_s, 0.0)
-        delays = []
-        for _ in range(2 if chance.random() < messages.twice_ratio else 1):
-            is_late = chance.random() < messages.late_ratio
-            delays.append(wait_s + messages.delay_s + (chance.uniform(0.0, messages.late_s) if is_late else 0.0))
-        return delays
-
-    # -- what workers do
-
-    def _start(self, setup: WorkerSetup) -> None:
-        self._num_lives += 1
-        worker = SimulatedWorker(setup, life=self._num_lives, seed=self.scenario.seed + self._num_lives)
-        self._workers[setup.worker_id] = worker
-        self._report(worker)
-        self._at(self._now_s + PROGRESS_PERIOD_S, lambda: self._tell_progress(worker))
-
-    def _lives(self, worker: SimulatedWorker) -> bool:
-        return self._workers.get(worker.setup.worker_id) is worker
-
-    def _interrupt(self, worker: SimulatedWorker) -> None:
-        """Somebody comes or goes: equal steps that were taken together end with the one in flight."""
-        if worker.engine.plan is not None:
-            plan = worker.engine.cut(self._now_s)
-            self._at(plan.ended_s, lambda: self._finish_steps(worker, plan.step, plan.num_steps))
-
-    def _run_steps(self, worker: SimulatedWorker) -> None:
-        if worker.engine.plan is None and worker.hangs_since_s is None:
-            plan = worker.engine.begin(self._now_s, max_steps=MAX_STEPS)
-            if plan is not None:
-                self._at(plan.ended_s, lambda: self._finish_steps(worker, plan.step, plan.num_steps))
-
-    def _finish_steps(self, worker: SimulatedWorker, step: int, num_steps: int) -> None:
-        """The end of a plan, unless it was cut, has ended, or its worker hangs or is gone."""
-        plan = worker.engine.plan
-        is_due = plan is not None and (plan.step, plan.num_steps) == (step, num_steps)
-        if is_due and worker.hangs_since_s is None and self._lives(worker):
-            worker.finish_steps()
-            self._deliver(worker)
-            self._run_steps(worker)
-
-    def _break(self, fault: FaultAt) -> None:
-        worker = self._workers.get(fault.worker_id)
-        until_s = self._now_s + fault.for_s
-        if worker is None:
-            return
-        if fault.fault is Fault.DIES:
-            del self._workers[fault.worker_id]
-            self._at(self._now_s + NOTICE_S, lambda: self._lose(fault.worker_id))
-            self._at(until_s + NOTICE_S, lambda: self._start(worker.setup))
-        elif fault.fault is Fault.SILENT:
-            self._silent_until_s[fault.worker_id] = until_s
-        elif fault.fault is Fault.SLOWS:
-            worker.engine.slow_ratio = 8.0
-            self._at(until_s, lambda: setattr(worker.engine, "slow_ratio", 1.0))
-        elif fault.fault is Fault.BUSY:
-            worker.is_busy = True
-            self._at(until_s, lambda: setattr(worker, "is_busy", False))
-        elif worker.hangs_since_s is None:
-            worker.hangs_since_s = self._now_s
-            self._at(self._now_s + STALL_TIMEOUT_S, lambda: self._watch(worker))
-            self._at(until_s, lambda: self._wake(worker))
-
-    def _watch(self, worker: SimulatedWorker) -> None:
-        if worker.hangs_since_s is not None and self._lives(worker):
-            worker.stall()
-            self._deliver(worker)
-            self._report(worker, is_periodic=False)
-
-    def _wake(self, worker: SimulatedWorker) -> None:
-        worker.hangs_since_s = None
-        worker.state = WorkerState.READY
-        if not self._lives(worker):
-            return
-        if worker.engine.plan is not None:
-            worker.finish_steps()
-        self._deliver(worker)
-        self._report(worker, is_periodic=False)
-        self._run_steps(worker)
-
-    def _lose(self, worker_id: str) -> None:
-        self._note(Lost(at_s=self._now_s, worker_id=worker_id))
-        self._apply(self.core.on_worker_lost(worker_id, "worker_lost", self._now_s))
+        worker = self._unbooked.pop(attempt_id)
+        took = Took() if worker is None else worker.took.pop(attempt_id, Took())
+        energy_mj, gpu_us = round(took.energy_mj), round(took.gpu_us)
+        self._note(Posted(at_s=self._time.told_s, attempt_id=attempt_id, energy_mj=energy_mj, gpu_us=gpu_us))
+        self.core.on_energy(attempt_id, energy_mj, gpu_us)
 
     # -- what workers say
 
-    def _report(self, worker: SimulatedWorker, *, is_periodic: bool = True) -> None:
-        if not self._lives(worker):
-            return
-        view = worker.view()
-        for delay_s in self._fates(worker.setup.worker_id):
-            self._at(self._now_s + delay_s, lambda: self._hear_report(worker, view))
-        if is_periodic:
-            self._at(self._now_s + STATUS_PERIOD_S, lambda: self._report(worker))
-
-    def _hear_report(self, worker: SimulatedWorker, view: WorkerView) -> None:
-        if self._lives(worker):
-            self._note(
-                Reported(
-                    at_s=self._now_s,
-                    worker_id=view.worker_id,
-                    is_ready=view.state is WorkerState.READY,
-                    models=view.models,
-                    max_running=view.max_running,
-                )
+    def hear_report(self, view: WorkerView) -> None:
+        self._note(
+            Reported(
+                at_s=self._time.told_s,
+                worker_id=view.worker_id,
+                is_ready=view.state is WorkerState.READY,
+                models=view.models,
+                max_running=view.max_running,
+                zone=view.zone,
             )
-            self._apply(self.core.on_worker_report(view, self._now_s))
+        )
+        self._apply(self.core.on_worker_report(view, self._time.told_s))
 
-    def _tell_progress(self, worker: SimulatedWorker) -> None:
-        if self._lives(worker):
-            if items := worker.progress():
-                self._send(worker, items)
-            self._at(self._now_s + PROGRESS_PERIOD_S, lambda: self._tell_progress(worker))
+    def hear_loss(self, worker: SimulatedWorker) -> None:
+        """The word of its death; what its meter had not said yet never comes."""
+        worker_id = worker.setup.worker_id
+        self._note(Lost(at_s=self._time.told_s, worker_id=worker_id))
+        self._apply(self.core.on_worker_lost(worker_id, "worker_lost", self._time.told_s))
+        for attempt_id in [name for name, ran_on in self._unbooked.items() if ran_on is worker]:
+            self._book(attempt_id)
 
-    def _deliver(self, worker: SimulatedWorker) -> None:
-        for word in worker.take_words():
-            self._send(worker, word)
-
-    def _send(self, worker: SimulatedWorker, word: Word) -> None:
-        for delay_s in self._fates(worker.setup.worker_id):
-            self._at(self._now_s + delay_s, lambda: self._hear(word))
-
-    def _hear(self, word: Word) -> None:
+    def hear(self, worker: SimulatedWorker, word: Word) -> None:
+        now_s = self._time.told_s
         if isinstance(word, Bytes):
+            if not self.core.knows(word.attempt_id):
+                self._abort_orphan(worker, word.attempt_id)
             self._show_byte(word.attempt_id)
         elif isinstance(word, End):
             if word.outcome in (Outcome.COMPLETED, Outcome.REFUSED):
                 self._show_byte(word.attempt_id)
             self._note_end(word.attempt_id, word.outcome, word.cause, has_usage=False)
-            self._apply(self.core.on_ended(word.attempt_id, word.outcome, word.cause, self._now_s))
+            self._apply(self.core.on_ended(word.attempt_id, word.outcome, word.cause, now_s))
+            if self._leaves_on(word.attempt_id, Stage.ENDED):
+                self._cancel(_request_of(word.attempt_id))
         elif isinstance(word, UsageRecord):
             self._note_end(word.attempt_id, word.outcome, word.cause, has_usage=True)
-            self._apply(self.core.on_finished(word, self._now_s))
+            self._apply(self.core.on_finished(word, now_s))
         else:
-            self.core.on_progress(word, self._now_s)
+            for progress in word:
+                if progress.attempt_id not in self._counted and self.core.knows(progress.attempt_id):
+                    self._counted.add(progress.attempt_id)
+                    self._note(
+                        Counted(at_s=now_s, attempt_id=progress.attempt_id, prompt_tokens=progress.prompt_tokens)
+                    )
+            self.core.on_progress(word, now_s)
 
     def _note_end(self, attempt_id: str, outcome: Outcome, cause: str, *, has_usage: bool) -> None:
-        self._note(Ended(at_s=self._now_s, attempt_id=attempt_id, outcome=outcome, cause=cause, has_usage=has_usage))
+        self._note(
+            Ended(at_s=self._time.told_s, attempt_id=attempt_id, outcome=outcome, cause=cause, has_usage=has_usage)
+        )
 
     def _show_byte(self, attempt_id: str) -> None:
         """Bytes of an attempt that answers leave for its client."""
         if attempt_id not in self._sent_bytes and self.core.answers(attempt_id):
             self._sent_bytes.add(attempt_id)
-            self._note(FirstByte(at_s=self._now_s, attempt_id=attempt_id))
-            self.core.on_first_byte(attempt_id, self._now_s)
+            self._note(FirstByte(at_s=self._time.told_s, attempt_id=attempt_id))
+            self.core.on_first_byte(attempt_id, self._time.told_s)
+            self._reached(attempt_id, Stage.SPEAKS)
+
+    def _abort_orphan(self, worker: SimulatedWorker, attempt_id: str) -> None:
+        """A worker speaks for an attempt that nobody here knows: it is told to end it."""
+        self._site.send_abort(Abort(attempt_id=attempt_id, worker_id=worker.setup.worker_id, reason="orphaned"))
+
+
+def _request_of(attempt_id: str) -> str:
+    return attempt_id.rpartition("-")[0]
 
 
 def simulate(scenario: Scenario, *, core: type[Scheduler] = Scheduler) -> list[Event]:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from scheduler.core.admission import Limits
 from scheduler.core.queue import QueueLimits
 from scheduler.core.request import Request
-from scheduler.simulation.trace import Control
+from scheduler.core.rules import Rules
 from workers.engines.simulated_options import SimulatedOptions
 
 SHORT_LIMITS = Limits(
@@ -42,7 +42,7 @@ class Fault(StrEnum):
     BUSY = "busy"
     """It refuses every call although it looks free."""
     LIES = "lies"
-    """It reports a load that it does not have."""
+    """It reports loads that it does not have and curves that no engine can have."""
     MOVES = "moves"
     """It dies, and is back in another zone under the same name."""
 
@@ -64,7 +64,7 @@ class Reload:
     """Operators change the rules."""
 
     at_s: float
-    control: Control
+    rules: Rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +94,17 @@ class WorkerSetup:
     zone: str = "local"
 
 
+class Stage(StrEnum):
+    """How far a request has come when its client goes away."""
+
+    SENT = "sent"
+    """It was just sent to a worker."""
+    SPEAKS = "speaks"
+    """Its first byte was just shown."""
+    ENDED = "ended"
+    """Its bytes just ended; the worker has not counted them yet."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
     """One request and what its client and its text will do."""
@@ -105,7 +116,8 @@ class Arrival:
     output_tokens: int
     """What each sequence would put out if nothing capped it."""
     is_streaming: bool
-    cancel_after_s: float | None
+    cancel_after_s: float | None = None
+    cancel_on: Stage | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +139,7 @@ class Scenario:
     seed: int
     workers: tuple[WorkerSetup, ...]
     arrivals: tuple[Arrival, ...]
-    control: Control = field(default_factory=Control)
+    rules: Rules = field(default_factory=Rules)
     start_unix_s: float = 1_795_996_800.0
     """Wall time at 0."""
     faults: tuple[FaultAt, ...] = ()

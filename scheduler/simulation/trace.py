@@ -13,31 +13,10 @@ from dataclasses import dataclass, field
 
 from scheduler.core.actions import Action
 from scheduler.core.admission import Limits
-from scheduler.core.request import DataClass, Request
+from scheduler.core.budget_accounts import BudgetState, Measure
+from scheduler.core.request import Request
+from scheduler.core.rules import Rules
 from workers.types import Outcome
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """One budget: at most ``limit`` of ``measure`` in ``window``, by one level. Words are those of a configuration."""
-
-    level: tuple[str, str]
-    """Its kind (tenant, project, key, task) and its name."""
-    measure: str
-    limit: int
-    window: str = ""
-    """``1m``, ``calendar day``, ``total``; empty where the measure is what is open now."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Control:
-    """What operators set and may change while everything runs."""
-
-    rules: tuple[Rule, ...] = ()
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """By tenant; 1 where nothing is said."""
-    zones: Mapping[str, DataClass] = field(default_factory=dict)
-    """What each zone may hold; general data where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +24,28 @@ class Configured:
     """The core begins, or goes on, under these rules."""
 
     at_s: float
-    control: Control
+    rules: Rules
     limits: Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restarted:
-    """The control plane died; another began, with nothing but what was settled. Whoever was open is over."""
+    """The control plane died; another began and knows nothing. Whoever was open is over."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockJumped:
+    """The core was told nothing yet: its clock is suddenly ahead by so much."""
+
+    at_s: float
+    by_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticked:
+    """Time alone made the core decide."""
 
     at_s: float
 
@@ -120,13 +114,12 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Posted:
-    """The core was told what the meter found for an attempt."""
+    """The core was told what was booked for an attempt."""
 
     at_s: float
     attempt_id: str
     energy_mj: int
     gpu_us: int
-    carbon_ug: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,14 +139,14 @@ class Stopped:
     num_running: int
     credit_tokens: Mapping[str, tuple[int, ...]]
     """By worker: everything that is owned there."""
-    held: tuple[int, ...] = ()
-    """On all budgets together, by measure."""
-    used: Mapping[Rule, int] = field(default_factory=dict)
-    """Of each budget in the window of ``unix_s``."""
+    held: Mapping[Measure, int] = field(default_factory=dict)
+    """On all budgets together."""
+    budgets: tuple[BudgetState, ...] = ()
+    """Of every level that a request of this run had above it, at ``unix_s``."""
     unix_s: float = 0.0
 
 
 Event = (
-    Configured | Restarted | Submitted | Cancelled | Reported | Lost | Counted | FirstByte | Ended | Posted | Decided
-    | Stopped
+    Configured | Restarted | ClockJumped | Ticked | Submitted | Cancelled | Reported | Lost | Counted | FirstByte
+    | Ended | Posted | Decided | Stopped
 )  # fmt: skip
