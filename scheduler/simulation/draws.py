@@ -62,7 +62,7 @@ class Kind(StrEnum):
 KINDS = tuple(Kind)
 
 
-def draw_scenario(seed: int, *, num_requests: int = 120, has_faults: bool = True, kind: Kind | None = None) -> Scenario:
+def draw_scenario(seed: int, *, num_requests: int = 80, has_faults: bool = True, kind: Kind | None = None) -> Scenario:
     """A scenario; its kind follows from the seed where none is asked for. Faults change nothing else that is drawn."""
     kind = kind or KINDS[seed % len(KINDS)]
     chance = random.Random(f"scenario-{seed}")

@@ -202,12 +202,12 @@ def test_a_wrong_core_is_found_out(mutant: type[Scheduler]) -> None:
     found: list[str] = []
     for seed in range(MAX_SEEDS):
         scenario = draw_scenario(seed)
-        found = check(simulate(scenario, core=mutant), scenario.limits)
+        found = check(simulate(scenario, core=mutant))
         if found:
             break
     assert found, f"{mutant.__name__} was not found out by {MAX_SEEDS} seeds"
     assert any(MUTANTS[mutant] in breach for breach in found), found[:5]
-    assert [] == check(simulate(scenario), scenario.limits)
+    assert [] == check(simulate(scenario))
 
 
 def test_chance_in_placement_is_found_out() -> None:
