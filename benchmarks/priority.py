@@ -3,9 +3,10 @@
 Called by people and tests (``python benchmarks/priority.py``). The production core on two simulated H100 / 8B engines,
 lengths of the Azure conversation trace (development slice).
 
-The high band comes at half of what the fleet can finish, alone and then with a low band at ten times of it. Waiting is
-counted from the arrival to the order that sends the request to a worker; the time to its first token is stated too,
-because an engine that is full of batch work answers later even where it serves the high band first.
+The high band comes at half of what the fleet can finish, alone and then with a low band at ten times of it. Its queue
+time is that of the core: from the arrival to the order that sends it to a worker. What comes after is stated beside it,
+since the core does not decide it: the wait until an engine step computes something of it, and its first token. Steps
+that are full of batch work are longer, whoever is first in them, so the engine's own bursts drain more slowly.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +31,7 @@ from scheduler.core.actions import Action, Dispatch
 from scheduler.core.request import Band
 from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
-from scheduler.simulation.closed_form import ClosedFormEngine, Job
+from scheduler.simulation.closed_form import ClosedFormEngine, Job, Stage
 from scheduler.simulation.fleet import CoreRouter, Fleet
 from scheduler.simulation.replay import MODEL, fleet_of
 from scheduler.simulation.traces import Arrival, TraceRow, scaled
@@ -44,7 +46,7 @@ HIGH_RATIO = 0.5
 LOW_RATIO = 10.0
 RESERVE_RATIOS = (0.0, 0.05, 0.1, 0.2)
 DEFAULT_RESERVE_RATIO = Rules().reserve_ratio
-MAX_WAIT_RATIO = 1.2
+MAX_QUEUE_RATIO = 1.2
 
 
 class Done(Exception):
@@ -93,10 +95,31 @@ class TimedFleet(Fleet):
         super().__init__(fleet_of((NUM_WORKERS, "h100", SimulatedOptions())), arrivals, router)
         self.steps: list[tuple[float, int]] = []
         """(mean seconds of a step, how many) of each plan that ended."""
+        self.computed_s: dict[int, float] = {}
+        """When the first step began that computes something of a request."""
+        self._unseen: list[list[Job]] = [[] for _ in range(NUM_WORKERS)]
+        """By engine: high-band jobs that no step has computed yet."""
+
+    def start(self, number: int, worker: int, now_s: float, **values: Any) -> bool:
+        """As always; the job is watched until a step computes it."""
+        is_taken = super().start(number, worker, now_s, **values)
+        job = next(reversed(self.running[worker].values()), None)
+        if is_taken and job is not None and job.priority == Band.PRIORITY:
+            self._unseen[worker].append(job)
+            self._look(worker, now_s)
+        return is_taken
+
+    def _look(self, worker: int, now_s: float) -> None:
+        unseen = self._unseen[worker]
+        for job in unseen:
+            if job.stage is not Stage.WAITING:
+                self.computed_s.setdefault(job.number, now_s)
+        self._unseen[worker] = [job for job in unseen if job.stage is Stage.WAITING]
 
     def _finish_steps(self, engine: ClosedFormEngine, worker: int, now_s: float) -> None:
         busy_s, num_steps = engine.busy_s, engine.num_steps
         super()._finish_steps(engine, worker, now_s)
+        self._look(worker, now_s)
         more = engine.num_steps - num_steps
         if more:
             self.steps.append(((engine.busy_s - busy_s) / more, more))
@@ -112,8 +135,12 @@ class TimedFleet(Fleet):
 class Found:
     """Of one run, over the span. Requests that were not sent in it count as waiting until its end."""
 
-    high_wait_s_p50: float
-    high_wait_s_p99: float
+    high_queue_s_p50: float
+    high_queue_s_p99: float
+    """In the core."""
+    high_computed_after_s_p50: float
+    high_computed_after_s_p99: float
+    """Core and engine: until the first step that computes something of it."""
     high_ttft_s_p50: float
     high_ttft_s_p99: float
     high_sent: int
@@ -137,11 +164,14 @@ def run(arrivals: Sequence[Arrival], rules: Rules) -> Found:
         if each.band == Band.PRIORITY and WARM_UP_S <= each.arrival_s < end_s - 10.0
     ]
     arrived_s = np.array([arrivals[number].arrival_s for number in high])
-    wait_s = np.array([watch.sent_s.get(number, end_s) for number in high]) - arrived_s
+    sent_s = np.array([watch.sent_s.get(number, end_s) for number in high]) - arrived_s
+    computed_s = np.array([fleet.computed_s.get(number, end_s) for number in high]) - arrived_s
     ttft_s = np.array([watch.first_token_s.get(number, end_s) for number in high]) - arrived_s
     return Found(
-        high_wait_s_p50=at(wait_s, 0.5),
-        high_wait_s_p99=at(wait_s, 0.99),
+        high_queue_s_p50=at(sent_s, 0.5),
+        high_queue_s_p99=at(sent_s, 0.99),
+        high_computed_after_s_p50=at(computed_s, 0.5),
+        high_computed_after_s_p99=at(computed_s, 0.99),
         high_ttft_s_p50=at(ttft_s, 0.5),
         high_ttft_s_p99=at(ttft_s, 0.99),
         high_sent=len(high),
@@ -183,15 +213,18 @@ def measure(rows: Sequence[TraceRow], seed: int, reserve_ratios: Sequence[float]
     )
     alone = run([each for each in high if each.arrival_s < until_s], Rules())
     flooded = {ratio: run(both, Rules(reserve_ratio=ratio)) for ratio in reserve_ratios}
-    bound_s = MAX_WAIT_RATIO * alone.high_wait_s_p99 + flooded[DEFAULT_RESERVE_RATIO].step_s_p95
+    found = flooded[DEFAULT_RESERVE_RATIO]
+    bound_s = MAX_QUEUE_RATIO * alone.high_queue_s_p99 + found.step_s_p95
+    engine_bound_s = MAX_QUEUE_RATIO * alone.high_computed_after_s_p99 + found.step_s_p95
     return {
         "seed": seed,
         "capacity_per_s": round(capacity, 2),
         "alone": dataclasses.asdict(alone),
-        "flooded_by_reserve_ratio": {str(ratio): dataclasses.asdict(found) for ratio, found in flooded.items()},
-        "bound_wait_s_p99": round(bound_s, 5),
-        "pass": flooded[DEFAULT_RESERVE_RATIO].high_wait_s_p99 <= bound_s
-        and flooded[DEFAULT_RESERVE_RATIO].low_ended > 0,
+        "flooded_by_reserve_ratio": {str(ratio): dataclasses.asdict(each) for ratio, each in flooded.items()},
+        "bound_queue_s_p99": round(bound_s, 5),
+        "pass": found.high_queue_s_p99 <= bound_s and found.low_ended > 0,
+        "same_bound_for_core_and_engine_s": round(engine_bound_s, 5),
+        "core_and_engine_keep_it": found.high_computed_after_s_p99 <= engine_bound_s,
     }
 
 
@@ -215,7 +248,8 @@ def main() -> int:
         {"pass": is_kept, "runs": runs},
         what=f"simulated: the production core on {NUM_WORKERS} H100 / Llama-3.1-8B, Azure 2023 conversation lengths, "
         f"{SPAN_S:g} s; high band at {HIGH_RATIO:g} of what the fleet finishes, alone and under a low band at "
-        f"{LOW_RATIO:g} times of it; wait = arrival to the order to a worker, bound = {MAX_WAIT_RATIO:g} x p99 alone + "
+        f"{LOW_RATIO:g} times of it; queue = arrival to the order to a worker, "
+        f"bound = {MAX_QUEUE_RATIO:g} x p99 alone + "
         "one p95 step",
     )
     print(path.relative_to(ROOT))
