@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.record import RESULTS, ROOT, record
 from scheduler.bench.workload import read_trace
 from scheduler.core.request import DEFAULT_SLO
-from scheduler.simulation.replay import POLICIES, fleet_of, pooled_cached_ratio, round_robin_limit_per_s, run
+from scheduler.simulation.replay import POLICIES, fleet_of, limit_of, pooled_cached_ratio, round_robin_limit_per_s, run
 from scheduler.simulation.results import Results
 from scheduler.simulation.traces import Arrival, TraceRow, first, scaled
 from workers.engines.simulated_options import SimulatedOptions
@@ -125,7 +125,9 @@ def arrivals_of(
 ) -> list[Arrival]:
     """Of the whole slice, or of its first seconds. ``load`` × limit is the mean rate of what is replayed."""
     rows: Sequence[TraceRow] = read_trace(folder / TRACES[trace])
-    rate_per_s = load * limit_per_s(trace, fleet, rows)
+    # A hundred engines by turns get what eight get, engine by engine: no need to search for ten minutes.
+    size, known = (len(FLEETS[fleet]) / 8, "8xh100") if fleet == "100xh100" else (1.0, fleet)
+    rate_per_s = load * size * limit_per_s(trace, known, rows)
     if seconds is not None:
         rows = first(rows, seconds)
     return scaled(rows, rate_per_s=rate_per_s, seed=seed, min_s=MIN_S if seconds is None else 0.0)
@@ -284,17 +286,25 @@ def mixed(arguments: argparse.Namespace) -> int:
             for tenant in tenants
         }
         goodput_ratio = goodput["jouleway"] / goodput["least-requests"]
+        rows_of_trace = read_trace(arguments.folder / TRACES[trace])
+        most = {
+            policy: limit_of(policy, FLEETS["mixed"], rows_of_trace, seconds=arguments.limit_seconds)
+            for policy in ("jouleway", "least-requests", "round-robin")
+        }
         rows.append(
             {
                 "trace": trace,
                 "good_tokens_per_s": {policy: round(value, 1) for policy, value in goodput.items()},
-                "goodput_ratio": round(goodput_ratio, 4),
+                "goodput_ratio_at_load": round(goodput_ratio, 4),
+                "limit_requests_per_s": {policy: round(value, 3) for policy, value in most.items()},
+                "goodput_ratio": round(most["jouleway"] / most["least-requests"], 4),
                 "ttft_and_e2e_p95_ratio_by_tenant": ratios,
                 "slo_attainment_ratio": {
                     policy: round(float(np.mean([each[policy]["slo_attainment_ratio"] for each in seeds])), 5)
                     for policy in POLICIES
                 },
-                "pass_goodput": goodput_ratio >= MIN_GOODPUT_RATIO,
+                # At this load nearly all is good under both; what tells them apart is how much either could take.
+                "pass_goodput": most["jouleway"] >= MIN_GOODPUT_RATIO * most["least-requests"],
                 "pass_tenants": all(max(both) <= 1.0 for both in ratios.values()),
             }
         )
@@ -311,7 +321,8 @@ def mixed(arguments: argparse.Namespace) -> int:
             "rows": rows,
         },
         what="simulated: 2 x H100 / Llama-3.1-8B and 4 x a synthetic GPU (the H100's curve, time and energy x 2.5), "
-        "the production core against least requests; ratios below 1 mean that the core is faster; energy price 0",
+        "the production core against least requests; p95 ratios below 1: the core is faster; goodput: the most "
+        "requests/s of which 99 % are good; energy price 0",
     )
     print(path.relative_to(ROOT), "pass" if passes else "MISSED")
     return 0 if passes else 1
@@ -348,18 +359,18 @@ def speed(arguments: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--folder", type=Path, default=Path(os.environ.get("JOULEWAY_TRACES", "../shared/data/traces")))
-    shared.add_argument("--seconds", type=float, help="only the first seconds of the slice (default: the whole slice)")
-    shared.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    shared.add_argument("--name", help="of the result")
-    shared.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     root = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = root.add_subparsers(required=True)
 
     def command(name: str, what: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, parents=[shared], help=what.__doc__)
+        added = commands.add_parser(name, help=what.__doc__)
         added.set_defaults(what=what)
+        folder = Path(os.environ.get("JOULEWAY_TRACES", "../shared/data/traces"))
+        added.add_argument("--folder", type=Path, default=folder)
+        added.add_argument("--seconds", type=float, help="only the first seconds of the slice (default: all of it)")
+        added.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+        added.add_argument("--name", help="of the result")
+        added.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
         return added
 
     one = command("quick", quick)
@@ -371,7 +382,9 @@ def parser() -> argparse.ArgumentParser:
     many = command("traces", traces)
     many.add_argument("--traces", nargs="+", choices=TRACES, default=list(TRACES))
     many.add_argument("--loads", type=float, nargs="+", default=list(LOADS))
-    command("mixed", mixed).add_argument("--traces", nargs="+", choices=TRACES, default=["conversation", "mooncake"])
+    unlike = command("mixed", mixed)
+    unlike.add_argument("--traces", nargs="+", choices=TRACES, default=["conversation", "mooncake"])
+    unlike.add_argument("--limit-seconds", type=float, default=600.0, help="of the slice, to look for limits on")
     command("speed", speed).add_argument("--profile", action="store_true")
     return root
 

@@ -52,13 +52,26 @@ def run(policy: str, workers: Sequence[FleetWorker], arrivals: Sequence[Arrival]
 def round_robin_limit_per_s(
     workers: Sequence[FleetWorker], rows: Sequence[TraceRow], *, slo: Slo = DEFAULT_SLO, seed: int = 0
 ) -> float:
-    """The limit that loads are shares of, in requests a second, by bisection; 0 where not even a hundredth of what
-    the engines could compute is good."""
-    beginning = first(rows, LIMIT_S)
+    """The limit that loads are shares of, in requests a second."""
+    return limit_of("round-robin", workers, rows, slo=slo, seed=seed)
+
+
+def limit_of(
+    policy: str,
+    workers: Sequence[FleetWorker],
+    rows: Sequence[TraceRow],
+    *,
+    slo: Slo = DEFAULT_SLO,
+    seed: int = 0,
+    seconds: float = LIMIT_S,
+) -> float:
+    """The highest rate at which 99 % are good under a policy, in requests a second, by bisection; 0 where not even a
+    hundredth of what the engines could compute is good. ``seconds`` of the trace's beginning are tried."""
+    beginning = first(rows, seconds)
 
     def is_good(rate_per_s: float) -> bool:
         arrivals = scaled(beginning, rate_per_s=rate_per_s, seed=seed)
-        return not arrivals or bool(run("round-robin", workers, arrivals).is_good(slo).mean() >= LIMIT_GOOD_RATIO)
+        return not arrivals or bool(run(policy, workers, arrivals).is_good(slo).mean() >= LIMIT_GOOD_RATIO)
 
     # Above what the engines can compute with all steps full, nothing is good for long.
     high = sum(1.0 / _least_busy_s(beginning, worker.options) for worker in workers)
