@@ -13,9 +13,10 @@ from scheduler.simulation.checker_budgets import Budgets
 from scheduler.simulation.checker_lives import Lives
 from scheduler.simulation.checker_order import Order
 from scheduler.simulation.checker_places import Places
+from scheduler.simulation.checker_shares import Shares
 from scheduler.simulation.trace import Event, Stopped
 
-JUDGES = (Lives, Places, Order, Budgets)
+JUDGES = (Lives, Places, Order, Shares, Budgets)
 
 
 def check(trace: Sequence[Event]) -> list[str]:

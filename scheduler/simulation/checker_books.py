@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from scheduler.core.actions import Abort, Dispatch, Finish, Reject, Settle
+from scheduler.core.actions import Abort, Dispatch, Finish, Reject, Settle, Tokens
 from scheduler.core.admission import Limits
 from scheduler.core.request import DataClass, Request
 from scheduler.core.rules import Rules
@@ -46,7 +46,7 @@ class Asked:
     place: int
     submitted_s: float
     """By its own word where that is earlier."""
-    waits_since_s: float | None
+    waits_since_s: float | None = None
     """None while an attempt may answer it, and once it is over."""
     num_ends: int = 0
     num_attempts: int = 0
@@ -95,6 +95,14 @@ class Site:
     running: dict[str, Attempt] = field(default_factory=dict)
 
 
+LineOf = tuple[int, str, DataClass, frozenset[str] | None]
+
+
+def line_of(request: Request) -> LineOf:
+    """One band of those whom the same workers may take."""
+    return int(request.band), request.model, request.data_class, request.zones
+
+
 class Judge(Protocol):
     """Recomputes one promise. It sees every event before the books take it."""
 
@@ -113,6 +121,8 @@ class Books:
         self.asked: dict[str, Asked] = {}
         self.waiting: dict[str, Asked] = {}
         """Those of ``asked`` that wait."""
+        self.crowd: dict[tuple[LineOf, str], list[int]] = {}
+        """By line and tenant: how many wait, and how often somebody came where nobody waited."""
         self.attempts: dict[str, Attempt] = {}
         self.sites: dict[str, Site] = {}
         self.zones: dict[str, set[str]] = {}
@@ -122,9 +132,16 @@ class Books:
         self.verdicts = _verdicts(trace)
         self.caps: dict[str, int] = {}
         """Of every request that is ever sent: the most that a sequence may put out."""
+        self.executed: dict[str, Tokens] = {}
+        """By attempt: what it came to in the end."""
         for event in trace:
-            if isinstance(event, Decided) and isinstance(event.action, Dispatch):
-                self.caps.setdefault(event.action.request_id, event.action.max_output_tokens)
+            match event:
+                case Decided(action=Dispatch(request_id=request_id, max_output_tokens=tokens)):
+                    self.caps.setdefault(request_id, tokens)
+                case Decided(action=Settle(attempt_id=attempt_id, tokens=executed)):
+                    self.executed.setdefault(attempt_id, executed)
+                case _:
+                    pass
         self._num_lives = 0
         self._gave_way: list[Attempt] = []
         """Made room because of the event before: their requests wait from the next one on."""
@@ -151,13 +168,14 @@ class Books:
             case Configured(rules=rules, limits=limits):
                 self.rules, self.limits = rules, limits
             case Restarted():
-                for books in (self.asked, self.waiting, self.attempts, self.sites, self.zones):
+                for books in (self.asked, self.waiting, self.crowd, self.attempts, self.sites, self.zones):
                     books.clear()
             case ClockJumped(at_s=at_s, by_s=by_s):
                 self.jump_s = (at_s, by_s)
             case Submitted(request=request):
-                asked = Asked(request, len(self.asked), min(request.arrival_s, event.at_s), event.at_s)
-                self.asked[request.request_id] = self.waiting[request.request_id] = asked
+                asked = Asked(request, len(self.asked), min(request.arrival_s, event.at_s))
+                self.asked[request.request_id] = asked
+                self._wait(asked)
             case Reported():
                 self._hear(event)
             case Lost(worker_id=worker_id):
@@ -208,9 +226,21 @@ class Books:
         asked = attempt.asked
         is_latest = attempt.number == asked.num_attempts
         if not attempt.has_stopped and not attempt.is_answer and is_latest and not asked.num_ends:
-            asked.waits_since_s = self.now_s
-            self.waiting[asked.request.request_id] = asked
+            self._wait(asked)
         attempt.has_stopped = True
+
+    def _wait(self, asked: Asked) -> None:
+        request = asked.request
+        asked.waits_since_s = self.now_s
+        self.waiting[request.request_id] = asked
+        crowd = self.crowd.setdefault((line_of(request), request.tenant), [0, 0])
+        crowd[1] += not crowd[0]
+        crowd[0] += 1
+
+    def _wait_no_more(self, asked: Asked) -> None:
+        asked.waits_since_s = None
+        if self.waiting.pop(asked.request.request_id, None) is not None:
+            self.crowd[line_of(asked.request), asked.request.tenant][0] -= 1
 
     def _decide(self, action: Dispatch | Abort | Settle | Reject | Finish) -> None:
         match action:
@@ -236,16 +266,14 @@ class Books:
             case Reject(request_id=request_id) | Finish(request_id=request_id):
                 if (asked := self.asked.get(request_id)) is not None:
                     asked.num_ends += 1
-                    asked.waits_since_s = None
-                    self.waiting.pop(request_id, None)
+                    self._wait_no_more(asked)
 
     def _dispatch(self, dispatch: Dispatch) -> None:
         asked = self.asked.get(dispatch.request_id)
         if asked is None:
             return
         asked.num_attempts += 1
-        asked.waits_since_s = None
-        self.waiting.pop(dispatch.request_id, None)
+        self._wait_no_more(asked)
         site, attempt_id = self.sites.get(dispatch.worker_id), dispatch.attempt_id
         attempt = self.attempts[attempt_id] = Attempt(
             attempt_id,

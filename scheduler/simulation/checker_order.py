@@ -11,8 +11,8 @@ band it goes before everybody, of the same band before what its own tenant asked
 from __future__ import annotations
 
 from scheduler.core.actions import Abort, Dispatch
-from scheduler.core.request import Band, DataClass, Request
-from scheduler.simulation.checker_books import PREEMPTED, Asked, Books, Site
+from scheduler.core.request import Band
+from scheduler.simulation.checker_books import PREEMPTED, Asked, Books, Site, line_of
 from scheduler.simulation.checker_lives import SLACK_S
 from scheduler.simulation.trace import Decided, Event, Restarted
 
@@ -56,7 +56,7 @@ class Order:
             if asked.band < request.band:
                 goes_before = not is_aged
             else:
-                is_own = asked.tenant == request.tenant and _line_of(asked) == _line_of(request)
+                is_own = asked.tenant == request.tenant and line_of(asked) == line_of(request)
                 goes_before = is_own and other.place < chosen.place
             if goes_before and self._may_have(other, site):
                 books.expect(False, f"{request.request_id}: overtook {asked.request_id}")
@@ -72,11 +72,8 @@ class Order:
         passed = self._num_passed.get(request.model, [0] * len(Band))[request.band]
         if passed < books.rules.ageing_every - 1:
             return False
-        oldest_s = min(
-            asked.submitted_s
-            for asked in books.waiting.values()
-            if _line_of(asked.request) == _line_of(request) and asked.request.band == request.band
-        )
+        line = line_of(request)
+        oldest_s = min(asked.submitted_s for asked in books.waiting.values() if line_of(asked.request) == line)
         return books.now_s - oldest_s >= books.rules.ageing_s - SLACK_S
 
     def _count(self, model: str, band: int) -> None:
@@ -108,8 +105,3 @@ class Order:
     def _gains(self, asked: Asked, band: int, site: Site) -> bool:
         request = asked.request
         return request.band < band and request.model in site.models and self._may_have(asked, site)
-
-
-def _line_of(request: Request) -> tuple[str, DataClass, frozenset[str] | None]:
-    """The same workers may take all of a line."""
-    return request.model, request.data_class, request.zones

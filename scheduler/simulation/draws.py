@@ -62,12 +62,12 @@ class Kind(StrEnum):
 KINDS = tuple(Kind)
 
 
-def draw_scenario(seed: int, *, num_requests: int = 80, has_faults: bool = True, kind: Kind | None = None) -> Scenario:
+def draw_scenario(seed: int, *, num_requests: int = 70, has_faults: bool = True, kind: Kind | None = None) -> Scenario:
     """A scenario; its kind follows from the seed where none is asked for. Faults change nothing else that is drawn."""
     kind = kind or KINDS[seed % len(KINDS)]
     chance = random.Random(f"scenario-{seed}")
     workers = _draw_workers(chance, kind)
-    arrivals = _draw_arrivals(chance, kind, num_requests)
+    arrivals = _draw_arrivals(chance, kind, num_requests * (2 if kind is Kind.FAIR else 1))
     last_s = arrivals[-1].request.arrival_s if arrivals else 0.0
     scenario = Scenario(
         seed=seed,

@@ -362,3 +362,47 @@ def test_other_rules_are_other_budgets() -> None:
     first = [limited(Measure.TOKENS, 1_000), READY, ASKED, *life("a"), dataclasses.replace(reloaded, at_s=1.0)]
     assert [] == check([*first, asked("b", at_s=1.0), *life("b"), used(Measure.REQUESTS, 1, 1)])
     named([*first, asked("b", at_s=1.0), *life("b"), asked("c", at_s=1.0), *life("c")], "c: admitted, but")
+
+
+# -- shares
+
+
+def crowd(*tenants: str, num: int = 30) -> list[Event]:
+    """Each has so many requests waiting."""
+    return [asked(f"{tenant}{number}", tenant=tenant) for tenant in tenants for number in range(num)]
+
+
+def in_turns(*names: str) -> list[Event]:
+    """Each is answered in full before the next is started."""
+    return [event for name in names for event in life(name, tokens=Tokens(input_tokens=100, output_tokens=50))]
+
+
+def apart(weights: dict[str, float], *names: str) -> bool:
+    """Whether the service of these starts, one by one, is told to be out of proportion."""
+    rules = dataclasses.replace(RULES, rules=Rules(weights=weights))
+    return any("apart" in line for line in check([rules, READY, *crowd("f", "g"), *in_turns(*names), STOPPED]))
+
+
+def test_tenants_that_wait_together_share() -> None:
+    """One after the other is right; one that gets two in three is found out sooner or later."""
+    assert not apart({}, *(f"{'fg'[number % 2]}{number // 2}" for number in range(40)))
+    two_in_three = [(f"f{2 * number}", f"f{2 * number + 1}", f"g{number}") for number in range(14)]
+    assert apart({}, *(name for names in two_in_three for name in names))
+    assert not apart({"f": 2.0}, *(name for names in two_in_three for name in names))
+
+
+def test_a_tenant_that_stops_waiting_is_compared_anew() -> None:
+    """What it missed meanwhile is its own affair."""
+    one_by_one = in_turns("f0", "g0")
+    alone = in_turns(*(f"f{number}" for number in range(1, 20)))
+    trace = [RULES, READY, *crowd("f"), *crowd("g", num=1), *one_by_one, *alone, STOPPED]
+    assert not any("apart" in line for line in check(trace))
+
+
+def test_a_newcomer_waits_for_one_turn_at_most() -> None:
+    """Whatever the others have waiting."""
+    late = asked("n0", at_s=1.0, tenant="n")
+    start = [RULES, READY, *crowd("f"), *in_turns("f0"), late]
+    assert not any("first turn" in line for line in check([*start, *in_turns("f1", "n0"), STOPPED]))
+    found = check([*start, *in_turns("f1", "f2", "f3", "f4", "n0"), STOPPED])
+    assert any("n: waited for its first turn while f was started" in line for line in found)
