@@ -12,8 +12,8 @@ from scheduler.commands.exits import CommandError, ExitCode
 from tests.canned_http import Asked, Told, serving
 
 SNAPSHOT = {
-    "workers": [], "queue": [], "budgets_near_limit": [], "worker_energy": [], "num_open": 7, "num_running": 0, "submitted": 9,
-    "finished": {}, "rejected": {}, "preempted": 0, "is_draining": False,
+    "workers": [], "queue": [], "budgets_near_limit": [], "worker_energy": [], "num_open": 7, "num_running": 0,
+    "submitted": 9, "finished": {}, "rejected": {}, "preempted": 0, "is_draining": False,
 }  # fmt: skip
 
 
