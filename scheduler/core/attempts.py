@@ -174,6 +174,7 @@ class Attempt:
             due_s=self.first_token_s + request.slo.tpot_s * max(per_sequence - 1, 0.0),
             left_tokens=max(per_sequence - self.output_tokens / request.num_sequences, 0.0),
             value_nano_per_s=request.slo.value_nano_per_s,
+            token_s=request.slo.tpot_s,
         )
 
     def advance(self, progress: Progress, now_s: float) -> None:

@@ -17,7 +17,7 @@ from scheduler.core.cluster import Cluster, Row
 from scheduler.core.data_policy import DataPolicy
 from scheduler.core.request import Request
 from scheduler.core.score import Floats, Forecast, PlacementRules, Work
-from scheduler.core.slack import STEP_PROMPT_TOKENS
+from scheduler.core.slack import HORIZON_TOKENS, STEP_PROMPT_TOKENS
 
 Codes = NDArray[np.uint8]
 
@@ -30,7 +30,7 @@ class Filter(IntEnum):
 
     PASSED = 0
     SLOWS_OTHERS = 1
-    """Somebody who runs there would miss a promise that is still kept."""
+    """Somebody who runs there would miss a promise that is still kept, or begin between too many prompts."""
     SLO = 2
     """The newcomer's own first token or token rate would miss its target."""
     BACKLOG = 3
@@ -125,6 +125,7 @@ def without_slo(table: Floats, codes: Codes, request: Request, work: Work, seen:
     Where there are none either the request goes where breaking promises costs least: it must not wait for ever.
     """
     harms = slowdown > table[Row.SLACK_S]
+    harms |= is_pile(table, request, work, seen)
     late = seen.first_s > seen.target_s - seen.waited_s
     late |= seen.step_s + seen.added_s > request.slo.tpot_s
     passed = codes == Filter.PASSED
@@ -136,6 +137,18 @@ def without_slo(table: Floats, codes: Codes, request: Request, work: Work, seen:
                 _mark(asked, why & passed, Filter.SLO)
             return asked
     return codes
+
+
+def is_pile(table: Floats, request: Request, work: Work, seen: Forecast) -> NDArray[np.bool_]:
+    """Where prompts are before it and, with its own, take longer than the first tokens that follow them may.
+
+    Whoever waits there for a first token has no slack yet: its next tokens come between the prompts behind it. It is
+    taken to be promised the same pace as the newcomer.
+    """
+    prompts = table[Row.PREFILL]
+    bearable_s = np.maximum(request.slo.tpot_s - seen.step_s - seen.added_s, 0.0) * HORIZON_TOKENS
+    own_tokens = work.prompt_tokens - seen.cached_tokens
+    return np.asarray((prompts > 0) & ((prompts + own_tokens) * table[Row.T_PREFILL_S] > bearable_s))
 
 
 def _mark(codes: Codes, is_out: NDArray[np.bool_], why: Filter) -> None:

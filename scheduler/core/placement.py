@@ -25,6 +25,7 @@ from scheduler.core.score import (
     Floats,
     Forecast,
     PlacementRules,
+    Prices,
     Work,
     burden_on,
     forecast,
@@ -69,7 +70,7 @@ def place(
     passed = codes == Filter.PASSED
     if not passed.any():
         return _nowhere(cluster, codes, request)
-    terms = terms_of(table, _prices(cluster, rules), request, work, seen, slowdown, rules)
+    terms = terms_of(table, _prices(cluster, prefixes, request, rules), request, work, seen, slowdown, rules)
     scores = np.where(passed, terms.sum(axis=0), np.inf)
     best = _best(cluster, scores, terms, request, work, seen, now_s)
     evidence = Evidence(cluster.ids(), codes, terms.astype(np.float32))
@@ -115,12 +116,12 @@ def _best(
     return best
 
 
-def _prices(cluster: Cluster, rules: PlacementRules) -> Floats | None:
-    """Price of a GPU-second in each column; None where nothing has a price."""
+def _prices(cluster: Cluster, prefixes: Prefixes, request: Request, rules: PlacementRules) -> Prices:
+    evicted_ratio = prefixes.evicted_ratio(cluster.serving(request.model)) if request.prefix_blocks else None
     if not rules.gpu_nano_per_s:
-        return None
+        return Prices(evicted_ratio=evicted_ratio)
     by_zone = np.array([rules.gpu_nano_per_s.get(zone, 0.0) for zone in cluster.zones])
-    return np.asarray(by_zone[cluster.table[Row.ZONE].astype(np.intp)])
+    return Prices(by_zone[cluster.table[Row.ZONE].astype(np.intp)], evicted_ratio)
 
 
 def _nowhere(cluster: Cluster, codes: Codes, request: Request) -> Decision:

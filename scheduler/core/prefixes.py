@@ -24,12 +24,18 @@ MAX_BLOCKS = 31_250
 """Blocks remembered of one worker, however large its KV room."""
 
 
+ROOM_RATIO = 1.15
+"""Blocks remembered of one worker in tokens, as a share of its KV room. A block that is forgotten too early is computed
+twice; one that is expected in vain costs nothing but a less good choice; and prompts are expected a little too long."""
+
+
 class _Memory:
-    """What one worker is taken to have: tokens of each block, the least recently used first."""
+    """What one worker is taken to have: (tokens, last use) of each block, the least recently used first."""
 
     def __init__(self) -> None:
-        self.blocks: OrderedDict[int, int] = OrderedDict()
+        self.blocks: OrderedDict[int, tuple[int, int]] = OrderedDict()
         self.tokens = 0
+        self.is_full = False
 
 
 class Prefixes:
@@ -40,6 +46,10 @@ class Prefixes:
         self._holders: dict[int, int] = {}
         """By block: the columns that have it, as bits."""
         self._memories: dict[int, _Memory] = {}
+        self._num_uses = 0
+        """Prompts so far: the time by which uses are ordered."""
+        self._oldest = np.zeros(16)
+        """By column: the last use of the block that goes next; 0 where there is room."""
 
     def hits(self, request: Request, num_columns: int) -> NDArray[np.float64] | None:
         """For each column the number of first blocks of the prompt that it has; None where nobody has any."""
@@ -69,25 +79,51 @@ class Prefixes:
         if memory is None:
             memory = self._memories[worker.column] = _Memory()
         kept, holders, bit = memory.blocks, self._holders, 1 << worker.column
-        tokens = -(-prompt_tokens // len(blocks))
+        self._num_uses += 1
+        each = (-(-prompt_tokens // len(blocks)), self._num_uses)
         for block in reversed(blocks):  # the first block is the last to be forgotten
-            if block in kept:
-                kept.move_to_end(block)
+            if (known := kept.pop(block, None)) is not None:
+                memory.tokens -= known[0]
             else:
-                kept[block] = tokens
-                memory.tokens += tokens
                 holders[block] = holders.get(block, 0) | bit
-        room_tokens = worker.view.kv_tokens
-        while kept and (memory.tokens > room_tokens or len(kept) > self._max_blocks):
-            block, tokens = kept.popitem(last=False)
+            kept[block] = each
+            memory.tokens += each[0]
+        while kept and (memory.tokens > ROOM_RATIO * worker.view.kv_tokens or len(kept) > self._max_blocks):
+            memory.is_full = True  # and stays so: what goes makes room for what comes
+            block, (tokens, _) = kept.popitem(last=False)
             memory.tokens -= tokens
             self._take_off(block, bit)
+        if memory.is_full and kept:
+            self._set_oldest(worker.column, next(iter(kept.values()))[1])
 
     def forget(self, worker: Worker) -> None:
         """The worker is gone, and its KV with it."""
+        self._set_oldest(worker.column, 0)
         memory = self._memories.pop(worker.column, None)
         for block in memory.blocks if memory is not None else ():
             self._take_off(block, 1 << worker.column)
+
+    def evicted_ratio(self, serves: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+        """For each column how recently the blocks that a new prompt drives out were used.
+
+        0: not for as long as on any other worker that serves its model, or there is room; 1: just now. None where that
+        is the same everywhere.
+        """
+        oldest = np.zeros(len(serves))
+        known = self._oldest[: len(serves)]
+        oldest[: len(known)] = known
+        least = oldest.min(where=serves, initial=np.inf)
+        span = self._num_uses - least
+        if not span > 0 or oldest.max(where=serves, initial=0.0) == least:
+            return None
+        oldest -= least
+        oldest /= span
+        return oldest
+
+    def _set_oldest(self, column: int, use: int) -> None:
+        if column >= len(self._oldest):
+            self._oldest = np.concatenate((self._oldest, np.zeros(column + 1)))
+        self._oldest[column] = use
 
     def __len__(self) -> int:
         """Different blocks that somebody has."""

@@ -17,9 +17,10 @@ how much of that a second within the target counts (``delay_ratio``):
     late      V·(max(0, waited + first − target) + max(0, decoding − tpot·(q − 1)))
     slows     Σ over those who decode there of their V·(what it makes them later than due)
     wait      ε·V·(first without its own prompt)
-    prefill   ε·V·(1 + n)·t1·prompt                           its prompt delays itself and everybody who decodes
-    prefix    −ε·V·(1 + n)·t1·cached                          what is cached is not computed: affinity, in the same unit
-    decode    ε·V·(decoding + n·min(D/n, q)·added)            its tokens delay everybody while both decode
+    prefill   ε·V·t1·prompt                            uncached prompt in seconds, by each GPU's own curve
+    prefix    −ε·V·t1·cached                           what is cached is not computed: affinity, in the same unit
+    evicts    ε·V·t1·p·ρ·(how recently the blocks that must go were used, 0 to 1), ρ = ``reuse_ratio``
+    decode    ε·V·κ·(decoding + min(D, n·q)·added)     its pace and everybody's while both decode, κ = ``pace_ratio``
     gpu       price of a GPU-second there · GPUs · (t1·p + q·added, and q·t0 where nobody else keeps it stepping)
 
 So stickiness to a prefix ends by itself: as soon as waiting for it costs more than computing it elsewhere.
@@ -40,7 +41,7 @@ from scheduler.core.slack import STEP_PROMPT_TOKENS, Burden
 
 Floats = NDArray[np.float64]
 
-TERMS = ("late", "slows", "wait", "prefill", "prefix", "decode", "gpu")
+TERMS = ("late", "slows", "wait", "prefill", "prefix", "evicts", "decode", "gpu")
 SLOWS = TERMS.index("slows")
 
 BACKLOG_ROWS = (Row.FIRST_PREFILL, Row.SECOND_PREFILL, Row.PREFILL)
@@ -53,6 +54,11 @@ class PlacementRules:
 
     delay_ratio: float = 0.01
     """A second of delay within the target, as a share of a second beyond it."""
+    pace_ratio: float = 0.1
+    """A second by which an answer comes slower, as a share of a second by which its first token comes later: the
+    targets of whole answers are that much longer."""
+    reuse_ratio: float = 0.1
+    """How likely a block that is evicted now would have been used again."""
     backlog_s: float = 0.5
     """Prompts that a worker may have before it in seconds of computing: beyond it work waits here, where its turn is
     decided, and not in the engine. A prefix that is cached there is waited for as long as it saves."""
@@ -97,6 +103,18 @@ class Forecast(NamedTuple):
     target_s: float
     """When its first token is due, from its arrival on."""
     waited_s: float
+
+
+class Prices(NamedTuple):
+    """What differs between workers besides their load; None where it is the same everywhere."""
+
+    gpu_nano_per_s: Floats | None = None
+    """Of a GPU-second."""
+    evicted_ratio: Floats | None = None
+    """How recently the blocks that would go were used: 0 = they are the oldest, or there is room; 1 = just now."""
+
+
+NO_PRICES = Prices()
 
 
 def cached_tokens_of(request: Request, work: Work, hits: Floats | None) -> Floats | float:
@@ -159,7 +177,7 @@ def slowdown_s(table: Floats, work: Work, seen: Forecast) -> Floats:
 
 def terms_of(
     table: Floats,
-    zone_prices: Floats | None,
+    prices: Prices,
     request: Request,
     work: Work,
     seen: Forecast,
@@ -169,9 +187,8 @@ def terms_of(
     """Shape (terms, columns); their sum is the score. ``slows`` is the bound from each worker's summary."""
     slo, output = request.slo, work.output_tokens
     value, small = slo.value_nano_per_s, rules.delay_ratio * slo.value_nano_per_s
-    sequences = table[Row.SEQUENCES]
     terms = np.empty((len(TERMS), table.shape[1]))
-    late, slows, wait, prefill, prefix, decode, gpu = terms
+    late, slows, wait, prefill, prefix, evicts, decode, gpu = terms
     np.add(seen.first_s, seen.waited_s - seen.target_s, out=late)
     np.maximum(late, 0.0, out=late)
     late += np.maximum(seen.decoding_s - slo.tpot_s * max(output - 1, 0), 0.0)
@@ -180,23 +197,27 @@ def terms_of(
     np.maximum(slows, 0.0, out=slows)
     slows *= table[Row.SLACK_VALUE]
     slows += table[Row.LATE_VALUE] * slowdown
-    everybody = (sequences + 1.0) * small
     own_s = seen.own_prefill_s
-    np.multiply(own_s, everybody, out=prefill)
+    np.multiply(own_s, small, out=prefill)
     if isinstance(seen.cached_tokens, float):
         prefix[:] = 0.0
-        np.subtract(seen.first_s, own_s, out=wait)
+        wanted_s = own_s
     else:
         saved_s = seen.cached_tokens * table[Row.T_PREFILL_S]
-        np.multiply(saved_s, everybody, out=prefix)
-        np.negative(prefix, out=prefix)
-        np.subtract(seen.first_s, own_s - saved_s, out=wait)
+        np.multiply(saved_s, -small, out=prefix)
+        wanted_s = own_s - saved_s
+    np.subtract(seen.first_s, wanted_s, out=wait)
     wait *= small
-    np.minimum(table[Row.DECODE], sequences * output, out=decode)
+    np.minimum(table[Row.DECODE], table[Row.SEQUENCES] * output, out=decode)
     decode *= seen.added_s
     decode += seen.decoding_s
-    decode *= small
-    gpu[:] = 0.0 if zone_prices is None else zone_prices * marginal_gpu_s(table, work, seen)
+    decode *= small * rules.pace_ratio
+    if prices.evicted_ratio is None:
+        evicts[:] = 0.0
+    else:
+        np.multiply(wanted_s, prices.evicted_ratio, out=evicts)
+        evicts *= small * rules.reuse_ratio
+    gpu[:] = 0.0 if prices.gpu_nano_per_s is None else prices.gpu_nano_per_s * marginal_gpu_s(table, work, seen)
     return terms
 
 

@@ -5,14 +5,14 @@ the best few workers). It must never know a queue, a worker's name or a filter.
 
 Only requests that have their first token are here: a newcomer's prompt stretches the steps in which they decode, while
 whoever still waits for a first token is computed before the newcomer, or gives way to it by its band. One that decodes
-with ``left`` tokens to come ends, by what is known, at
+is looked at ``near`` tokens ahead (what is left of it, at most ``HORIZON_TOKENS``). By what is known it is there at
 
-    now + t1·min(P, left·B) + left·(t0 + t2·n + t3·C)
+    now + t1·min(P, near·B) + near·(t0 + t2·n + t3·C)
 
-where P prompt tokens are before the newcomer, at most B of them in a step. Its slack is what it is due minus that. The
-newcomer delays it by
+where P prompt tokens are before the newcomer, at most B of them in a step. Its slack is what that token is due minus
+that. The newcomer delays it by
 
-    t1·min(p, max(left·B − P, 0)) + min(left, q)·(what one of the newcomer's tokens adds to a step)
+    t1·min(p, max(near·B − P, 0)) + min(near, q)·(what one of the newcomer's tokens adds to a step)
 
 The *summary* of a worker is bounded whatever runs there: its least slack that is not gone yet, of whom, and the worth
 of those whose slack is gone. It is what all workers are compared by.
@@ -30,6 +30,9 @@ from numpy.typing import NDArray
 STEP_PROMPT_TOKENS = 2048
 """Prompt tokens that one step takes at most: the default budget of vLLM's scheduler."""
 
+HORIZON_TOKENS = 8.0
+"""Whatever length is expected, an answer may end soon: its promise must hold if it ended after so many tokens more."""
+
 UNDERWAY = -1
 """Rank of a prompt whose computation has begun: nobody goes before it any more, whatever the band."""
 
@@ -45,6 +48,8 @@ class Promise(NamedTuple):
     """Tokens of one sequence still to come, as expected."""
     value_nano_per_s: float = 0.0
     """Money that a second of lateness costs."""
+    token_s: float = 0.0
+    """How much later a token may come than the one before it."""
 
 
 class Pace(NamedTuple):
@@ -96,18 +101,19 @@ class Promises:
 
     def _grow(self, size: int) -> None:
         rows = [array("d", row.tolist()) if self._size else array("d") for row in self._views()]
-        for row, empty in zip(rows, (math.inf, 0.0, 0.0), strict=True):
+        for row, empty in zip(rows, (math.inf, 0.0, 0.0, 0.0), strict=True):
             row.extend([empty] * (size - self._size))
         # Scalars are written through the arrays (cheap), vectors read through the views of the same memory.
-        self._due, self._left, self._value = rows
-        self._due_view, self._left_view, self._value_view = (np.frombuffer(row, dtype=np.float64) for row in rows)
+        self._due, self._left, self._value, self._token = rows
+        views = (np.frombuffer(row, dtype=np.float64) for row in rows)
+        self._due_view, self._left_view, self._value_view, self._token_view = views
         self._free.extend(range(size - 1, self._size - 1, -1))
         self._size = size
 
     def _views(self) -> tuple[NDArray[np.float64], ...]:
         if not self._size:
-            return (np.empty(0),) * 3
-        return self._due_view, self._left_view, self._value_view
+            return (np.empty(0),) * 4
+        return self._due_view, self._left_view, self._value_view, self._token_view
 
     def __len__(self) -> int:
         """Attempts that decode."""
@@ -129,6 +135,7 @@ class Promises:
             self._due[slot] = promise.due_s
             self._left[slot] = promise.left_tokens
             self._value[slot] = promise.value_nano_per_s
+            self._token[slot] = promise.token_s
         elif slot is not None:
             self._clear(slot)
             slot = None
@@ -147,39 +154,44 @@ class Promises:
             self._clear(slot)
 
     def _clear(self, slot: int) -> None:
-        self._due[slot], self._left[slot], self._value[slot] = math.inf, 0.0, 0.0
+        self._due[slot], self._left[slot], self._value[slot], self._token[slot] = math.inf, 0.0, 0.0, 0.0
         self._free.append(slot)
 
     def summary(self, pace: Pace, now_s: float) -> Summary:
         """Of whoever will still decode when the prompts that are there now are computed."""
         if not len(self):
             return NO_SUMMARY
-        slack_s = self._slack_s(pace, now_s)
+        near = self._near()
+        slack_s = self._slack_s(near, pace, now_s)
         is_late = slack_s < 0.0
         late_nano = float(self._value_view[is_late].sum()) if is_late.any() else 0.0
         slack_s[is_late] = math.inf
-        slack_s[self._left_view * STEP_PROMPT_TOKENS <= pace.backlog_tokens] = math.inf
+        slack_s[near * STEP_PROMPT_TOKENS <= pace.backlog_tokens] = math.inf
         worst = int(slack_s.argmin())
         if slack_s[worst] == math.inf:
             return Summary(late_nano_per_s=late_nano)
-        return Summary(float(slack_s[worst]), self._left[worst], self._value[worst], late_nano)
+        return Summary(float(slack_s[worst]), float(near[worst]), self._value[worst], late_nano)
 
     def lateness_nano(self, pace: Pace, burden: Burden, now_s: float) -> float:
         """Money: what the newcomer makes later beyond its due, summed over everybody who decodes here."""
         if not len(self):
             return 0.0
-        left = self._left_view
-        delay_s = np.clip(left * STEP_PROMPT_TOKENS - pace.backlog_tokens, 0.0, burden.prefill_tokens)
+        near = self._near()
+        delay_s = np.clip(near * STEP_PROMPT_TOKENS - pace.backlog_tokens, 0.0, burden.prefill_tokens)
         delay_s *= pace.prefill_s
-        delay_s += np.minimum(left, burden.steps) * burden.step_s
+        delay_s += np.minimum(near, burden.steps) * burden.step_s
         # Of a delay only what exceeds the slack that is left is late; slack that is gone saves nothing.
-        delay_s -= np.maximum(self._slack_s(pace, now_s), 0.0)
+        delay_s -= np.maximum(self._slack_s(near, pace, now_s), 0.0)
         return float(np.maximum(delay_s, 0.0) @ self._value_view)
 
-    def _slack_s(self, pace: Pace, now_s: float) -> NDArray[np.float64]:
-        left = self._left_view
+    def _near(self) -> NDArray[np.float64]:
+        """Tokens ahead at which each is looked at."""
+        return np.minimum(self._left_view, HORIZON_TOKENS)
+
+    def _slack_s(self, near: NDArray[np.float64], pace: Pace, now_s: float) -> NDArray[np.float64]:
         slack_s = self._due_view - now_s
-        slack_s -= left * pace.step_s
+        slack_s -= (self._left_view - near) * self._token_view
+        slack_s -= near * pace.step_s
         if pace.backlog_tokens:
-            slack_s -= np.minimum(left * STEP_PROMPT_TOKENS, pace.backlog_tokens) * pace.prefill_s
+            slack_s -= np.minimum(near * STEP_PROMPT_TOKENS, pace.backlog_tokens) * pace.prefill_s
         return slack_s

@@ -243,7 +243,7 @@ def test_a_promise_is_a_place_before_the_first_token_and_a_pace_after_it() -> No
     assert Promise(rank=UNDERWAY) == attempt.promise()
     attempt.advance(progress("r-1", prompt=60, computed=60, output=1), 2.0)
     attempt.advance(progress("r-1", prompt=60, computed=60, output=6), 2.5)
-    assert Promise(rank=UNDERWAY, due_s=4.0, left_tokens=15.0, value_nano_per_s=7.0) == attempt.promise()
+    assert Promise(rank=UNDERWAY, due_s=4.0, left_tokens=15.0, value_nano_per_s=7.0, token_s=0.1) == attempt.promise()
 
 
 def test_what_is_expected_of_a_cache_gives_way_to_what_it_had() -> None:

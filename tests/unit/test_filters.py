@@ -177,18 +177,15 @@ def test_what_somebody_waits_for_who_came_before_is_kept() -> None:
 # -- objectives
 
 
-def decoding(due_s: float, left_tokens: float) -> Promise:
-    return Promise(UNDERWAY, due_s, left_tokens, 1e9)
-
-
-def busy(cluster: Cluster, worker_id: str, *, due_s: float, left_tokens: int = 100) -> None:
-    own(cluster, worker_id, promise=decoding(due_s, left_tokens), decode_tokens=left_tokens)
+def busy(cluster: Cluster, worker_id: str, *, due_s: float) -> None:
+    """Somebody decodes there, eight tokens before its end."""
+    own(cluster, worker_id, promise=Promise(UNDERWAY, due_s, 8.0, 1e9), decode_tokens=8)
 
 
 def test_nobody_s_promise_is_broken_while_another_worker_breaks_none() -> None:
     """The faster one has a running request that bears no more delay."""
     cluster = cluster_of(view("a", curves=curves(t0_s=1e-4)), view("b", curves=curves(t0_s=0.01)))
-    busy(cluster, "a", due_s=0.1101)  # 100 steps of 1.1 ms
+    busy(cluster, "a", due_s=0.009)  # 8 steps of 1.1 ms
     decision = decides(cluster)
     assert {"a": "slows_others", "b": None} == filters(decision)
     busy(cluster, "b", due_s=100.0)
@@ -215,7 +212,7 @@ def test_its_own_target_closes_a_worker_while_another_keeps_it() -> None:
 def test_whose_target_is_lost_goes_where_it_breaks_no_other_s() -> None:
     """It waited for too long already."""
     cluster = cluster_of(view("a", curves=curves(t0_s=1e-4)), view("b"))
-    busy(cluster, "a", due_s=0.1101)
+    busy(cluster, "a", due_s=0.009)
     found = decides(cluster, request(slo=Slo(ttft_s=1.0, ttft_ratio=1.0)), now_s=0.0)
     assert {"a": "slows_others", "b": None} == filters(found)
     assert {"a": "slows_others", "b": None} == filters(decides(cluster, request(arrival_s=-100.0)))
@@ -224,9 +221,21 @@ def test_whose_target_is_lost_goes_where_it_breaks_no_other_s() -> None:
 def test_where_every_promise_would_be_broken_it_still_goes_somewhere() -> None:
     """Where it costs least, and not never."""
     cluster = cluster_of(view("a"), view("b"))
-    busy(cluster, "a", due_s=1.101)  # 100 steps of 11 ms
-    busy(cluster, "b", due_s=1.101)
-    busy(cluster, "b", due_s=1.2)  # 100 steps of 12 ms for both by now
+    busy(cluster, "a", due_s=0.1681)  # 8 steps of the prior curve's 21 ms
+    busy(cluster, "b", due_s=0.1761)
+    busy(cluster, "b", due_s=0.1761)  # 8 steps of 22 ms for both by now
     decision = decides(cluster, request(arrival_s=-100.0), WORK)
     assert {"a": None, "b": None} == filters(decision)
     assert decision.worker is not None
+
+
+def test_no_pile_of_prompts_grows_while_another_worker_has_room() -> None:
+    """Who waits there would get its first tokens between the prompts behind it; alone a long prompt piles on nobody."""
+    steep = curves(t0_s=0.01, prefill_s=1e-4)
+    cluster = cluster_of(*(view(name, kv_tokens=10**6, curves=steep) for name in "ab"))
+    long = Work(prompt_tokens=3_000, output_tokens=50)
+    own(cluster, "a", prefill_tokens=500)
+    assert {"a": "slows_others", "b": None} == filters(decides(cluster, work=long))
+    own(cluster, "b", prefill_tokens=500)
+    assert {"a": None, "b": None} == filters(decides(cluster, work=long))
+    assert {"a": None, "b": None} == filters(decides(cluster))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.core.prefixes import Prefixes
+from scheduler.core.prefixes import ROOM_RATIO, Prefixes
 from scheduler.core.request import Request
-from tests.core_words import request, thorough, view
+from tests.core_words import MODEL, request, thorough, view
 from tests.placement_words import cluster_of
 
 
@@ -37,7 +37,7 @@ def test_first_blocks_count_and_only_those() -> None:
 
 def test_what_was_not_used_longest_goes_first_and_of_one_prompt_its_end() -> None:
     """Room for five blocks of 100 tokens: two prompts of three."""
-    cluster = cluster_of(view(kv_tokens=500))
+    cluster = cluster_of(view(kv_tokens=int(500 / ROOM_RATIO) + 1))
     worker, prefixes = cluster.workers["w"], Prefixes()
     prefixes.add(worker, asking(1, 2, 3), 300)
     prefixes.add(worker, asking(4, 5, 6), 300)
@@ -87,10 +87,31 @@ def test_hits_are_those_of_a_walk_over_each_worker(num_workers: int, seed: int) 
             if block in kept:
                 kept.remove(block)
             kept.append(block)
-        del kept[: max(len(kept) - worker.view.kv_tokens // 100, 0)]
+        del kept[: max(len(kept) - int(ROOM_RATIO * worker.view.kv_tokens) // 100, 0)]
     for blocks in prompts:
         found = prefixes.hits(asking(*blocks), cluster.table.shape[1])
         for worker in cluster.workers.values():
             kept = plain[worker.worker_id]
             expected = next((depth for depth, block in enumerate(blocks) if block not in kept), len(blocks))
             assert expected == (0 if found is None else found[worker.column])
+
+
+def test_a_new_prompt_costs_least_where_the_oldest_blocks_would_go() -> None:
+    """Nothing where there is room; and only among the workers that serve its model."""
+    cluster = cluster_of(*(view(name, kv_tokens=100) for name in "abc"), view("d"))
+    prefixes, serves = Prefixes(), cluster.serving(MODEL)
+    assert prefixes.evicted_ratio(serves) is None
+    for number, name in enumerate("abcabd"):
+        prefixes.add(cluster.workers[name], asking(10 * number, 10 * number + 1), 200)
+    found = prefixes.evicted_ratio(serves)
+    assert found is not None
+    of = {name: found[cluster.workers[name].column] for name in "abcd"}
+    assert 0.0 == of["d"] < of["c"] < of["a"] < of["b"] < 1.0
+    serves[cluster.workers["d"].column] = False
+    without = prefixes.evicted_ratio(serves)
+    assert without is not None
+    assert 0.0 == without[cluster.workers["c"].column]
+    prefixes.forget(cluster.workers["a"])
+    after = prefixes.evicted_ratio(serves)
+    assert after is not None
+    assert 0.0 == after[cluster.workers["a"].column]

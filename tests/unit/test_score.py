@@ -4,30 +4,44 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from scheduler.core.cluster import Cluster
 from scheduler.core.prefixes import Prefixes
 from scheduler.core.request import Request, Slo
-from scheduler.core.score import TERMS, PlacementRules, Work, forecast, slowdown_s, terms_of, unloaded_ttft_s
+from scheduler.core.score import (
+    NO_PRICES,
+    TERMS,
+    PlacementRules,
+    Prices,
+    Work,
+    forecast,
+    slowdown_s,
+    terms_of,
+    unloaded_ttft_s,
+)
 from scheduler.core.slack import UNDERWAY, Promise
 from tests.core_words import MODEL, curves, request, thorough, view
 from tests.placement_words import chosen, cluster_of, own
 
 VALUE = 1e9
-RULES = PlacementRules(delay_ratio=0.1)
+RULES = PlacementRules(delay_ratio=0.1, pace_ratio=0.2, reuse_ratio=0.3)
 
 
 def terms(
-    cluster: Cluster, asked: Request, work: Work, *, hits: int = 0, now_s: float = 0.0, price: float = 0.0
+    cluster: Cluster, asked: Request, work: Work, *, hits: int = 0, now_s: float = 0.0, prices: Prices = NO_PRICES
 ) -> dict[str, float]:
     """Of the worker "w"."""
     cluster.refresh(now_s)
     table, column = cluster.table, cluster.workers["w"].column
     known = np.full(table.shape[1], float(hits)) if hits else None
     seen = forecast(table, cluster.serving(MODEL), asked, work, known, now_s)
-    prices = np.full(table.shape[1], price) if price else None
     found = terms_of(table, prices, asked, work, seen, slowdown_s(table, work, seen), RULES)
     return dict(zip(TERMS, found[:, column].tolist(), strict=True))
+
+
+def everywhere(value: float) -> NDArray[np.float64]:
+    return np.full(16, value)
 
 
 def test_every_term_is_the_formula_of_the_module_s_head() -> None:
@@ -35,27 +49,33 @@ def test_every_term_is_the_formula_of_the_module_s_head() -> None:
     cluster = cluster_of(
         view(kv_tokens=10**6, curves=curves(t0_s=0.01, prefill_s=1e-4, decode_s=1e-3, context_s=1e-6), num_gpus=2)
     )
-    own(cluster, "w", promise=Promise(UNDERWAY, 2.0, 50.0, VALUE), decode_tokens=50, context_tokens=1000)
+    own(cluster, "w", promise=Promise(UNDERWAY, 1.0, 6.0, VALUE), decode_tokens=50, context_tokens=1000)
     own(cluster, "w", promise=Promise(rank=1), prefill_tokens=3000)
     asked = request(prefix_blocks=(1, 2), slo=Slo(ttft_s=0.2, ttft_ratio=1.0, tpot_s=0.01, value_nano_per_s=VALUE))
     found = terms(
-        cluster, asked, Work(prompt_tokens=4000, output_tokens=20, num_sequences=2), hits=1, now_s=0.5, price=3.0
+        cluster,
+        asked,
+        Work(prompt_tokens=4000, output_tokens=20, num_sequences=2),
+        hits=1,
+        now_s=0.5,
+        prices=Prices(everywhere(3.0), everywhere(0.5)),
     )
     step_s = 0.01 + 1e-3 * 2 + 1e-6 * 1000
     added_s = 1e-3 * 2 + 1e-6 * 2 * (4000 + 10)
     first_s = 1e-4 * (3000 + 2000) + (3 + 0.5) * step_s
     decoding_s = 19 * (step_s + added_s)
     target_s = 0.01 * 2 + 1e-4 * 4000  # alone, in two steps: more than 0.2 s
-    slack_s = 2.0 - 0.5 - 50 * step_s - 1e-4 * 3000
-    slowdown = 1e-4 * 2000 + 20 * added_s
+    slack_s = 1.0 - 0.5 - 6 * step_s - 1e-4 * 3000
+    slowdown = 1e-4 * 2000 + 6 * added_s
     small = 0.1 * VALUE
     expected = {
         "late": VALUE * (0.5 + first_s - target_s + decoding_s - 0.01 * 19),
         "slows": VALUE * max(slowdown - slack_s, 0.0),
         "wait": small * (first_s - 1e-4 * 2000),
-        "prefill": small * (1 + 2) * 1e-4 * 4000,
-        "prefix": -small * (1 + 2) * 1e-4 * 2000,
-        "decode": small * (decoding_s + min(50, 2 * 20) * added_s),
+        "prefill": small * 1e-4 * 4000,
+        "prefix": -small * 1e-4 * 2000,
+        "evicts": small * 0.3 * 0.5 * 1e-4 * 2000,
+        "decode": small * 0.2 * (decoding_s + min(50, 2 * 20) * added_s),
         "gpu": 3.0 * 2 * (1e-4 * 2000 + 20 * added_s),
     }
     assert expected == pytest.approx(found)
@@ -68,8 +88,8 @@ def test_who_starts_an_engine_pays_for_its_steps() -> None:
     idle, busy = cluster_of(view()), cluster_of(view())
     own(busy, "w")
     base_s = 0.02  # of the prior curve
-    assert terms(idle, asked, work, price=1.0)["gpu"] == pytest.approx(
-        terms(busy, asked, work, price=1.0)["gpu"] + 50 * base_s
+    assert terms(idle, asked, work, prices=Prices(everywhere(1.0)))["gpu"] == pytest.approx(
+        terms(busy, asked, work, prices=Prices(everywhere(1.0)))["gpu"] + 50 * base_s
     )
 
 
