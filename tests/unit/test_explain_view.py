@@ -6,6 +6,7 @@ import pytest
 
 from scheduler.commands import explain_view
 from scheduler.core.evidence import Evidence
+from scheduler.core.score import TERMS as CORE_TERMS
 
 TERMS = {"late": 0, "slows": 120, "wait": 30, "prefill": 500, "prefix": -200, "decode": 50, "gpu": 0}
 WORKERS = [
@@ -141,6 +142,6 @@ def test_what_the_core_tells_adds_up() -> None:
     evidence = Evidence(
         ids=tuple((f"w-{n}", "z") for n in range(50)),
         codes=np.zeros(50, dtype=np.uint8),
-        terms=rng.normal(0, 1e9, (7, 50)).astype(np.float32),
+        terms=rng.normal(0, 1e9, (len(CORE_TERMS), 50)).astype(np.float32),
     )
     assert [] == explain_view.wrong_sums({"decision": {"workers": evidence.workers()}})
