@@ -77,6 +77,8 @@ class Attempt:
     is_aborted: bool = False
     is_cancelled: bool = False
     """Aborted because its client went away."""
+    usage: Tokens | None = None
+    """What its worker counted."""
     settle: Settle | None = None
     num_settles: int = 0
     is_posted: bool = False
@@ -213,6 +215,7 @@ class Books:
         attempt = self.attempts.get(said.attempt_id)
         if attempt is None or attempt.num_settles:
             return
+        attempt.usage = attempt.usage or said.tokens
         if attempt.outcome is None:
             attempt.outcome = said.outcome
             if said.cause == BUSY_CAUSE and (site := self.sites.get(attempt.worker_id)) is not None:
@@ -289,12 +292,15 @@ class Books:
 
 
 def _answers(trace: Sequence[Event]) -> frozenset[str]:
-    """Attempts that answered their request: its end names them, or it was cut off while they were its last."""
+    """Attempts that answered their request: its end names them, or it was cut off before they were settled."""
     answers: dict[str, str] = {}
     for event in trace:
         match event:
             case Decided(action=Dispatch(request_id=request_id, attempt_id=attempt_id)):
                 answers[request_id] = attempt_id
+            case Decided(action=Settle(request_id=request_id, attempt_id=attempt_id)):
+                if answers.get(request_id) == attempt_id:
+                    answers[request_id] = ""
             case Decided(action=Finish(request_id=request_id, attempt_id=attempt_id)):
                 answers[request_id] = attempt_id or ""
             case Decided(action=Reject(request_id=request_id)):

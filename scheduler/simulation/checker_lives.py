@@ -81,6 +81,8 @@ class Lives:
             return
         books.expect(not attempt.num_settles, f"{attempt_id}: settled twice")
         request, tokens = attempt.asked.request, settle.tokens
+        is_own = attempt.usage == tokens if settle.is_exact else attempt.usage is None
+        books.expect(is_own, f"{attempt_id}: settled by {tokens}, its worker counted {attempt.usage}")
         most_tokens = books.caps[request.request_id] * request.num_sequences
         books.expect(tokens.output_tokens <= most_tokens, f"{attempt_id}: more output than its cap")
         is_input = tokens.cached_tokens <= tokens.input_tokens <= request.prompt_tokens_bound

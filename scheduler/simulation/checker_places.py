@@ -6,12 +6,13 @@ A judge of ``scheduler.simulation.checker``. It must never read the core's state
 from __future__ import annotations
 
 from scheduler.core.actions import Dispatch, Reject
-from scheduler.core.request import Request
-from scheduler.simulation.checker_books import Books
+from scheduler.core.request import Band, Request
+from scheduler.simulation.checker_books import Asked, Books
 from scheduler.simulation.checker_lives import SLACK_S
 from scheduler.simulation.trace import Decided, Event, Submitted
 
 MISMATCH = "data_residency_mismatch"
+QUEUE_FULL = "queue_full"
 
 
 class Places:
@@ -34,6 +35,8 @@ class Places:
             case Decided(action=Reject(request_id=request_id, rejection=rejection)):
                 if rejection.reason == MISMATCH:
                     self._refused(request_id)
+                elif rejection.reason == QUEUE_FULL:
+                    self._shed(request_id)
             case Decided():
                 pass
             case _:
@@ -86,7 +89,34 @@ class Places:
         waiting = books.waiting.values()
         limits, band = books.limits.queue, newcomer.request.band
         in_band = [asked for asked in waiting if asked.request.band == band]
-        is_bounded = len(in_band) <= limits.max_requests
+        is_bounded = len(in_band) <= limits.max_requests and len(waiting) <= limits.max_total_requests
         books.expect(is_bounded, f"{request_id}: waits in a queue that is full")
         in_bytes = sum(asked.request.body_bytes for asked in in_band)
         books.expect(len(in_band) == 1 or in_bytes <= limits.max_bytes, f"{request_id}: waits in a queue that is full")
+
+    def _shed(self, request_id: str) -> None:
+        """Who goes because of a newcomer is none of a better band, nor of its own where its tenant has no more."""
+        books, newcomer = self._books, self._books.asked.get(self._newcomer)
+        shed = books.waiting.get(request_id)
+        if newcomer is None or shed is None:
+            books.expect(False, f"{request_id}: had to leave a queue in which it did not wait, or for nobody")
+            return
+        band, num = newcomer.request.band, [0] * len(Band)
+        for asked in books.waiting.values():
+            num[asked.request.band] += asked is not newcomer
+        if shed is newcomer:
+            lower_bands = sum(num[band + 1 :])
+            is_full = num[band] >= books.limits.queue.max_requests or not lower_bands
+            is_full |= sum(num[: band + 1]) >= books.limits.queue.max_total_requests
+            books.expect(
+                is_full or self._is_heavy(newcomer), f"{request_id}: refused, although lower bands could leave"
+            )
+            return
+        is_last = not any(num[shed.request.band + 1 :])
+        is_own = shed.request.band == band and shed.request.tenant != newcomer.request.tenant
+        books.expect((shed.request.band > band and is_last) or is_own, f"{request_id}: shed before lower bands")
+
+    def _is_heavy(self, asked: Asked) -> bool:
+        """Whether its bytes alone may have filled a band."""
+        limits = self._books.limits.queue
+        return asked.request.body_bytes * len(self._books.waiting) > min(limits.max_bytes, limits.max_total_bytes)

@@ -108,7 +108,8 @@ def _draw_worker(chance: random.Random, kind: Kind, number: int) -> WorkerSetup:
 def _draw_limits(chance: random.Random, kind: Kind) -> Limits:
     if kind is Kind.FAIR:
         return dataclasses.replace(SHORT_LIMITS, queue=QueueLimits(max_requests=400), max_wait_s=120.0)
-    return SHORT_LIMITS
+    queue = QueueLimits(max_requests=chance.choice([10, 40]), max_total_requests=chance.choice([20, 100]))
+    return dataclasses.replace(SHORT_LIMITS, queue=queue)
 
 
 def _draw_rules(chance: random.Random, kind: Kind) -> Rules:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from scheduler.core.actions import Abort, Action, Dispatch, Settle
+from scheduler.core.actions import Abort, Action, Dispatch, Settle, Tokens
 from scheduler.core.cluster import WorkerView
 from scheduler.core.request import Request
 from scheduler.core.rules import Rules
@@ -103,6 +103,7 @@ class Simulation:
                 num_open=core.num_open,
                 num_running=core.num_running,
                 credit_tokens={worker_id: tuple(credits(worker_id)) for worker_id in sorted(core.cluster.workers)},
+                num_holds=core.holds.budgets.num_holds,
                 held=core.holds.budgets.held_total(),
                 budgets=tuple(states.values()),
                 unix_s=self._time.unix_s,
@@ -256,12 +257,12 @@ class Simulation:
         elif isinstance(word, End):
             if word.outcome in (Outcome.COMPLETED, Outcome.REFUSED):
                 self._show_byte(word.attempt_id)
-            self._note_end(word.attempt_id, word.outcome, word.cause, has_usage=False)
+            self._note_end(word)
             self._apply(self.core.on_ended(word.attempt_id, word.outcome, word.cause, now_s))
             if self._leaves_on(word.attempt_id, Stage.ENDED):
                 self._cancel(_request_of(word.attempt_id))
         elif isinstance(word, UsageRecord):
-            self._note_end(word.attempt_id, word.outcome, word.cause, has_usage=True)
+            self._note_end(word)
             self._apply(self.core.on_finished(word, now_s))
         else:
             for progress in word:
@@ -272,9 +273,21 @@ class Simulation:
                     )
             self.core.on_progress(word, now_s)
 
-    def _note_end(self, attempt_id: str, outcome: Outcome, cause: str, *, has_usage: bool) -> None:
+    def _note_end(self, word: End | UsageRecord) -> None:
+        tokens = None
+        if isinstance(word, UsageRecord):
+            tokens = Tokens(
+                input_tokens=word.input_tokens, cached_tokens=word.cached_tokens, output_tokens=word.output_tokens
+            )
         self._note(
-            Ended(at_s=self._time.told_s, attempt_id=attempt_id, outcome=outcome, cause=cause, has_usage=has_usage)
+            Ended(
+                at_s=self._time.told_s,
+                attempt_id=word.attempt_id,
+                outcome=word.outcome,
+                cause=word.cause,
+                has_usage=tokens is not None,
+                tokens=tokens,
+            )
         )
 
     def _show_byte(self, attempt_id: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from scheduler.core.actions import Action
+from scheduler.core.actions import Action, Tokens
 from scheduler.core.admission import Limits
 from scheduler.core.budget_accounts import BudgetState, Measure
 from scheduler.core.request import Request
@@ -110,6 +110,8 @@ class Ended:
     outcome: Outcome
     cause: str
     has_usage: bool
+    tokens: Tokens | None = None
+    """What the worker counted, with its usage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +141,8 @@ class Stopped:
     num_running: int
     credit_tokens: Mapping[str, tuple[int, ...]]
     """By worker: everything that is owned there."""
+    num_holds: int = 0
+    """Requests that hold something of a budget."""
     held: Mapping[Measure, int] = field(default_factory=dict)
     """On all budgets together."""
     budgets: tuple[BudgetState, ...] = ()

@@ -33,7 +33,7 @@ RULES = Configured(at_s=0.0, rules=Rules(), limits=Limits())
 CALL = Dispatch(request_id="a", attempt_id="a-1", worker_id="w", max_output_tokens=50, priority=1, reason="")
 SETTLE = Settle(
     request_id="a", attempt_id="a-1", worker_id="w", payer=Payer.REQUEST, outcome=Outcome.COMPLETED, cause="",
-    tokens=Tokens(input_tokens=10, output_tokens=5),
+    tokens=Tokens(input_tokens=10, output_tokens=5), is_exact=False,
 )  # fmt: skip
 FINISH = Finish(request_id="a", attempt_id="a-1", outcome=Outcome.COMPLETED, cause="")
 READY = Reported(at_s=0.0, worker_id="w", is_ready=True, models=(MODEL,), max_running=4)
@@ -41,6 +41,9 @@ ASKED = Submitted(at_s=0.0, request=request("a"))
 POSTED = Posted(at_s=2.0, attempt_id="a-1", energy_mj=100, gpu_us=1_000)
 STOPPED = Stopped(at_s=9.0, num_open=0, num_running=0, credit_tokens={"w": (0,)})
 REJECT = Reject(request_id="a", rejection=Rejection(reason="no", status=503, message="no"))
+USAGE = Ended(
+    at_s=1.0, attempt_id="a-1", outcome=Outcome.COMPLETED, cause="", has_usage=True, tokens=SETTLE.tokens
+)  # fmt: skip
 BYTE = FirstByte(at_s=1.0, attempt_id="a-1")
 
 
@@ -110,6 +113,9 @@ def test_a_good_trace_has_no_breach() -> None:
         ([*SENT, decided(SETTLE, tokens=Tokens(input_tokens=1, cached_tokens=2))], "more input"),
         ([*SENT, decided(SETTLE, payer=Payer.OPERATOR), GOOD[5]], "operator pays what the request owes"),
         ([*SENT, decided(SETTLE, cost_nano=1), GOOD[5]], "price"),
+        ([*SENT, decided(SETTLE, is_exact=True), GOOD[5]], "its worker counted None"),
+        ([*SENT, USAGE, decided(SETTLE, is_exact=True, tokens=Tokens()), GOOD[5]], "its worker counted Tokens"),
+        ([*SENT, USAGE, decided(SETTLE), GOOD[5]], "its worker counted Tokens"),
         ([*SENT, BYTE, decided(REJECT)], "refused after its first byte"),
         ([*GOOD[:6], BYTE], "bytes after its settlement"),
         ([*GOOD[:6], decided(Abort(attempt_id="a-1", worker_id="w", reason=""))], "aborted after its settlement"),
@@ -195,6 +201,27 @@ def test_the_queue_is_bounded() -> None:
     named([rules, *crowd, STOPPED], "c: waits in a queue that is full")
     named([rules, asked("a", body_bytes=9), asked("b", body_bytes=2), STOPPED], "b: waits in a queue that is full")
     assert not any("full" in line for line in check([rules, asked("a", body_bytes=99), STOPPED]))
+
+
+def test_lower_bands_leave_a_full_queue_first() -> None:
+    """And a tenant that has much before one that has little, in one band."""
+    limits = Limits(queue=QueueLimits(max_requests=3, max_total_requests=3))
+    rules = dataclasses.replace(RULES, limits=limits)
+    full = Rejection(reason="queue_full", status=503, message="")
+
+    def shed(*names: str, band: Band = Band.DEFAULT) -> bool:
+        waiting = [asked("low", band=Band.FLEX), asked("mid", tenant="other"), asked("high", band=Band.PRIORITY)]
+        rejects = [decided(REJECT, 0.0, request_id=name, rejection=full) for name in names]
+        found = check([rules, *waiting, asked("u", band=band), *rejects, STOPPED])
+        return not any("shed" in line or "lower bands" in line or "full" in line for line in found)
+
+    assert shed("low")
+    assert not shed()
+    assert not shed("high")
+    assert shed("mid")
+    assert not shed("u")
+    assert shed("u", band=Band.FLEX)
+    assert not shed("mid", band=Band.FLEX)
 
 
 # -- order
