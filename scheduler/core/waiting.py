@@ -121,8 +121,7 @@ class Waiting:
         The caller removes who was started or refused before it asks for the next. Who is left where it is ends its
         line.
         """
-        turns = [(self._next(line, now_s)[1], line.number) for line in self._open.values()]
-        heapq.heapify(turns)
+        turns = self._turns(now_s)
         while turns:
             rank, number = turns[0]
             line = self._open.get(number)
@@ -138,10 +137,18 @@ class Waiting:
             if request.request_id in self._entries:
                 heapq.heappop(turns)
                 self._saturate(line)
-            elif entry.attempt is not None and self._count_start(request):
+            elif entry.attempt is None:  # refused: lines that were tried in vain are open again
+                turns = self._turns(now_s)
+            elif self._count_start(request):
                 for each in self._queue.lines_of(request.model):  # one of them may be aged now
                     if each.number in self._open:
                         heapq.heappush(turns, (self._next(each, now_s)[1], each.number))
+
+    def _turns(self, now_s: float) -> list[tuple[Rank, int]]:
+        """A heap of the turns of lines that may fit."""
+        turns = [(self._next(line, now_s)[1], line.number) for line in self._open.values()]
+        heapq.heapify(turns)
+        return turns
 
     def _next(self, line: Line, now_s: float) -> tuple[Request, Rank]:
         """Who is next of a line in which somebody waits, age included, and its turn."""

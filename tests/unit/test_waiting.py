@@ -166,6 +166,21 @@ def test_when_a_head_gives_up_those_whom_it_kept_out_are_tried() -> None:
     assert ["b"] == room.tried()
 
 
+def test_when_a_head_is_refused_those_tried_before_it_are_tried_again_first() -> None:
+    """They may fit now; where they do not, nobody behind them takes what they wait for."""
+    room = Room()
+    room.push("stuck", band=0)
+    room.push("late", band=1, zones=EAST)
+    room.push("last", band=2, zones=WEST)
+    turns = []
+    for turn in room.waiting.candidates(0.0):
+        name = turn.entry.request.request_id
+        turns.append((name, [each.request_id for each in turn.closed_to]))
+        if name == "late":
+            room.waiting.remove(name)
+    assert [("stuck", []), ("late", ["stuck"]), ("stuck", []), ("last", ["stuck"])] == turns
+
+
 def test_a_new_tenant_is_tried_before_a_crowd() -> None:
     """A tenant that had nothing waiting is lifted to the least counter and wins the tie."""
     room = Room()
