@@ -133,8 +133,9 @@ def main() -> int:
     parser.add_argument("what", choices=["relay", "simulated", "vllm"])
     parser.add_argument("--old", required=True, help="the commit to compare with")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--quiet-s", type=float, default=180.0, help="how long to wait for a quiet machine")
     arguments = parser.parse_args()
-    load_1min = wait_quiet(max_load=0.6, timeout_s=180)
+    load_1min = wait_quiet(max_load=0.6, timeout_s=arguments.quiet_s)
     configuration, environment = configuration_of(arguments.what)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         old_root = stack.enter_context(checked_out(arguments.old, Path(folder)))
