@@ -15,21 +15,43 @@ there has changed.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.request import Band
-from scheduler.core.slack import NO_SUMMARY, UNDERWAY, Pace, Promise, Promises
+from scheduler.core.slack import NO_SUMMARY, STEP_PROMPT_TOKENS, UNDERWAY, Pace, Promise, Promises
+from scheduler.core.table import (
+    CURVE_ROWS,
+    FIXED_ROWS,
+    NUM_ROWS,
+    OWNED_ROWS,
+    SLACK_ROWS,
+    WRITTEN_ROWS,
+    Row,
+    written,
+)
 from workers.types import StepCurves, WorkerState, WorkerStatus
 
 PRIOR_CURVES = StepCurves(time_s=(0.02, 1e-4, 1e-3, 0.0), energy_joules=(0.0, 0.0, 0.0, 0.0), idle_watts=0.0)
 """Until a worker has fitted its own."""
 
 DEFAULT_MAX_RUNNING = 256
+
+
+class Slowest(NamedTuple):
+    """The slowest that any worker ever was: a bound that spares looking at all of them."""
+
+    step_s: float = 0.0
+    prefill_s: float = 0.0
+
+    def alone_s(self, prompt_tokens: int) -> float:
+        """Time to the first token on an empty worker at most."""
+        return -(-prompt_tokens // STEP_PROMPT_TOKENS) * self.step_s + prompt_tokens * self.prefill_s
+
 
 NO_PROMISE = Promise(rank=UNDERWAY)
 """Nothing is known of what was promised: its prompt goes before everybody's, and no delay is priced."""
@@ -40,52 +62,8 @@ def is_sound(curves: StepCurves) -> bool:
     return all(0.0 <= coefficient < math.inf for coefficient in curves.time_s)
 
 
-class Row(IntEnum):
-    """Rows of the table. Owned credit is in tokens."""
-
-    READY = 0
-    HEARD_S = 1
-    ATTEMPTS = 2
-    SEQUENCES = 3
-    PREFILL = 4
-    """Owned prompt tokens, not cached, not yet computed."""
-    DECODE = 5
-    """Owned output tokens still to come, as expected."""
-    CONTEXT = 6
-    """Owned tokens of KV that are read at each step."""
-    KV = 7
-    """Owned KV: prompts and expected outputs."""
-    FIRST_PREFILL = 8
-    """Of the prompts in PREFILL, those that are computed before any newcomer of the first band."""
-    SECOND_PREFILL = 9
-    """Likewise of the second band; the third waits for all."""
-    FOREIGN_SEQUENCES = 10
-    FOREIGN_KV = 11
-    MAX_ATTEMPTS = 12
-    MAX_SEQUENCES = 13
-    KV_ROOM = 14
-    T0_S = 15
-    T_PREFILL_S = 16
-    T_DECODE_S = 17
-    T_CONTEXT_S = 18
-    NUM_GPUS = 19
-    ZONE = 20
-    """Index into ``Cluster.zones``."""
-    ORDER = 21
-    """Place of the worker's id among all ids: ties fall the same way always."""
-    SLACK_S = 22
-    SLACK_LEFT = 23
-    SLACK_VALUE = 24
-    LATE_VALUE = 25
-    """The summary of ``scheduler.core.slack``, field by field."""
-
-
-OWNED_ROWS = slice(Row.ATTEMPTS, Row.SECOND_PREFILL + 1)
-CURVE_ROWS = slice(Row.T0_S, Row.T_CONTEXT_S + 1)
-SLACK_ROWS = slice(Row.SLACK_S, Row.LATE_VALUE + 1)
-
-_SEQUENCES, _CONTEXT, _KV, _FIRST, _SECOND = (
-    row - OWNED_ROWS.start for row in (Row.SEQUENCES, Row.CONTEXT, Row.KV, Row.FIRST_PREFILL, Row.SECOND_PREFILL)
+_SEQUENCES, _KV, _FIRST, _SECOND = (
+    row - OWNED_ROWS.start for row in (Row.SEQUENCES, Row.KV, Row.FIRST_PREFILL, Row.SECOND_PREFILL)
 )
 """Where a worker's sums stand in its list."""
 
@@ -173,7 +151,7 @@ class Cluster:
     """All workers that are known. Columns are reused; no choice may depend on which column a worker has."""
 
     def __init__(self) -> None:
-        self._table: NDArray[np.float64] = np.zeros((len(Row), 16), dtype=np.float64)
+        self._table: NDArray[np.float64] = np.zeros((NUM_ROWS, 16), dtype=np.float64)
         self.workers: dict[str, Worker] = {}
         self._by_column: dict[int, Worker] = {}
         self._free: list[int] = list(range(15, -1, -1))
@@ -182,6 +160,9 @@ class Cluster:
         self._columns: dict[str, NDArray[np.intp]] = {}
         self._serving: dict[str, NDArray[np.bool_]] = {}
         self._ids: tuple[tuple[str, str], ...] | None = None
+        self.slowest = Slowest()
+        self.memo: dict[Hashable, NDArray[np.uint8]] = {}
+        """What placement works out from who is ready, where and for which model; empty after each change of that."""
         self._unwritten: dict[int, Worker] = {}
         """Workers of which the table does not have the sums yet, by column."""
         self._unsummarised: dict[int, Worker] = {}
@@ -200,16 +181,17 @@ class Cluster:
         worker.view = view
         table, column = self._table, worker.column
         curves = view.curves if view.curves is not None and is_sound(view.curves) else PRIOR_CURVES
-        table[Row.READY, column] = view.state is WorkerState.READY
+        self._set_ready(column, view.state is WorkerState.READY)
         table[Row.HEARD_S, column] = now_s
         table[Row.MAX_ATTEMPTS, column] = view.max_running
         table[Row.MAX_SEQUENCES, column] = view.max_sequences
         table[Row.KV_ROOM, column] = view.kv_tokens
         table[CURVE_ROWS, column] = curves.time_s
+        self.slowest = Slowest(*map(max, self.slowest, curves.time_s[:2]))
         table[Row.NUM_GPUS, column] = view.num_gpus
         table[Row.ZONE, column] = self._zone(view.zone)
-        self._unsummarised[column] = worker
         self._correct(worker, now_s)
+        self._unwritten[column] = self._unsummarised[column] = worker
         return worker
 
     def _correct(self, worker: Worker, now_s: float) -> None:
@@ -254,6 +236,7 @@ class Cluster:
         self._columns.clear()
         self._serving.clear()
         self._ids = None
+        self.memo.clear()
 
     def remove(self, worker_id: str) -> None:
         """The worker is gone; the caller has released what ran there."""
@@ -268,12 +251,18 @@ class Cluster:
 
     def hold(self, worker: Worker) -> None:
         """It said that it is full: no placement there until its next report."""
-        self._table[Row.READY, worker.column] = 0.0
+        self._set_ready(worker.column, False)
+
+    def _set_ready(self, column: int, is_ready: bool) -> None:
+        if self._table[Row.READY, column] != is_ready:
+            self._table[Row.READY, column] = is_ready
+            self.memo.clear()
 
     def hold_silent(self, now_s: float, silent_s: float) -> None:
         """No placement on workers that were not heard for so long, until their next report."""
         silent = self._table[Row.HEARD_S] < now_s - silent_s
-        self._table[Row.READY, silent] = 0.0
+        for column in np.flatnonzero(silent & (self._table[Row.READY] > 0)).tolist():
+            self._set_ready(column, False)
 
     def unheard(self, now_s: float, lost_s: float) -> list[str]:
         """Ids of workers that were not heard for so long, in order."""
@@ -328,7 +317,7 @@ class Cluster:
         """One column a worker, one row a quantity. The slack in it is as of the last ``refresh``."""
         if self._unwritten:
             for column, worker in self._unwritten.items():
-                self._table[OWNED_ROWS, column] = worker.owned
+                self._table[WRITTEN_ROWS, column] = written(worker.owned, self._table[FIXED_ROWS, column].tolist())
             self._unwritten.clear()
         return self._table
 
@@ -342,12 +331,10 @@ class Cluster:
                 self._table[SLACK_ROWS, column] = worker.promises.summary(self.pace(column), now_s)
             self._unsummarised.clear()
 
-    def pace(self, column: int, backlog_row: Row = Row.PREFILL) -> Pace:
+    def pace(self, column: int, backlog_row: int = Row.PREFILL) -> Pace:
         """How the worker there computes as things stand; the backlog is what the row counts."""
-        owned = self._by_column[column].owned
-        t0_s, prefill_s, decode_s, context_s = self._table[CURVE_ROWS, column].tolist()
-        step_s = t0_s + decode_s * owned[_SEQUENCES] + context_s * owned[_CONTEXT]
-        return Pace(step_s, prefill_s, owned[backlog_row - Row.ATTEMPTS])
+        cells = self.table[:, column]
+        return Pace(float(cells[Row.STEP_S]), float(cells[Row.T_PREFILL_S]), float(cells[backlog_row]))
 
     # -- what placement reads
 

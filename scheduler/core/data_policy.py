@@ -27,12 +27,15 @@ class DataPolicy:
         zones: Mapping[str, DataClass] | None = None,
         model_zones: Mapping[str, Iterable[str]] | None = None,
     ) -> None:
+        self.version = 0
+        """Counts the reloads: what was worked out by an older one is out of date."""
         self._seen: dict[str, set[str]] = {}
         """By model: zones in which a worker of it ever was. They come from workers' labels, so they are few."""
         self.reload(zones or {}, model_zones or {})
 
     def reload(self, zones: Mapping[str, DataClass], model_zones: Mapping[str, Iterable[str]]) -> None:
         """Other rules from now on: for who waits too, and for who comes back from a lost worker."""
+        self.version += 1
         self._zones = dict(zones)
         self._model_zones = {model: frozenset(names) for model, names in model_zones.items()}
         self._kept: dict[tuple[DataClass, frozenset[str] | None], tuple[list[str], NDArray[np.bool_]]] = {}

@@ -13,16 +13,16 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.core.cluster import Cluster, Row
+from scheduler.core.cluster import Cluster
 from scheduler.core.data_policy import DataPolicy
 from scheduler.core.request import Request
-from scheduler.core.score import Floats, Forecast, PlacementRules, Work
-from scheduler.core.slack import HORIZON_TOKENS, STEP_PROMPT_TOKENS
+from scheduler.core.score import FIRST, PILE, Floats, Work
+from scheduler.core.table import LEFT_ROWS, ROOM_ROWS, Row
 
 Codes = NDArray[np.uint8]
 
-LEAST_BACKLOG_TOKENS = 2 * STEP_PROMPT_TOKENS
-"""Two full steps: however slow a worker is, it may have so much before it."""
+MAX_MEMO = 4_096
+"""Combinations of model, class and zones whose standing filters are kept."""
 
 
 class Filter(IntEnum):
@@ -54,6 +54,16 @@ class Filter(IntEnum):
         return self.name.lower() if self else None
 
 
+ANY_LEFT = 1e-9
+"""Of attempts and prompts a worker takes another one as long as any is left of its share, however little."""
+
+ROOMS = np.array([[Filter.BACKLOG]] * 3 + [[Filter.KV_ROOM], [Filter.SEQUENCES], [Filter.ATTEMPTS]], dtype=np.uint8)
+"""In the order of the table's rows of what is left."""
+
+PROMISES = np.array([[Filter.SLO], [Filter.SLO], [Filter.SLOWS_OTHERS], [Filter.SLOWS_OTHERS]], dtype=np.uint8)
+"""In the order of a forecast's excesses."""
+
+
 def filtered(
     cluster: Cluster,
     request: Request,
@@ -63,92 +73,80 @@ def filtered(
     closed_to: Sequence[Request],
 ) -> Codes:
     """A ``Filter`` for each column: what depends on who asks and not on how much work it is."""
-    table = cluster.table
-    ready = table[Row.READY] > 0
-    zone = table[Row.ZONE].astype(np.intp)
-    codes: Codes = np.zeros(table.shape[1], dtype=np.uint8)
-    if closed_to and cluster.zones:
-        kept = np.zeros(table.shape[1], dtype=np.bool_)
+    codes = _standing(cluster, request, policy).copy()
+    if closed_to:
+        kept = np.zeros(len(codes), dtype=np.bool_)
         for earlier in closed_to:
-            kept |= policy.mask(earlier, cluster.zones)[zone] & cluster.serving(earlier.model)
+            kept |= _standing(cluster, earlier, policy) == Filter.PASSED
         _mark(codes, kept, Filter.KEPT)
-    may = policy.mask(request, cluster.zones)
-    if not may.all():
-        _mark(codes, ~may[zone], Filter.RESIDENCY)
-    _mark(codes, ~ready, Filter.NOT_READY)
-    _mark(codes, ~cluster.serving(request.model), Filter.MODEL)
     if avoid:
         _avoid(cluster, codes, avoid)
     return codes
 
 
+def _standing(cluster: Cluster, request: Request, policy: DataPolicy) -> Codes:
+    """What changes only when a worker comes, goes, or is ready or not; kept until then."""
+    key = (policy, policy.version, request.model, request.data_class, request.zones)
+    codes = cluster.memo.get(key)
+    if codes is None:
+        table = cluster.table
+        codes = np.zeros(table.shape[1], dtype=np.uint8)
+        if cluster.zones:
+            zone = table[Row.ZONE].astype(np.intp)
+            _mark(codes, ~policy.mask(request, cluster.zones)[zone], Filter.RESIDENCY)
+        _mark(codes, table[Row.READY] == 0, Filter.NOT_READY)
+        _mark(codes, ~cluster.serving(request.model), Filter.MODEL)
+        if len(cluster.memo) >= MAX_MEMO:
+            cluster.memo.clear()
+        cluster.memo[key] = codes
+    return codes
+
+
 def _avoid(cluster: Cluster, codes: Codes, avoid: frozenset[int]) -> None:
     """Out while any other worker could run it at all, however full that one is now."""
-    able = [
-        column
-        for column in np.flatnonzero((codes == Filter.PASSED) | (codes == Filter.KEPT)).tolist()
-        if cluster.worker_at(column).life in avoid
-    ]
-    num_able = int(np.count_nonzero((codes == Filter.PASSED) | (codes == Filter.KEPT)))
-    if len(able) < num_able:
-        codes[able] = np.maximum(codes[able], Filter.AVOIDED)
+    able = np.flatnonzero((codes == Filter.PASSED) | (codes == Filter.KEPT)).tolist()
+    avoided = [column for column in able if cluster.worker_at(column).life in avoid]
+    if len(avoided) < len(able):
+        codes[avoided] = np.maximum(codes[avoided], Filter.AVOIDED)
 
 
 def without_room(
-    table: Floats, codes: Codes, request: Request, work: Work, seen: Forecast, rules: PlacementRules, room_ratio: float
+    table: Floats, codes: Codes, request: Request, work: Work, cached_tokens: Floats | None, room_ratio: float
 ) -> None:
     """Marks who has no credit left for it. Lower bands get a share of the room (``room_ratio``).
 
     An idle worker has room for anything: a bound may overstate what could never run otherwise.
     """
-    attempts = table[Row.ATTEMPTS]
-    sequences = table[Row.SEQUENCES] + table[Row.FOREIGN_SEQUENCES]
-    sequences += work.num_sequences
-    kv_tokens = table[Row.KV] + table[Row.FOREIGN_KV]
-    kv_tokens += work.kv_tokens
-    busy = attempts > 0
-    # No engine may run dry between two of our words, and waiting for a prefix is worth what it saves.
-    token_s = table[Row.T_PREFILL_S]
-    limit_s = np.maximum(token_s * LEAST_BACKLOG_TOKENS, rules.backlog_s) * room_ratio
-    limit_s += token_s * seen.cached_tokens
-    _mark(codes, seen.backlog_tokens * token_s >= limit_s, Filter.BACKLOG)
-    _mark(codes, (kv_tokens > table[Row.KV_ROOM] * room_ratio) & busy, Filter.KV_ROOM)
-    _mark(codes, (sequences > table[Row.MAX_SEQUENCES] * room_ratio) & busy, Filter.SEQUENCES)
-    _mark(codes, (attempts >= table[Row.MAX_ATTEMPTS] * room_ratio) & busy, Filter.ATTEMPTS)
-    _mark(codes, attempts >= table[Row.MAX_ATTEMPTS], Filter.ATTEMPTS)
+    left = table[LEFT_ROWS]
+    if room_ratio < 1.0:
+        left = left - (1.0 - room_ratio) * table[ROOM_ROWS]
+    elif cached_tokens is not None:
+        left = left.copy()
+    if cached_tokens is not None:  # a prefix that is there is waited for as long as it saves
+        left[request.band] += cached_tokens
+    needs = np.full((len(ROOMS), 1), -np.inf)
+    needs[request.band], needs[3], needs[4], needs[5] = ANY_LEFT, work.kv_tokens, work.num_sequences, ANY_LEFT
+    _mark_first(codes, left < needs, ROOMS)
 
 
-def without_slo(table: Floats, codes: Codes, request: Request, work: Work, seen: Forecast, slowdown: Floats) -> Codes:
+def without_slo(codes: Codes, excess_s: Floats) -> Codes:
     """The codes with the objectives asked too; the codes as they are where nobody would keep them.
 
     First those who keep the newcomer's and everybody's promise; where there are none, those who break nobody else's.
     Where there are none either the request goes where breaking promises costs least: it must not wait for ever.
     """
-    harms = slowdown > table[Row.SLACK_S]
-    harms |= is_pile(table, request, work, seen)
-    late = seen.first_s > seen.target_s - seen.waited_s
-    late |= seen.step_s + seen.added_s > request.slo.tpot_s
-    passed = codes == Filter.PASSED
-    for is_out, why in ((late | harms, late), (harms, None)):
-        if (passed & ~is_out).any():
-            asked = codes.copy()
-            _mark(asked, harms & is_out & passed, Filter.SLOWS_OTHERS)
-            if why is not None:
-                _mark(asked, why & passed, Filter.SLO)
+    missed = excess_s > 0.0
+    for first_asked in (FIRST, PILE):
+        asked = codes.copy()
+        _mark_first(asked, missed[first_asked:], PROMISES[first_asked:])
+        if np.count_nonzero(asked) < len(asked):
             return asked
     return codes
 
 
-def is_pile(table: Floats, request: Request, work: Work, seen: Forecast) -> NDArray[np.bool_]:
-    """Where prompts are before it and, with its own, take longer than the first tokens that follow them may.
-
-    Whoever waits there for a first token has no slack yet: its next tokens come between the prompts behind it. It is
-    taken to be promised the same pace as the newcomer.
-    """
-    prompts = table[Row.PREFILL]
-    bearable_s = np.maximum(request.slo.tpot_s - seen.step_s - seen.added_s, 0.0) * HORIZON_TOKENS
-    own_tokens = work.prompt_tokens - seen.cached_tokens
-    return np.asarray((prompts > 0) & ((prompts + own_tokens) * table[Row.T_PREFILL_S] > bearable_s))
+def _mark_first(codes: Codes, are_out: NDArray[np.bool_], why: Codes) -> None:
+    """Of several filters, one a row."""
+    np.maximum(codes, (are_out.view(np.uint8) * why).max(axis=0), out=codes)
 
 
 def _mark(codes: Codes, is_out: NDArray[np.bool_], why: Filter) -> None:

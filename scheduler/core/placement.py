@@ -12,14 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scheduler.core.cluster import Cluster, Row
+from scheduler.core.cluster import Cluster
 from scheduler.core.data_policy import DataPolicy
 from scheduler.core.evidence import Decision, Evidence
 from scheduler.core.filters import Codes, Filter, filtered, without_room, without_slo
 from scheduler.core.prefixes import Prefixes
 from scheduler.core.request import Request
 from scheduler.core.score import (
-    BACKLOG_ROWS,
     DEFAULT_PLACEMENT,
     SLOWS,
     Floats,
@@ -29,9 +28,10 @@ from scheduler.core.score import (
     Work,
     burden_on,
     forecast,
-    slowdown_s,
     terms_of,
 )
+from scheduler.core.slack import STEP_PROMPT_TOKENS
+from scheduler.core.table import PREFILL_ROWS, Row
 
 NUM_EXACT = 4
 """The best few, for which the sum over running requests is made."""
@@ -58,58 +58,64 @@ def place(
     """
     cluster.refresh(now_s)
     table = cluster.table
-    serves = cluster.serving(request.model)
     codes = filtered(cluster, request, policy=policy, avoid=avoid, closed_to=closed_to)
-    if not serves.any():
+    hits = prefixes.hits(request, len(codes))
+    due_in_s = request.arrival_s - now_s + target_s(cluster, request, work)
+    seen = forecast(table, request, work, hits, due_in_s)
+    without_room(table, codes, request, work, seen.cached_tokens, room_ratio)
+    if np.count_nonzero(codes) == len(codes):
         return _nowhere(cluster, codes, request)
-    hits = prefixes.hits(request, table.shape[1])
-    seen = forecast(table, serves, request, work, hits, now_s)
-    without_room(table, codes, request, work, seen, rules, room_ratio)
-    slowdown = slowdown_s(table, work, seen)
-    codes = without_slo(table, codes, request, work, seen, slowdown)
-    passed = codes == Filter.PASSED
-    if not passed.any():
-        return _nowhere(cluster, codes, request)
-    terms = terms_of(table, _prices(cluster, prefixes, request, rules), request, work, seen, slowdown, rules)
-    scores = np.where(passed, terms.sum(axis=0), np.inf)
+    codes = without_slo(codes, seen.excess_s)
+    terms = terms_of(table, _prices(cluster, prefixes, request, rules), request, work, seen, rules)
+    scores = terms.sum(axis=0)
+    scores[codes != Filter.PASSED] = np.inf
     best = _best(cluster, scores, terms, request, work, seen, now_s)
-    evidence = Evidence(cluster.ids(), codes, terms.astype(np.float32))
-    cached_tokens = 0 if hits is None else int(np.asarray(seen.cached_tokens)[best])
+    cached_tokens = 0 if seen.cached_tokens is None else int(seen.cached_tokens[best])
     first_s = float(seen.first_s[best])
     reason = (
-        f"least of {np.count_nonzero(passed)} scores among {np.count_nonzero(serves)} workers: first token in "
-        f"{first_s:.3f} s, {cached_tokens} of {work.prompt_tokens} prompt tokens cached"
+        f"least of {len(codes) - np.count_nonzero(codes)} scores: first token in {first_s:.3f} s, "
+        f"{cached_tokens} of {work.prompt_tokens} prompt tokens cached"
     )
     return Decision(
         worker=cluster.worker_at(best),
         reason=reason,
         cached_tokens=cached_tokens,
         first_s=first_s,
-        due_s=request.arrival_s + seen.target_s,
-        evidence=evidence,
+        due_s=now_s + due_in_s,
+        evidence=Evidence(cluster.ids(), codes, terms.astype(np.float32)),
     )
+
+
+def target_s(cluster: Cluster, request: Request, work: Work) -> float:
+    """From its arrival until its first token is due: by its objective, and by what it would take alone."""
+    slo = request.slo
+    if slo.ttft_ratio * cluster.slowest.alone_s(work.prompt_tokens) <= slo.ttft_s:
+        return slo.ttft_s  # the fastest worker is not slower than the slowest
+    alone_s = least_wait_s(cluster, request.model, work, ready_only=False)
+    return slo.ttft_s if alone_s is None else max(slo.ttft_s, slo.ttft_ratio * alone_s)
 
 
 def _best(
     cluster: Cluster, scores: Floats, terms: Floats, request: Request, work: Work, seen: Forecast, now_s: float
 ) -> int:
     """The column of the least exact score. The exact sums are written into ``terms``."""
-    order = cluster.table[Row.ORDER]
+    table = cluster.table
+    order, backlog_row = table[Row.ORDER], PREFILL_ROWS[request.band]
     best, best_rank = -1, (np.inf, np.inf)
     for _ in range(NUM_EXACT):
         column = int(scores.argmin())
-        score = scores[column]
+        score = float(scores[column])
         if score == np.inf or score > best_rank[0]:
             break  # by their summaries nobody further on is better
         tied = np.flatnonzero(scores == score)
         if len(tied) > 1:
             column = int(tied[order[tied].argmin()])
-        bound = terms[SLOWS, column]
+        bound = float(terms[SLOWS, column])
         exact = cluster.worker_at(column).promises.lateness_nano(
-            cluster.pace(column, BACKLOG_ROWS[request.band]), burden_on(column, work, seen), now_s
+            cluster.pace(column, backlog_row), burden_on(column, work, seen), now_s
         )
         terms[SLOWS, column] = exact
-        rank = (score - bound + exact, order[column])
+        rank = (score - bound + exact, float(order[column]))
         if rank < best_rank:
             best, best_rank = column, rank
         scores[column] = np.inf
@@ -139,14 +145,16 @@ def _nowhere(cluster: Cluster, codes: Codes, request: Request) -> Decision:
     )
 
 
-def least_wait_s(cluster: Cluster, model: str, work: Work) -> float | None:
-    """Seconds until a first token on the best ready worker if it were empty: no placement can be faster.
+def least_wait_s(cluster: Cluster, model: str, work: Work, *, ready_only: bool = True) -> float | None:
+    """Seconds until a first token on the best worker if it were empty, nothing cached: no placement can be faster.
 
-    None where no worker of the model is ready.
+    None where no worker of the model is ready, or there.
     """
     columns = cluster.table[:, cluster.columns_of(model)]
-    ready = columns[:, columns[Row.READY] > 0]
-    if not ready.shape[1]:
+    if ready_only:
+        columns = columns[:, columns[Row.READY] > 0]
+    if not columns.shape[1]:
         return None
-    first_token_s = ready[Row.T0_S] + ready[Row.T_PREFILL_S] * work.prompt_tokens
+    num_steps = -(-work.prompt_tokens // STEP_PROMPT_TOKENS)
+    first_token_s = columns[Row.T0_S] * num_steps + columns[Row.T_PREFILL_S] * work.prompt_tokens
     return float(first_token_s.min())

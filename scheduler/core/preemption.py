@@ -15,11 +15,12 @@ from itertools import islice
 from typing import NamedTuple
 
 from scheduler.core.attempts import Attempt, Entry
-from scheduler.core.cluster import Claim, Cluster, Row, Worker
+from scheduler.core.cluster import Claim, Cluster, Worker
 from scheduler.core.data_policy import DataPolicy
 from scheduler.core.request import Band
 from scheduler.core.running import Running
 from scheduler.core.score import Work
+from scheduler.core.table import Row
 
 MAX_WORKERS = 64
 """Looked at for one request: enough to find somebody, and no cost that grows with the cluster."""

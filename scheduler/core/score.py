@@ -6,10 +6,10 @@ For a newcomer with p uncached prompt tokens, s sequences of q output tokens eac
 prompt tokens that are computed before its own and C tokens of context, by the worker's own curve
 ``time_s = t0 + t1·prefill + t2·decode + t3·context``:
 
-    step      = t0 + t2·n + t3·C                              what a step takes without it
-    added     = t2·s + t3·s·(prompt + q/2)                    what it adds to each step in which it decodes
-    first     = t1·(P + p) + (⌈(P + p)/B⌉ + ½ if n)·step      until its first token; B prompt tokens fit in a step
-    decoding  = (q − 1)·(step + added)                        from its first token to its last
+    step      = t0 + t2·n + t3·C                       what a step takes without it
+    added     = t2·s + t3·s·(prompt + q/2)             what it adds to each step in which it decodes
+    first     = (P + p)·(t1 + step/B) + step           until its first token; B prompt tokens fit in a step
+    decoding  = (q − 1)·(step + added)                 from its first token to its last
 
 The terms, in 10⁻⁹ currency units; V is what a second beyond its target costs (its objective's ``value_nano_per_s``), ε
 how much of that a second within the target counts (``delay_ratio``):
@@ -35,17 +35,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.core.cluster import Row
 from scheduler.core.request import Request
-from scheduler.core.slack import STEP_PROMPT_TOKENS, Burden
+from scheduler.core.slack import HORIZON_TOKENS, Burden
+from scheduler.core.table import Row
 
 Floats = NDArray[np.float64]
 
 TERMS = ("late", "slows", "wait", "prefill", "prefix", "evicts", "decode", "gpu")
 SLOWS = TERMS.index("slows")
-
-BACKLOG_ROWS = (Row.FIRST_PREFILL, Row.SECOND_PREFILL, Row.PREFILL)
-"""By band: the prompt tokens that are computed before a newcomer's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +56,13 @@ class PlacementRules:
     targets of whole answers are that much longer."""
     reuse_ratio: float = 0.1
     """How likely a block that is evicted now would have been used again."""
-    backlog_s: float = 0.5
-    """Prompts that a worker may have before it in seconds of computing: beyond it work waits here, where its turn is
-    decided, and not in the engine. A prefix that is cached there is waited for as long as it saves."""
     gpu_nano_per_s: Mapping[str, float] = field(default_factory=dict)
     """By zone: price of a GPU-second in 10⁻⁹ currency units; 0 where nothing is said."""
 
     def __post_init__(self) -> None:
         assert self.delay_ratio > 0, self.delay_ratio
-        assert self.backlog_s > 0, self.backlog_s
+        assert self.pace_ratio >= 0, self.pace_ratio
+        assert 0 <= self.reuse_ratio <= 1, self.reuse_ratio
 
 
 DEFAULT_PLACEMENT = PlacementRules()
@@ -91,18 +86,23 @@ class Work:
 class Forecast(NamedTuple):
     """Over all columns of the table, whether the newcomer may go there or not."""
 
-    cached_tokens: Floats | float
-    backlog_tokens: Floats
-    own_prefill_s: Floats
-    """Its whole prompt, as if nothing were cached."""
+    cached_tokens: Floats | None
+    """None where nobody has anything of its prompt."""
+    uncached_s: Floats
+    """What is not cached of its prompt, by the prefill curve."""
     first_s: Floats
     """From now to its first token."""
-    step_s: Floats
     added_s: Floats
-    decoding_s: Floats
-    target_s: float
-    """When its first token is due, from its arrival on."""
-    waited_s: float
+    pace_s: Floats
+    """A step in which it decodes."""
+    slowdown_s: Floats
+    """What it adds to the time of whoever has the least slack; the formula is that of ``slack``."""
+    excess_s: Floats
+    """Rows of EXCESSES: by how much each promise is missed; what is not above 0 is kept."""
+
+
+EXCESSES = ("first", "pace", "pile", "slack")
+FIRST, PACE, PILE, SLACK = range(len(EXCESSES))
 
 
 class Prices(NamedTuple):
@@ -117,119 +117,83 @@ class Prices(NamedTuple):
 NO_PRICES = Prices()
 
 
-def cached_tokens_of(request: Request, work: Work, hits: Floats | None) -> Floats | float:
+def cached_tokens_of(request: Request, work: Work, hits: Floats) -> Floats:
     """Prompt tokens that each worker probably has. The last one is always computed: it yields the first output."""
-    if hits is None:
-        return 0.0
     known: Floats = hits * (work.prompt_tokens / len(request.prefix_blocks))
     np.minimum(known, max(work.prompt_tokens - 1, 0), out=known)
     return known
 
 
-def unloaded_ttft_s(table: Floats, serves: NDArray[np.bool_], prompt_tokens: int) -> float:
-    """Seconds to the first token on the fastest worker of the model, empty and with nothing cached."""
-    num_steps = -(-prompt_tokens // STEP_PROMPT_TOKENS)
-    alone_s = table[Row.T0_S] * num_steps
-    alone_s += table[Row.T_PREFILL_S] * prompt_tokens
-    return float(alone_s.min(where=serves, initial=np.inf))
-
-
-def forecast(
-    table: Floats, serves: NDArray[np.bool_], request: Request, work: Work, hits: Floats | None, now_s: float
-) -> Forecast:
-    """The prediction of the module's head. The model is served by somebody."""
-    prompt, output, sequences = work.prompt_tokens, work.output_tokens, work.num_sequences
-    cached = cached_tokens_of(request, work, hits)
-    backlog = table[BACKLOG_ROWS[request.band]]
-    step_s = table[Row.T_CONTEXT_S] * table[Row.CONTEXT]
-    step_s += table[Row.T_DECODE_S] * table[Row.SEQUENCES]
-    step_s += table[Row.T0_S]
+def forecast(table: Floats, request: Request, work: Work, hits: Floats | None, due_in_s: float) -> Forecast:
+    """The prediction of the module's head. ``due_in_s``: from now until its first token is due."""
+    prompt, output, sequences, band = work.prompt_tokens, work.output_tokens, work.num_sequences, request.band
+    prefill_s, step_s = table[Row.T_PREFILL_S], table[Row.STEP_S]
+    uncached_s = prefill_s * float(prompt)
+    first_s = table[Row.TOKEN_S] * float(prompt)
+    first_s += table[Row.FIRST_BACKLOG_S + band]
+    first_s += step_s
+    cached_tokens = None
+    if hits is not None:
+        cached_tokens = cached_tokens_of(request, work, hits)
+        uncached_s -= cached_tokens * prefill_s
+        first_s -= cached_tokens * table[Row.TOKEN_S]
     added_s = table[Row.T_CONTEXT_S] * (sequences * (prompt + output / 2))
-    added_s += table[Row.T_DECODE_S] * sequences
-    tokens = backlog + (prompt - cached)
-    num_steps = np.ceil(tokens * (1 / STEP_PROMPT_TOKENS))
-    num_steps += 0.5 * (table[Row.ATTEMPTS] > 0)
-    first_s = tokens * table[Row.T_PREFILL_S]
-    first_s += num_steps * step_s
-    slo = request.slo
-    return Forecast(
-        cached_tokens=cached,
-        backlog_tokens=backlog,
-        own_prefill_s=table[Row.T_PREFILL_S] * prompt,
-        first_s=first_s,
-        step_s=step_s,
-        added_s=added_s,
-        decoding_s=(step_s + added_s) * max(output - 1, 0),
-        target_s=max(slo.ttft_s, slo.ttft_ratio * unloaded_ttft_s(table, serves, prompt)),
-        waited_s=max(now_s - request.arrival_s, 0.0),
-    )
-
-
-def slowdown_s(table: Floats, work: Work, seen: Forecast) -> Floats:
-    """What the newcomer adds to the time of whoever has the least slack on each worker; formula in ``slack``."""
-    delay_s: Floats = table[Row.SLACK_LEFT] * STEP_PROMPT_TOKENS
-    delay_s -= seen.backlog_tokens
-    np.clip(delay_s, 0.0, work.prompt_tokens - seen.cached_tokens, out=delay_s)
-    delay_s *= table[Row.T_PREFILL_S]
-    delay_s += np.minimum(table[Row.SLACK_LEFT], work.output_tokens) * seen.added_s
-    return delay_s
+    added_s += table[Row.T_DECODE_S] if sequences == 1 else table[Row.T_DECODE_S] * float(sequences)
+    pace_s = step_s + added_s
+    slowdown_s = np.minimum(table[Row.SLACK_NEAR], float(output))
+    slowdown_s *= added_s
+    slowdown_s += np.minimum(uncached_s, table[Row.SLACK_REACH_S])
+    excess_s = np.empty((len(EXCESSES), len(first_s)))
+    first, pace, pile, slack = excess_s
+    np.subtract(first_s, due_in_s, out=first)
+    np.subtract(pace_s, request.slo.tpot_s, out=pace)
+    # Whoever waits there for a first token has no slack yet: its next tokens come between the prompts behind it. It is
+    # taken to be promised the same pace.
+    np.multiply(pace, HORIZON_TOKENS, out=pile)
+    pile += uncached_s
+    pile += table[Row.PROMPTS_S]
+    np.subtract(slowdown_s, table[Row.SLACK_S], out=slack)
+    return Forecast(cached_tokens, uncached_s, first_s, added_s, pace_s, slowdown_s, excess_s)
 
 
 def terms_of(
-    table: Floats,
-    prices: Prices,
-    request: Request,
-    work: Work,
-    seen: Forecast,
-    slowdown: Floats,
-    rules: PlacementRules,
+    table: Floats, prices: Prices, request: Request, work: Work, seen: Forecast, rules: PlacementRules
 ) -> Floats:
     """Shape (terms, columns); their sum is the score. ``slows`` is the bound from each worker's summary."""
-    slo, output = request.slo, work.output_tokens
+    slo, num_gaps = request.slo, float(max(work.output_tokens - 1, 0))
     value, small = slo.value_nano_per_s, rules.delay_ratio * slo.value_nano_per_s
-    terms = np.empty((len(TERMS), table.shape[1]))
+    terms = np.zeros((len(TERMS), table.shape[1]))
     late, slows, wait, prefill, prefix, evicts, decode, gpu = terms
-    np.add(seen.first_s, seen.waited_s - seen.target_s, out=late)
-    np.maximum(late, 0.0, out=late)
-    late += np.maximum(seen.decoding_s - slo.tpot_s * max(output - 1, 0), 0.0)
+    lost_s = np.maximum(seen.excess_s, 0.0)
+    np.multiply(lost_s[PACE], num_gaps, out=late)
+    late += lost_s[FIRST]
     late *= value
-    np.subtract(slowdown, table[Row.SLACK_S], out=slows)
-    np.maximum(slows, 0.0, out=slows)
-    slows *= table[Row.SLACK_VALUE]
-    slows += table[Row.LATE_VALUE] * slowdown
-    own_s = seen.own_prefill_s
-    np.multiply(own_s, small, out=prefill)
-    if isinstance(seen.cached_tokens, float):
-        prefix[:] = 0.0
-        wanted_s = own_s
-    else:
-        saved_s = seen.cached_tokens * table[Row.T_PREFILL_S]
-        np.multiply(saved_s, -small, out=prefix)
-        wanted_s = own_s - saved_s
-    np.subtract(seen.first_s, wanted_s, out=wait)
+    np.multiply(lost_s[SLACK], table[Row.SLACK_VALUE], out=slows)
+    slows += table[Row.LATE_VALUE] * seen.slowdown_s
+    np.subtract(seen.first_s, seen.uncached_s, out=wait)
     wait *= small
-    np.minimum(table[Row.DECODE], table[Row.SEQUENCES] * output, out=decode)
-    decode *= seen.added_s
-    decode += seen.decoding_s
-    decode *= small * rules.pace_ratio
-    if prices.evicted_ratio is None:
-        evicts[:] = 0.0
-    else:
-        np.multiply(wanted_s, prices.evicted_ratio, out=evicts)
+    np.multiply(table[Row.T_PREFILL_S], small * work.prompt_tokens, out=prefill)
+    if seen.cached_tokens is not None:
+        np.multiply(seen.uncached_s, small, out=prefix)
+        prefix -= prefill
+    if prices.evicted_ratio is not None:
+        np.multiply(seen.uncached_s, prices.evicted_ratio, out=evicts)
         evicts *= small * rules.reuse_ratio
-    gpu[:] = 0.0 if prices.gpu_nano_per_s is None else prices.gpu_nano_per_s * marginal_gpu_s(table, work, seen)
+    np.multiply(table[Row.SEQUENCES], float(work.output_tokens), out=decode)
+    np.minimum(decode, table[Row.DECODE], out=decode)
+    decode *= seen.added_s
+    decode += seen.pace_s * num_gaps
+    decode *= small * rules.pace_ratio
+    if prices.gpu_nano_per_s is not None:
+        np.add(seen.added_s, table[Row.START_S], out=gpu)
+        gpu *= float(work.output_tokens)
+        gpu += seen.uncached_s
+        gpu *= table[Row.NUM_GPUS]
+        gpu *= prices.gpu_nano_per_s
     return terms
-
-
-def marginal_gpu_s(table: Floats, work: Work, seen: Forecast) -> Floats:
-    """GPU-seconds that the newcomer adds: a step that others keep running anyway costs it nothing."""
-    gpu_s = (work.prompt_tokens - seen.cached_tokens) * table[Row.T_PREFILL_S] + work.output_tokens * seen.added_s
-    gpu_s += work.output_tokens * table[Row.T0_S] * (table[Row.SEQUENCES] == 0)
-    return np.asarray(gpu_s * table[Row.NUM_GPUS])
 
 
 def burden_on(column: int, work: Work, seen: Forecast) -> Burden:
     """The newcomer as those who run on one worker feel it."""
-    cached = seen.cached_tokens
-    cached_tokens = cached if isinstance(cached, float) else float(cached[column])
+    cached_tokens = 0.0 if seen.cached_tokens is None else float(seen.cached_tokens[column])
     return Burden(work.prompt_tokens - cached_tokens, work.output_tokens, float(seen.added_s[column]))

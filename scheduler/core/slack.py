@@ -74,14 +74,16 @@ class Burden(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """A worker's slack in four numbers."""
+    """A worker's slack in five numbers."""
 
     least_s: float = math.inf
     """Of those that can still keep their promise; infinite where nobody decodes."""
-    left_tokens: float = 0.0
-    """Of whoever has it."""
+    near_tokens: float = 0.0
+    """Of whoever has it: how far ahead it is looked at."""
     value_nano_per_s: float = 0.0
     """Likewise."""
+    reach_s: float = 0.0
+    """Likewise: the most by which a newcomer's prompt can delay it."""
     late_nano_per_s: float = 0.0
     """Worth of a second to all whose promise is broken already: they pay any delay in full."""
 
@@ -170,7 +172,9 @@ class Promises:
         worst = int(slack_s.argmin())
         if slack_s[worst] == math.inf:
             return Summary(late_nano_per_s=late_nano)
-        return Summary(float(slack_s[worst]), float(near[worst]), self._value[worst], late_nano)
+        worst_near = float(near[worst])
+        reach_s = (worst_near * STEP_PROMPT_TOKENS - pace.backlog_tokens) * pace.prefill_s
+        return Summary(float(slack_s[worst]), worst_near, self._value[worst], reach_s, late_nano)
 
     def lateness_nano(self, pace: Pace, burden: Burden, now_s: float) -> float:
         """Money: what the newcomer makes later beyond its due, summed over everybody who decodes here."""

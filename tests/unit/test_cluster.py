@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.core.cluster import PRIOR_CURVES, Claim, Cluster, Row, WorkerView
+from scheduler.core.cluster import PRIOR_CURVES, Claim, Cluster, WorkerView
+from scheduler.core.table import Row
 from tests.core_words import MODEL, curves, thorough, view
 from workers.types import EngineInfo, WorkerState, WorkerStatus
 
@@ -21,7 +22,7 @@ def claim(sequences: int = 1, prefill: int = 10, decode: int = 20, context: int 
     )
 
 
-def cell(cluster: Cluster, worker_id: str, row: Row) -> float:
+def cell(cluster: Cluster, worker_id: str, row: int) -> float:
     return float(cluster.table[row, cluster.workers[worker_id].column])
 
 

@@ -4,11 +4,12 @@ import pytest
 
 from scheduler.core.cluster import Cluster
 from scheduler.core.data_policy import DataPolicy
-from scheduler.core.filters import LEAST_BACKLOG_TOKENS, Filter
+from scheduler.core.filters import Filter
 from scheduler.core.prefixes import Prefixes
 from scheduler.core.request import Band, DataClass, Slo
-from scheduler.core.score import PlacementRules, Work
+from scheduler.core.score import Work
 from scheduler.core.slack import UNDERWAY, Promise
+from scheduler.core.table import BACKLOG_S, LEAST_BACKLOG_TOKENS
 from tests.core_words import MODEL, curves, request, view
 from tests.placement_words import WORK, chosen, cluster_of, decides, filters, own
 from workers.types import WorkerState
@@ -104,14 +105,14 @@ def test_lower_bands_leave_a_reserve(limit: dict[str, int], owned: dict[str, int
 
 def test_prompts_wait_here_and_not_in_the_engine() -> None:
     """Half a second of prompts before it is enough; who has a prefix there waits for as long as it saves."""
-    cluster, rules = cluster_of(view(curves=SLOW)), PlacementRules(backlog_s=50.0)
-    own(cluster, "w", prefill_tokens=4_999)
-    assert "w" == chosen(cluster, rules=rules)
-    own(cluster, "w", prefill_tokens=1)
-    assert {"w": "backlog"} == filters(decides(cluster, rules=rules))
+    cluster = cluster_of(view(kv_tokens=10**6, curves=curves(t0_s=1e-6, prefill_s=1e-5, decode_s=0.0)))
+    own(cluster, "w", prefill_tokens=int(BACKLOG_S / 1e-5) - 1)
+    assert "w" == chosen(cluster)
+    own(cluster, "w", prefill_tokens=2)
+    assert {"w": "backlog"} == filters(decides(cluster))
     prefixes, asked = Prefixes(), request(prefix_blocks=(1, 2))
     prefixes.add(cluster.workers["w"], asked, 100)
-    assert "w" == chosen(cluster, asked, rules=rules, prefixes=prefixes)
+    assert "w" == chosen(cluster, asked, prefixes=prefixes)
 
 
 def test_a_slow_engine_has_two_full_steps_before_it() -> None:

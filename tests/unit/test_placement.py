@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scheduler.core.cluster import Cluster, WorkerView
 from scheduler.core.data_policy import DataPolicy
 from scheduler.core.evidence import Decision
-from scheduler.core.placement import least_wait_s
+from scheduler.core.placement import least_wait_s, target_s
 from scheduler.core.prefixes import Prefixes
-from scheduler.core.request import DataClass, Request
+from scheduler.core.request import DataClass, Request, Slo
 from scheduler.core.score import Work
 from scheduler.core.slack import UNDERWAY, Promise
 from tests.core_words import MODEL, curves, request, thorough, view
@@ -38,7 +38,7 @@ def test_a_decision_says_what_was_chosen_and_why() -> None:
     found = decides(cluster, asked, prefixes=prefixes, now_s=6.0)
     assert found.worker is cluster.workers["c"]
     assert 50 == found.cached_tokens
-    assert "least of 2 scores among 3 workers" in found.reason
+    assert "least of 2 scores" in found.reason
     assert "50 of 100 prompt tokens cached" in found.reason
     assert 5.0 + 1.0 == found.due_s
     assert 0 < found.first_s < 1.0
@@ -151,3 +151,17 @@ def test_the_least_wait_is_that_of_the_fastest_idle_worker() -> None:
     assert least_wait_s(cluster, MODEL, WORK) == pytest.approx(1.5)
     cluster.hold(cluster.workers["a"])
     assert least_wait_s(cluster, MODEL, WORK) is None
+
+
+def test_a_first_token_is_due_by_its_objective_and_by_what_it_takes_alone() -> None:
+    """In whole steps on the fastest worker of its model, ready or not; other models do not count."""
+    cluster = cluster_of(
+        view("a", curves=curves(t0_s=0.5, prefill_s=1e-4)),
+        view("b", curves=curves(t0_s=0.01, prefill_s=1e-3), state=WorkerState.SICK),
+        view("c", curves=curves(t0_s=0.0, prefill_s=0.0), models=("other",)),
+    )
+    asked = request(slo=Slo(ttft_s=0.3, ttft_ratio=2.0))
+    assert target_s(cluster, asked, Work(prompt_tokens=100, output_tokens=1)) == 0.3
+    assert target_s(cluster, asked, Work(prompt_tokens=200, output_tokens=1)) == pytest.approx(2 * 0.21)
+    assert target_s(cluster, asked, Work(prompt_tokens=5000, output_tokens=1)) == pytest.approx(2 * (3 * 0.5 + 0.5))
+    assert target_s(cluster, request(model="nobody's"), WORK) == Slo().ttft_s

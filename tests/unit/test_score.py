@@ -7,21 +7,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from scheduler.core.cluster import Cluster
+from scheduler.core.placement import target_s
 from scheduler.core.prefixes import Prefixes
 from scheduler.core.request import Request, Slo
-from scheduler.core.score import (
-    NO_PRICES,
-    TERMS,
-    PlacementRules,
-    Prices,
-    Work,
-    forecast,
-    slowdown_s,
-    terms_of,
-    unloaded_ttft_s,
-)
-from scheduler.core.slack import UNDERWAY, Promise
-from tests.core_words import MODEL, curves, request, thorough, view
+from scheduler.core.score import NO_PRICES, TERMS, PlacementRules, Prices, Work, forecast, terms_of
+from scheduler.core.slack import STEP_PROMPT_TOKENS, UNDERWAY, Promise
+from tests.core_words import curves, request, thorough, view
 from tests.placement_words import chosen, cluster_of, own
 
 VALUE = 1e9
@@ -35,8 +26,9 @@ def terms(
     cluster.refresh(now_s)
     table, column = cluster.table, cluster.workers["w"].column
     known = np.full(table.shape[1], float(hits)) if hits else None
-    seen = forecast(table, cluster.serving(MODEL), asked, work, known, now_s)
-    found = terms_of(table, prices, asked, work, seen, slowdown_s(table, work, seen), RULES)
+    due_in_s = asked.arrival_s - now_s + target_s(cluster, asked, work)
+    seen = forecast(table, asked, work, known, due_in_s)
+    found = terms_of(table, prices, asked, work, seen, RULES)
     return dict(zip(TERMS, found[:, column].tolist(), strict=True))
 
 
@@ -62,7 +54,7 @@ def test_every_term_is_the_formula_of_the_module_s_head() -> None:
     )
     step_s = 0.01 + 1e-3 * 2 + 1e-6 * 1000
     added_s = 1e-3 * 2 + 1e-6 * 2 * (4000 + 10)
-    first_s = 1e-4 * (3000 + 2000) + (3 + 0.5) * step_s
+    first_s = (3000 + 2000) * (1e-4 + step_s / STEP_PROMPT_TOKENS) + step_s
     decoding_s = 19 * (step_s + added_s)
     target_s = 0.01 * 2 + 1e-4 * 4000  # alone, in two steps: more than 0.2 s
     slack_s = 1.0 - 0.5 - 6 * step_s - 1e-4 * 3000
@@ -105,18 +97,6 @@ def test_whoever_generates_nothing_has_no_pace() -> None:
     """Embeddings: only the prompt counts."""
     found = terms(cluster_of(view(curves=curves(t0_s=9.0))), request(), Work(prompt_tokens=100, output_tokens=0))
     assert 0.0 == found["decode"]
-
-
-def test_the_unloaded_first_token_is_that_of_the_fastest_worker() -> None:
-    """In whole steps; workers of other models do not count."""
-    cluster = cluster_of(
-        view("a", curves=curves(t0_s=0.5, prefill_s=1e-4)),
-        view("b", curves=curves(t0_s=0.01, prefill_s=1e-3)),
-        view("c", curves=curves(t0_s=0.0, prefill_s=0.0), models=("other",)),
-    )
-    serves = cluster.serving(MODEL)
-    assert unloaded_ttft_s(cluster.table, serves, 100) == pytest.approx(0.11)
-    assert unloaded_ttft_s(cluster.table, serves, 5000) == pytest.approx(3 * 0.5 + 0.5)
 
 
 LOAD = st.tuples(st.integers(0, 20), st.integers(0, 5000), st.integers(0, 5000), st.integers(0, 50_000))

@@ -97,7 +97,8 @@ def test_tokens_that_came_leave_the_due_of_the_rest() -> None:
 def test_the_summary_names_the_least_slack_that_is_left_and_what_is_late() -> None:
     """Steps of 10 ms: one has a second of slack, one more than that, one is late."""
     promises = promises_of(decoding(1.08, value=5.0), decoding(1.7, 5, value=7.0), decoding(0.01, value=9.0))
-    assert promises.summary(IDLE, 0.0) == pytest.approx((1.0, 8.0, 5.0, 9.0))
+    reach_s = 8 * STEP_PROMPT_TOKENS * IDLE.prefill_s
+    assert promises.summary(IDLE, 0.0) == pytest.approx((1.0, 8.0, 5.0, reach_s, 9.0))
     assert promises_of(Promise(rank=1)).summary(IDLE, 0.0) == NO_SUMMARY
 
 
