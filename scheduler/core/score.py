@@ -132,10 +132,12 @@ def forecast(table: Floats, request: Request, work: Work, hits: Floats | None, d
     first_s = table[Row.TOKEN_S] * float(prompt)
     first_s += table[Row.FIRST_BACKLOG_S + band]
     first_s += step_s
-    cached_tokens = None
+    cached_tokens: Floats | None = None
+    saved_s: Floats | float = 0.0
     if hits is not None:
         cached_tokens = cached_tokens_of(request, work, hits)
-        uncached_s -= cached_tokens * prefill_s
+        saved_s = cached_tokens * prefill_s
+        uncached_s -= saved_s
         first_s -= cached_tokens * table[Row.TOKEN_S]
     added_s = table[Row.T_CONTEXT_S] * (sequences * (prompt + output / 2))
     added_s += table[Row.T_DECODE_S] if sequences == 1 else table[Row.T_DECODE_S] * float(sequences)
@@ -148,9 +150,10 @@ def forecast(table: Floats, request: Request, work: Work, hits: Floats | None, d
     np.subtract(first_s, due_in_s, out=first)
     np.subtract(pace_s, request.slo.tpot_s, out=pace)
     # Whoever waits there for a first token has no slack yet: its next tokens come between the prompts behind it. It is
-    # taken to be promised the same pace.
+    # taken to be promised the same pace. What a prefix saves there would be computed elsewhere, before others.
     np.multiply(pace, HORIZON_TOKENS, out=pile)
     pile += uncached_s
+    pile -= saved_s
     pile += table[Row.PROMPTS_S]
     np.subtract(slowdown_s, table[Row.SLACK_S], out=slack)
     return Forecast(cached_tokens, uncached_s, first_s, added_s, pace_s, slowdown_s, excess_s)
