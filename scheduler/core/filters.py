@@ -124,18 +124,19 @@ def without_room(
         left = left.copy()
     if cached_tokens is not None:  # a prefix that is there is waited for as long as it saves
         left[request.band] += cached_tokens
-    needs = np.full((len(ROOMS), 1), -np.inf)
-    needs[request.band], needs[3], needs[4], needs[5] = ANY_LEFT, work.kv_tokens, work.num_sequences, ANY_LEFT
-    _mark_first(codes, left < needs, ROOMS)
+    needs = [-np.inf, -np.inf, -np.inf, work.kv_tokens, work.num_sequences, ANY_LEFT]
+    needs[request.band] = ANY_LEFT
+    _mark_first(codes, left < np.array(needs)[:, None], ROOMS)
 
 
-def without_slo(codes: Codes, excess_s: Floats) -> Codes:
+def without_slo(codes: Codes, missed: NDArray[np.bool_] | None) -> Codes:
     """The codes with the objectives asked too; the codes as they are where nobody would keep them.
 
     First those who keep the newcomer's and everybody's promise; where there are none, those who break nobody else's.
     Where there are none either the request goes where breaking promises costs least: it must not wait for ever.
     """
-    missed = excess_s > 0.0
+    if missed is None:
+        return codes
     for first_asked in (FIRST, PILE):
         asked = codes.copy()
         _mark_first(asked, missed[first_asked:], PROMISES[first_asked:])
@@ -146,7 +147,8 @@ def without_slo(codes: Codes, excess_s: Floats) -> Codes:
 
 def _mark_first(codes: Codes, are_out: NDArray[np.bool_], why: Codes) -> None:
     """Of several filters, one a row."""
-    np.maximum(codes, (are_out.view(np.uint8) * why).max(axis=0), out=codes)
+    if np.count_nonzero(are_out):
+        np.maximum(codes, (are_out.view(np.uint8) * why).max(axis=0), out=codes)
 
 
 def _mark(codes: Codes, is_out: NDArray[np.bool_], why: Filter) -> None:

@@ -30,8 +30,10 @@ from scheduler.core.score import (
     forecast,
     terms_of,
 )
-from scheduler.core.slack import STEP_PROMPT_TOKENS
+from scheduler.core.slack import HORIZON_TOKENS, STEP_PROMPT_TOKENS
 from scheduler.core.table import PREFILL_ROWS, Row
+
+PASSED = int(Filter.PASSED)
 
 NUM_EXACT = 4
 """The best few, for which the sum over running requests is made."""
@@ -65,10 +67,10 @@ def place(
     without_room(table, codes, request, work, seen.cached_tokens, room_ratio)
     if np.count_nonzero(codes) == len(codes):
         return _nowhere(cluster, codes, request)
-    codes = without_slo(codes, seen.excess_s)
+    codes = without_slo(codes, seen.missed)
     terms = terms_of(table, _prices(cluster, prefixes, request, rules), request, work, seen, rules)
     scores = terms.sum(axis=0)
-    scores[codes != Filter.PASSED] = np.inf
+    scores[codes > PASSED] = np.inf
     best = _best(cluster, scores, terms, request, work, seen, now_s)
     cached_tokens = 0 if seen.cached_tokens is None else int(seen.cached_tokens[best])
     first_s = float(seen.first_s[best])
@@ -111,10 +113,7 @@ def _best(
         if len(tied) > 1:
             column = int(tied[order[tied].argmin()])
         bound = float(terms[SLOWS, column])
-        exact = cluster.worker_at(column).promises.lateness_nano(
-            cluster.pace(column, backlog_row), burden_on(column, work, seen), now_s
-        )
-        terms[SLOWS, column] = exact
+        terms[SLOWS, column] = exact = slows_nano(cluster, column, work, seen, backlog_row, now_s)
         rank = (score - bound + exact, float(order[column]))
         if rank < best_rank:
             best, best_rank = column, rank
@@ -122,12 +121,22 @@ def _best(
     return best
 
 
+def slows_nano(cluster: Cluster, column: int, work: Work, seen: Forecast, backlog_row: int, now_s: float) -> float:
+    """The exact sum of one worker."""
+    cells = cluster.table[:, column]
+    burden = burden_on(column, work, seen)
+    most_s = float(seen.uncached_s[column]) + min(burden.steps, HORIZON_TOKENS) * burden.step_s
+    if cells[Row.SLACK_S] >= most_s and not cells[Row.PREFILL] and not cells[Row.LATE_VALUE]:
+        return 0.0  # the summary is of everybody there, and nobody can be delayed by more than the least slack
+    return cluster.worker_at(column).promises.lateness_nano(cluster.pace(column, backlog_row), burden, now_s)
+
+
 def _prices(cluster: Cluster, prefixes: Prefixes, request: Request, rules: PlacementRules) -> Prices:
     evicted_ratio = prefixes.evicted_ratio(cluster.serving(request.model)) if request.prefix_blocks else None
     if not rules.gpu_nano_per_s:
         return Prices(evicted_ratio=evicted_ratio)
     by_zone = np.array([rules.gpu_nano_per_s.get(zone, 0.0) for zone in cluster.zones])
-    return Prices(by_zone[cluster.table[Row.ZONE].astype(np.intp)], evicted_ratio)
+    return Prices(by_zone.take(cluster.table[Row.ZONE].astype(np.intp)), evicted_ratio)
 
 
 def _nowhere(cluster: Cluster, codes: Codes, request: Request) -> Decision:

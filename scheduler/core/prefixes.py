@@ -48,6 +48,7 @@ class Prefixes:
         self._memories: dict[int, _Memory] = {}
         self._num_uses = 0
         """Prompts so far: the time by which uses are ordered."""
+        self._num_full = 0
         self._oldest = np.zeros(16)
         """By column: the last use of the block that goes next; 0 where there is room."""
 
@@ -89,7 +90,9 @@ class Prefixes:
             kept[block] = each
             memory.tokens += each[0]
         while kept and (memory.tokens > ROOM_RATIO * worker.view.kv_tokens or len(kept) > self._max_blocks):
-            memory.is_full = True  # and stays so: what goes makes room for what comes
+            if not memory.is_full:
+                memory.is_full = True  # and stays so: what goes makes room for what comes
+                self._num_full += 1
             block, (tokens, _) = kept.popitem(last=False)
             memory.tokens -= tokens
             self._take_off(block, bit)
@@ -100,25 +103,28 @@ class Prefixes:
         """The worker is gone, and its KV with it."""
         self._set_oldest(worker.column, 0)
         memory = self._memories.pop(worker.column, None)
-        for block in memory.blocks if memory is not None else ():
-            self._take_off(block, 1 << worker.column)
+        if memory is not None:
+            self._num_full -= memory.is_full
+            for block in memory.blocks:
+                self._take_off(block, 1 << worker.column)
 
     def evicted_ratio(self, serves: NDArray[np.bool_]) -> NDArray[np.float64] | None:
         """For each column how recently the blocks that a new prompt drives out were used.
 
-        0: not for as long as on any other worker that serves its model, or there is room; 1: just now. None where that
-        is the same everywhere.
+        0: not for as long as on any other worker that serves its model, or there is room; 1: just now. None where
+        everybody has room.
         """
-        oldest = np.zeros(len(serves))
-        known = self._oldest[: len(serves)]
-        oldest[: len(known)] = known
-        least = oldest.min(where=serves, initial=np.inf)
-        span = self._num_uses - least
-        if not span > 0 or oldest.max(where=serves, initial=0.0) == least:
+        if not self._num_full:
             return None
-        oldest -= least
-        oldest /= span
-        return oldest
+        if len(self._oldest) < len(serves):
+            self._oldest = np.concatenate((self._oldest, np.zeros(len(serves) - len(self._oldest))))
+        oldest = self._oldest[: len(serves)]
+        least = float(oldest.min(where=serves, initial=np.inf))
+        if not least < self._num_uses:
+            return None
+        ratios = oldest - least
+        ratios *= 1.0 / (self._num_uses - least)
+        return ratios
 
     def _set_oldest(self, column: int, use: int) -> None:
         if column >= len(self._oldest):

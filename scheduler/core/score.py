@@ -99,6 +99,8 @@ class Forecast(NamedTuple):
     """What it adds to the time of whoever has the least slack; the formula is that of ``slack``."""
     excess_s: Floats
     """Rows of EXCESSES: by how much each promise is missed; what is not above 0 is kept."""
+    missed: NDArray[np.bool_] | None
+    """Where it is above 0; None where every promise is kept."""
 
 
 EXCESSES = ("first", "pace", "pile", "slack")
@@ -156,7 +158,17 @@ def forecast(table: Floats, request: Request, work: Work, hits: Floats | None, d
     pile -= saved_s
     pile += table[Row.PROMPTS_S]
     np.subtract(slowdown_s, table[Row.SLACK_S], out=slack)
-    return Forecast(cached_tokens, uncached_s, first_s, added_s, pace_s, slowdown_s, excess_s)
+    missed = excess_s > 0.0
+    return Forecast(
+        cached_tokens,
+        uncached_s,
+        first_s,
+        added_s,
+        pace_s,
+        slowdown_s,
+        excess_s,
+        missed if np.count_nonzero(missed) else None,
+    )
 
 
 def terms_of(
@@ -167,12 +179,14 @@ def terms_of(
     value, small = slo.value_nano_per_s, rules.delay_ratio * slo.value_nano_per_s
     terms = np.zeros((len(TERMS), table.shape[1]))
     late, slows, wait, prefill, prefix, evicts, decode, gpu = terms
-    lost_s = np.maximum(seen.excess_s, 0.0)
-    np.multiply(lost_s[PACE], num_gaps, out=late)
-    late += lost_s[FIRST]
-    late *= value
-    np.multiply(lost_s[SLACK], table[Row.SLACK_VALUE], out=slows)
-    slows += table[Row.LATE_VALUE] * seen.slowdown_s
+    if seen.missed is not None:
+        lost_s = np.maximum(seen.excess_s, 0.0)
+        np.multiply(lost_s[PACE], num_gaps, out=late)
+        late += lost_s[FIRST]
+        late *= value
+        np.multiply(lost_s[SLACK], table[Row.SLACK_VALUE], out=slows)
+    if np.count_nonzero(table[Row.LATE_VALUE]):
+        slows += table[Row.LATE_VALUE] * seen.slowdown_s
     np.subtract(seen.first_s, seen.uncached_s, out=wait)
     wait *= small
     np.multiply(table[Row.T_PREFILL_S], small * work.prompt_tokens, out=prefill)
