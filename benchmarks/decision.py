@@ -1,7 +1,7 @@
 """How long the core takes to decide: at 100 and 1,000 workers with work running on each and 10,000 requests queued.
 
 Called by people (``python benchmarks/decision.py``) and, in short, by ``tests/simulation``. One process, virtual time;
-nothing is sent anywhere. Every term is on: budgets of 200 tenants, data classes and zones, prefixes that
+nothing is sent anywhere. Every term is on: budgets of 200 tenants and their keys, data classes and zones, prefixes that
 tenants' prompts share, slack of all that decodes, prices of GPU-seconds.
 
 A *decision* is what a request costs that is placed at once: ``submit`` from admission to the Dispatch, all workers
@@ -69,14 +69,17 @@ def view(index: int, *, max_running: int = 2 * RUNNING_PER_WORKER) -> WorkerView
 
 
 def rules() -> Rules:
-    """Each tenant has tokens an hour and money a month, never reached."""
+    """Budgets that are never reached, at two levels of each tenant."""
+    hour, month = Window.parse("1h"), Window.parse("calendar month")
     budgets = (
-        Budget(Measure.TOKENS, 10**15, Window.parse("1h")),
-        Budget(Measure.MONEY_NANO, 10**18, Window.parse("calendar month")),
+        Budget(Measure.TOKENS, 10**15, hour),
+        Budget(Measure.MONEY_NANO, 10**18, month),
+        Budget(Measure.ENERGY_MJ, 10**15, hour),
+        Budget(Measure.CONCURRENCY, 10**9),
     )
-    tenants = [Level("tenant", f"tenant-{number}") for number in range(NUM_TENANTS)]
+    levels = [Level(kind, f"{kind}-{number}") for kind in ("tenant", "key") for number in range(NUM_TENANTS)]
     prices = {zone: 1e6 * (1 + index) for index, zone in enumerate(ZONES)}
-    return Rules(budgets=dict.fromkeys(tenants, budgets), zones=ZONES, placement=PlacementRules(gpu_nano_per_s=prices))
+    return Rules(budgets=dict.fromkeys(levels, budgets), zones=ZONES, placement=PlacementRules(gpu_nano_per_s=prices))
 
 
 def request(number: int, model: str, now_s: float) -> Request:
