@@ -92,6 +92,7 @@ class Site:
     is_ready: bool
     models: tuple[str, ...]
     max_running: int
+    max_sequences: int
     zone: str
     heard_s: float
     running: dict[str, Attempt] = field(default_factory=dict)
@@ -204,6 +205,7 @@ class Books:
             said.is_ready,
             said.models,
             said.max_running,
+            said.max_sequences,
             said.zone,
             said.at_s,
             {} if known is None else known.running,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from scheduler.core.actions import Dispatch, Reject
 from scheduler.core.request import Band, Request
-from scheduler.simulation.checker_books import Asked, Books
+from scheduler.simulation.checker_books import Asked, Books, Site, line_of
 from scheduler.simulation.checker_lives import SLACK_S
 from scheduler.simulation.trace import Decided, Event, Submitted
 
 MISMATCH = "data_residency_mismatch"
 QUEUE_FULL = "queue_full"
+ROUNDING = 1e-6
 
 
 class Places:
@@ -51,7 +52,7 @@ class Places:
         request = asked.request
         books.expect(site.is_ready, f"{attempt_id}: sent to {worker_id}, which is not ready")
         books.expect(request.model in site.models, f"{attempt_id}: sent where its model is not served")
-        books.expect(len(site.running) < site.max_running, f"{attempt_id}: sent to a full worker")
+        self._expect_room(attempt_id, asked, site)
         silent_s = books.now_s - site.heard_s
         jumped_s, by_s = books.jump_s
         jump_s = by_s if books.now_s - jumped_s <= SLACK_S else 0.0
@@ -59,6 +60,26 @@ class Places:
         books.expect(
             books.may_run(request, site.zone), f"{attempt_id}: sent into {site.zone}, where its data may not go"
         )
+
+    def _expect_room(self, attempt_id: str, asked: Asked, site: Site) -> None:
+        """Lower bands leave a share of it alone until they are aged; an idle worker has room for anything."""
+        books, request, num_running = self._books, asked.request, len(site.running)
+        books.expect(num_running < site.max_running, f"{attempt_id}: sent to a full worker")
+        num_sequences = sum(attempt.asked.request.num_sequences for attempt in site.running.values())
+        is_full = num_running > 0 and num_sequences + request.num_sequences > site.max_sequences
+        books.expect(not is_full, f"{attempt_id}: sent to a worker without room for its sequences")
+        if request.band == Band.PRIORITY or not num_running or self._may_be_aged(asked):
+            return
+        share_ratio = 1 - books.rules.reserve_ratio
+        is_left = num_running < share_ratio * site.max_running
+        is_left &= num_sequences + request.num_sequences <= share_ratio * site.max_sequences + ROUNDING
+        books.expect(is_left, f"{attempt_id}: took what is kept for the first band")
+
+    def _may_be_aged(self, asked: Asked) -> bool:
+        """Whether somebody of its line and band has waited so long that its turn is anybody's guess here."""
+        books, line = self._books, line_of(asked.request)
+        of_line = (each for each in books.waiting.values() if line_of(each.request) == line)
+        return any(books.now_s - each.submitted_s >= books.rules.ageing_s - SLACK_S for each in of_line)
 
     # -- residency: refused only where nobody may, and at once
 

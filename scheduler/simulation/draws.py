@@ -120,6 +120,7 @@ def _draw_rules(chance: random.Random, kind: Kind) -> Rules:
         weights={f"t{number}": chance.choice([0.5, 1.0, 2.0, 4.0]) for number in range(3)},
         zones=ZONES,
         carbon_ug_per_mj={"core": 0.1, "near": 0.02, "local": 0.15},
+        reserve_ratio=chance.choice([0.1, 0.3]),
         ageing_s=chance.choice([2.0, 10.0]),
         ageing_every=chance.choice([2, 4, 16]),
     )

@@ -235,6 +235,7 @@ class Simulation:
                 is_ready=view.state is WorkerState.READY,
                 models=view.models,
                 max_running=view.max_running,
+                max_sequences=view.max_sequences,
                 zone=view.zone,
             )
         )

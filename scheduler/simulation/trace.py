@@ -73,6 +73,7 @@ class Reported:
     is_ready: bool
     models: tuple[str, ...]
     max_running: int
+    max_sequences: int
     zone: str = "local"
 
 

@@ -184,6 +184,18 @@ class PlacesBeyondRoom(Scheduler):
         return super().on_worker_report(dataclasses.replace(view, max_running=view.max_running + 1), now_s)
 
 
+class PlacesBeyondSequences(Scheduler):
+    """Twice as many as the engine runs at once."""
+
+    def on_worker_report(self, view: WorkerView, now_s: float) -> list[Action]:
+        return super().on_worker_report(dataclasses.replace(view, max_sequences=2 * view.max_sequences), now_s)
+
+
+def all_of_it(self: Starter, request: Request) -> float:
+    """Every band may take the whole room."""
+    return 1.0
+
+
 class IgnoresModels(Scheduler):
     """Any worker will do."""
 
@@ -413,6 +425,8 @@ MUTANTS = [
     # places
     of(PlacesOnSickWorkers, "not ready"),
     of(PlacesBeyondRoom, "full worker"),
+    of(PlacesBeyondSequences, "without room for its sequences"),
+    patched("TakesTheReserve", "kept for the first band", Kind.FLOOD, (Starter, "_room_ratio", all_of_it)),
     of(IgnoresModels, "not served"),
     patched("PlacesOnBusyWorkers", "not ready", None, (Cluster, "hold", nothing)),
     patched("PlacesOnSilentWorkers", "silent worker", Kind.ZONES, (Cluster, "hold_silent", nothing)),

@@ -36,7 +36,7 @@ SETTLE = Settle(
     tokens=Tokens(input_tokens=10, output_tokens=5), is_exact=False,
 )  # fmt: skip
 FINISH = Finish(request_id="a", attempt_id="a-1", outcome=Outcome.COMPLETED, cause="")
-READY = Reported(at_s=0.0, worker_id="w", is_ready=True, models=(MODEL,), max_running=4)
+READY = Reported(at_s=0.0, worker_id="w", is_ready=True, models=(MODEL,), max_running=4, max_sequences=8)
 ASKED = Submitted(at_s=0.0, request=request("a"))
 POSTED = Posted(at_s=2.0, attempt_id="a-1", energy_mj=100, gpu_us=1_000)
 STOPPED = Stopped(at_s=9.0, num_open=0, num_running=0, credit_tokens={"w": (0,)})
@@ -174,6 +174,26 @@ ZONES = Configured(at_s=0.0, rules=Rules(zones={"safe": DataClass.CORE}), limits
 MISMATCH = dataclasses.replace(
     REJECT, rejection=Rejection(reason="data_residency_mismatch", status=403, message="")
 )  # fmt: skip
+
+
+def test_there_is_room_for_all_its_sequences() -> None:
+    """Of an idle worker whatever it asks for."""
+    few = dataclasses.replace(READY, max_sequences=3)
+    two = [asked(name, num_sequences=2, band=Band.PRIORITY) for name in "ab"]
+    both = [decided(CALL, priority=0), decided(CALL, request_id="b", attempt_id="b-1", priority=0)]
+    named([RULES, few, *two, *both], "b-1: sent to a worker without room for its sequences")
+    assert not any("room" in line for line in check([RULES, few, asked("a", num_sequences=9), decided(CALL)]))
+
+
+def test_lower_bands_leave_the_reserve_alone_until_they_are_aged() -> None:
+    """Here one of four places is the first band's."""
+    rules = dataclasses.replace(RULES, rules=Rules(reserve_ratio=0.25, ageing_s=5.0))
+    start: list[Event] = [rules, READY, *(asked(name) for name in "bcd")]
+    start += [decided(CALL, request_id=name, attempt_id=f"{name}-1") for name in "bcd"]
+    named([*start, asked("a", at_s=1.0), decided(CALL)], "a-1: took what is kept for the first band")
+    late = dataclasses.replace(READY, at_s=6.0)
+    for fourth in ([asked("a", at_s=1.0), late, decided(CALL, 6.0)], [asked("a", at_s=1.0, band=0), decided(CALL)]):
+        assert not any("first band" in line for line in check([*start, *fourth]))
 
 
 def test_data_stays_where_it_may_be() -> None:
