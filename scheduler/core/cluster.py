@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,7 +161,7 @@ class Cluster:
         self._serving: dict[str, NDArray[np.bool_]] = {}
         self._ids: tuple[tuple[str, str], ...] | None = None
         self.slowest = Slowest()
-        self.memo: dict[Hashable, NDArray[np.uint8]] = {}
+        self.memo: dict[Hashable, NDArray[Any]] = {}
         """What placement works out from who is ready, where and for which model; empty after each change of that."""
         self._unwritten: dict[int, Worker] = {}
         """Workers of which the table does not have the sums yet, by column."""
@@ -272,15 +272,20 @@ class Cluster:
     # -- credit
 
     def claim(self, worker: Worker, attempt_id: str, claim: Claim, promise: Promise = NO_PROMISE) -> None:
-        """Credit is owned from here on."""
+        """Credit is owned from here on. Nobody's slack is looked at anew: the next word of the worker will do."""
         assert attempt_id not in worker.claims, f"{attempt_id} owns credit already"
         worker.owned[0] += 1
         worker.claims[attempt_id] = NO_CLAIM
         worker.promises.put(attempt_id, promise)
-        self.change(worker, attempt_id, claim, promise)
+        self._own(worker, attempt_id, claim, promise)
 
     def change(self, worker: Worker, attempt_id: str, claim: Claim, promise: Promise = NO_PROMISE) -> None:
-        """The attempt owns something else now. Called per attempt and report, so it is kept cheap."""
+        """The attempt owns something else now."""
+        self._own(worker, attempt_id, claim, promise)
+        self._unsummarised[worker.column] = worker
+
+    def _own(self, worker: Worker, attempt_id: str, claim: Claim, promise: Promise) -> None:
+        """Called per attempt and report, so it is kept cheap."""
         before, owned, promises = worker.claims[attempt_id], worker.owned, worker.promises
         worker.claims[attempt_id] = claim
         sequences, prefill_tokens, decode_tokens, context_tokens, kv_tokens = claim
@@ -294,7 +299,7 @@ class Cluster:
         if prefill_tokens:
             _add_ahead(owned, promise.rank, prefill_tokens)
         promises.put(attempt_id, promise)
-        self._unwritten[worker.column] = self._unsummarised[worker.column] = worker
+        self._unwritten[worker.column] = worker
 
     def put_out(self, worker: Worker, attempt_id: str, num_tokens: int, *, num_sequences: int) -> None:
         """So many of the expected output tokens are there now: a ``change`` of nothing else, and far cheaper."""
@@ -316,8 +321,9 @@ class Cluster:
     def table(self) -> NDArray[np.float64]:
         """One column a worker, one row a quantity. The slack in it is as of the last ``refresh``."""
         if self._unwritten:
+            table = self._table
             for column, worker in self._unwritten.items():
-                self._table[WRITTEN_ROWS, column] = written(worker.owned, self._table[FIXED_ROWS, column].tolist())
+                table[WRITTEN_ROWS, column] = written(worker.owned, table[FIXED_ROWS, column].tolist())
             self._unwritten.clear()
         return self._table
 
@@ -327,14 +333,15 @@ class Cluster:
         Placement calls it; so may whoever reports progress, so that no decision pays for many workers at once.
         """
         if self._unsummarised:
+            table = self.table
             for column, worker in self._unsummarised.items():
-                self._table[SLACK_ROWS, column] = worker.promises.summary(self.pace(column), now_s)
+                table[SLACK_ROWS, column] = worker.promises.summary(self.pace(column), now_s)
             self._unsummarised.clear()
 
     def pace(self, column: int, backlog_row: int = Row.PREFILL) -> Pace:
         """How the worker there computes as things stand; the backlog is what the row counts."""
-        cells = self.table[:, column]
-        return Pace(float(cells[Row.STEP_S]), float(cells[Row.T_PREFILL_S]), float(cells[backlog_row]))
+        item = self.table.item
+        return Pace(item(Row.STEP_S, column), item(Row.T_PREFILL_S, column), item(backlog_row, column))
 
     # -- what placement reads
 

@@ -38,12 +38,16 @@ class DataPolicy:
         self.version += 1
         self._zones = dict(zones)
         self._model_zones = {model: frozenset(names) for model, names in model_zones.items()}
+        self._mismatches: dict[tuple[str, DataClass, frozenset[str] | None], bool] = {}
         self._kept: dict[tuple[DataClass, frozenset[str] | None], tuple[list[str], NDArray[np.bool_]]] = {}
 
     def see(self, models: Iterable[str], zone: str) -> None:
         """A worker of these models is in the zone."""
         for model in models:
-            self._seen.setdefault(model, set()).add(zone)
+            seen = self._seen.setdefault(model, set())
+            if zone not in seen:
+                seen.add(zone)
+                self._mismatches.clear()
 
     def class_of(self, zone: str) -> DataClass:
         """The highest class of data that the zone may hold."""
@@ -79,6 +83,15 @@ class DataPolicy:
         Where a model's workers are known it is their zones that count. Where none is known yet, any zone might get one:
         then it is enough that some zone may hold the data.
         """
+        key = (request.model, request.data_class, request.zones)
+        mismatch = self._mismatches.get(key)
+        if mismatch is None:
+            if len(self._mismatches) >= MAX_KEPT:
+                self._mismatches.clear()
+            mismatch = self._mismatches[key] = self._is_mismatch(request)
+        return mismatch
+
+    def _is_mismatch(self, request: Request) -> bool:
         known = self.known_zones(request.model)
         if known:
             return not any(self.may(request, zone) for zone in known)

@@ -109,7 +109,7 @@ def _best(
         score = float(scores[column])
         if score == np.inf or score > best_rank[0]:
             break  # by their summaries nobody further on is better
-        tied = np.flatnonzero(scores == score)
+        tied = (scores == score).nonzero()[0]
         if len(tied) > 1:
             column = int(tied[order[tied].argmin()])
         bound = float(terms[SLOWS, column])
@@ -133,10 +133,16 @@ def slows_nano(cluster: Cluster, column: int, work: Work, seen: Forecast, backlo
 
 def _prices(cluster: Cluster, prefixes: Prefixes, request: Request, rules: PlacementRules) -> Prices:
     evicted_ratio = prefixes.evicted_ratio(cluster.serving(request.model)) if request.prefix_blocks else None
-    if not rules.gpu_nano_per_s:
+    by_zone = rules.gpu_nano_per_s
+    if not by_zone:
         return Prices(evicted_ratio=evicted_ratio)
-    by_zone = np.array([rules.gpu_nano_per_s.get(zone, 0.0) for zone in cluster.zones])
-    return Prices(by_zone.take(cluster.table[Row.ZONE].astype(np.intp)), evicted_ratio)
+    key = tuple([by_zone.get(zone, 0.0) for zone in cluster.zones])
+    nano_per_s = cluster.memo.get(key)
+    if nano_per_s is None:
+        table = cluster.table
+        nano_per_s = np.array(key)[table[Row.ZONE].astype(np.intp)] * table[Row.NUM_GPUS]
+        cluster.memo[key] = nano_per_s
+    return Prices(nano_per_s, evicted_ratio)
 
 
 def _nowhere(cluster: Cluster, codes: Codes, request: Request) -> Decision:

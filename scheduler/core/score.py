@@ -20,7 +20,7 @@ how much of that a second within the target counts (``delay_ratio``):
     prefill   ε·V·t1·prompt                            uncached prompt in seconds, by each GPU's own curve
     prefix    −ε·V·t1·cached                           what is cached is not computed: affinity, in the same unit
     evicts    ε·V·t1·p·ρ·(how recently the blocks that must go were used, 0 to 1), ρ = ``reuse_ratio``
-    decode    ε·V·κ·(decoding + min(D, n·q)·added)     its pace and everybody's while both decode, κ = ``pace_ratio``
+    decode    ε·V·κ·(decoding + (q − 1)·t2·n)          its pace, and what one more costs everybody; κ = ``pace_ratio``
     gpu       price of a GPU-second there · GPUs · (t1·p + q·added, and q·t0 where nobody else keeps it stepping)
 
 So stickiness to a prefix ends by itself: as soon as waiting for it costs more than computing it elsewhere.
@@ -110,8 +110,8 @@ FIRST, PACE, PILE, SLACK = range(len(EXCESSES))
 class Prices(NamedTuple):
     """What differs between workers besides their load; None where it is the same everywhere."""
 
-    gpu_nano_per_s: Floats | None = None
-    """Of a GPU-second."""
+    nano_per_s: Floats | None = None
+    """Of a second of all GPUs of the worker."""
     evicted_ratio: Floats | None = None
     """How recently the blocks that would go were used: 0 = they are the oldest, or there is room; 1 = just now."""
 
@@ -144,8 +144,8 @@ def forecast(table: Floats, request: Request, work: Work, hits: Floats | None, d
     added_s = table[Row.T_CONTEXT_S] * (sequences * (prompt + output / 2))
     added_s += table[Row.T_DECODE_S] if sequences == 1 else table[Row.T_DECODE_S] * float(sequences)
     pace_s = step_s + added_s
-    slowdown_s = np.minimum(table[Row.SLACK_NEAR], float(output))
-    slowdown_s *= added_s
+    near = table[Row.SLACK_NEAR] if output >= HORIZON_TOKENS else np.minimum(table[Row.SLACK_NEAR], float(output))
+    slowdown_s = near * added_s
     slowdown_s += np.minimum(uncached_s, table[Row.SLACK_REACH_S])
     excess_s = np.empty((len(EXCESSES), len(first_s)))
     first, pace, pile, slack = excess_s
@@ -196,17 +196,13 @@ def terms_of(
     if prices.evicted_ratio is not None:
         np.multiply(seen.uncached_s, prices.evicted_ratio, out=evicts)
         evicts *= small * rules.reuse_ratio
-    np.multiply(table[Row.SEQUENCES], float(work.output_tokens), out=decode)
-    np.minimum(decode, table[Row.DECODE], out=decode)
-    decode *= seen.added_s
-    decode += seen.pace_s * num_gaps
-    decode *= small * rules.pace_ratio
-    if prices.gpu_nano_per_s is not None:
+    np.add(seen.pace_s, table[Row.DECODES_S], out=decode)
+    decode *= num_gaps * small * rules.pace_ratio
+    if prices.nano_per_s is not None:
         np.add(seen.added_s, table[Row.START_S], out=gpu)
         gpu *= float(work.output_tokens)
         gpu += seen.uncached_s
-        gpu *= table[Row.NUM_GPUS]
-        gpu *= prices.gpu_nano_per_s
+        gpu *= prices.nano_per_s
     return terms
 
 

@@ -165,13 +165,15 @@ class Promises:
             return NO_SUMMARY
         near = self._near()
         slack_s = self._slack_s(near, pace, now_s)
-        is_late = slack_s < 0.0
-        late_nano = float(self._value_view[is_late].sum()) if is_late.any() else 0.0
-        slack_s[is_late] = math.inf
-        slack_s[near * STEP_PROMPT_TOKENS <= pace.backlog_tokens] = math.inf
-        worst = int(slack_s.argmin())
-        if slack_s[worst] == math.inf:
-            return Summary(late_nano_per_s=late_nano)
+        worst, late_nano = int(slack_s.argmin()), 0.0
+        if slack_s[worst] < 0.0 or pace.backlog_tokens:
+            is_late = slack_s < 0.0
+            late_nano = float(self._value_view @ is_late)
+            slack_s[is_late] = math.inf
+            slack_s[near * STEP_PROMPT_TOKENS <= pace.backlog_tokens] = math.inf
+            worst = int(slack_s.argmin())
+            if slack_s[worst] == math.inf:
+                return Summary(late_nano_per_s=late_nano)
         worst_near = float(near[worst])
         reach_s = (worst_near * STEP_PROMPT_TOKENS - pace.backlog_tokens) * pace.prefill_s
         return Summary(float(slack_s[worst]), worst_near, self._value[worst], reach_s, late_nano)

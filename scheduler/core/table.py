@@ -89,13 +89,15 @@ class Row:
     THIRD_BACKLOG_S = 39
     PROMPTS_S = 40
     """All prompts there by the prefill curve alone; minus infinity where there is none."""
+    DECODES_S = 41
+    """The part of a step that grows with the sequences: what one more costs each of them, times their number."""
 
     # The summary of ``scheduler.core.slack``, field by field.
-    SLACK_S = 41
-    SLACK_NEAR = 42
-    SLACK_VALUE = 43
-    SLACK_REACH_S = 44
-    LATE_VALUE = 45
+    SLACK_S = 42
+    SLACK_NEAR = 43
+    SLACK_VALUE = 44
+    SLACK_REACH_S = 45
+    LATE_VALUE = 46
 
 
 NUM_ROWS = Row.LATE_VALUE + 1
@@ -103,7 +105,7 @@ NUM_ROWS = Row.LATE_VALUE + 1
 FIXED_ROWS = slice(Row.FOREIGN_SEQUENCES, Row.T_CONTEXT_S + 1)
 CURVE_ROWS = slice(Row.T0_S, Row.T_CONTEXT_S + 1)
 OWNED_ROWS = slice(Row.ATTEMPTS, Row.SECOND_PREFILL + 1)
-WRITTEN_ROWS = slice(Row.ATTEMPTS, Row.PROMPTS_S + 1)
+WRITTEN_ROWS = slice(Row.ATTEMPTS, Row.DECODES_S + 1)
 ROOM_ROWS = slice(Row.FIRST_BACKLOG_ROOM, Row.ATTEMPTS_SHARE + 1)
 LEFT_ROWS = slice(Row.FIRST_BACKLOG_LEFT, Row.ATTEMPTS_LEFT + 1)
 SLACK_ROWS = slice(Row.SLACK_S, Row.LATE_VALUE + 1)
@@ -122,12 +124,13 @@ def written(owned: Sequence[int], fixed: Sequence[float]) -> list[float]:
         sequences_left = max_sequences - sequences - foreign_sequences
         attempts_left = max_attempts - attempts
     room = max(LEAST_BACKLOG_TOKENS, BACKLOG_S / prefill_s) if prefill_s else MAX_BACKLOG_TOKENS
-    step_s = t0_s + decode_s * sequences + context_s * context_tokens
+    decodes_s = decode_s * sequences
+    step_s = t0_s + decodes_s + context_s * context_tokens
     token_s = prefill_s + step_s / STEP_PROMPT_TOKENS
     return [
         *owned,
         room, room, room, kv_room, max_sequences, max_attempts,
         room - first, room - second, room - prompts, kv_left, sequences_left, attempts_left,
         step_s, 0.0 if attempts else t0_s, token_s, first * token_s, second * token_s, prompts * token_s,
-        prompts * prefill_s if prompts else -math.inf,
+        prompts * prefill_s if prompts else -math.inf, decodes_s,
     ]  # fmt: skip

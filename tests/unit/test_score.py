@@ -67,8 +67,8 @@ def test_every_term_is_the_formula_of_the_module_s_head() -> None:
         "prefill": small * 1e-4 * 4000,
         "prefix": -small * 1e-4 * 2000,
         "evicts": small * 0.3 * 0.5 * 1e-4 * 2000,
-        "decode": small * 0.2 * (decoding_s + min(50, 2 * 20) * added_s),
-        "gpu": 3.0 * 2 * (1e-4 * 2000 + 20 * added_s),
+        "decode": small * 0.2 * (decoding_s + 19 * 1e-3 * 2),
+        "gpu": 3.0 * (1e-4 * 2000 + 20 * added_s),
     }
     assert expected == pytest.approx(found)
     assert slack_s > 0
