@@ -110,6 +110,12 @@ def _avoid(cluster: Cluster, codes: Codes, avoid: frozenset[int]) -> None:
         codes[avoided] = np.maximum(codes[avoided], Filter.AVOIDED)
 
 
+def room_left(cells: Floats, room_ratio: float) -> Floats:
+    """What a band that may take this share of the room has left of it; ``cells`` of one worker or of all."""
+    left = cells[LEFT_ROWS]
+    return left if room_ratio == 1.0 else left - (1.0 - room_ratio) * cells[ROOM_ROWS]
+
+
 def without_room(
     table: Floats, codes: Codes, request: Request, work: Work, cached_tokens: Floats | None, room_ratio: float
 ) -> None:
@@ -117,10 +123,8 @@ def without_room(
 
     An idle worker has room for anything: a bound may overstate what could never run otherwise.
     """
-    left = table[LEFT_ROWS]
-    if room_ratio < 1.0:
-        left = left - (1.0 - room_ratio) * table[ROOM_ROWS]
-    elif cached_tokens is not None:
+    left = room_left(table, room_ratio)
+    if cached_tokens is not None and room_ratio == 1.0:
         left = left.copy()
     if cached_tokens is not None:  # a prefix that is there is waited for as long as it saves
         left[request.band] += cached_tokens

@@ -9,7 +9,6 @@ the room, nobody else has to: their credit counts as free.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from itertools import islice
 from typing import NamedTuple
@@ -17,29 +16,29 @@ from typing import NamedTuple
 from scheduler.core.attempts import Attempt, Entry
 from scheduler.core.cluster import Claim, Cluster, Worker
 from scheduler.core.data_policy import DataPolicy
+from scheduler.core.filters import ANY_LEFT, room_left
 from scheduler.core.request import Band
 from scheduler.core.running import Running
 from scheduler.core.score import Work
-from scheduler.core.table import Row
+from scheduler.core.table import LEFT_ROWS, Row
 
 MAX_WORKERS = 64
 """Looked at for one request: enough to find somebody, and no cost that grows with the cluster."""
 
 
 class _Room(NamedTuple):
-    """What a newcomer lacks on a worker; at most 0 each where it fits."""
+    """What is left on a worker for a newcomer's band, as the filters count it."""
 
-    attempts: float
-    sequences: float
     kv_tokens: float
+    sequences: float
+    attempts: float
 
-    def less(self, claim: Claim) -> _Room:
-        """Without one attempt more."""
-        return _Room(self.attempts - 1, self.sequences - claim.sequences, self.kv_tokens - claim.kv_tokens)
+    def plus(self, claim: Claim) -> _Room:
+        """With one attempt less there."""
+        return _Room(self.kv_tokens + claim.kv_tokens, self.sequences + claim.sequences, self.attempts + 1)
 
-    @property
-    def is_enough(self) -> bool:
-        return max(self) <= 0
+    def is_enough(self, work: Work) -> bool:
+        return self.kv_tokens >= work.kv_tokens and self.sequences >= work.num_sequences and self.attempts >= ANY_LEFT
 
 
 def victims(
@@ -56,17 +55,17 @@ def victims(
     ending = running.ending_on(request.model, most=MAX_WORKERS)
     for worker_id in ending:
         worker = cluster.workers[worker_id]
-        if _may_take(cluster, worker, entry, policy) and _left(cluster, worker, work, room_ratio, ending).is_enough:
+        if _may_take(cluster, worker, entry, policy) and _left(cluster, worker, room_ratio, ending).is_enough(work):
             return found  # it fits as soon as they have ended
     for worker, attempts in islice(running.batch(request.model), MAX_WORKERS):
         if not _may_take(cluster, worker, entry, policy):
             continue
-        left = _left(cluster, worker, work, room_ratio, ending)
-        if left.is_enough:
+        left = _left(cluster, worker, room_ratio, ending)
+        if left.is_enough(work):
             return []  # something but room keeps it out
         for number, attempt in enumerate(attempts, start=1):
-            left = left.less(worker.claims[attempt.attempt_id])
-            if left.is_enough:
+            left = left.plus(worker.claims[attempt.attempt_id])
+            if left.is_enough(work):
                 if not found or number < len(found):
                     found = attempts[:number]
                 break
@@ -81,19 +80,10 @@ def _may_take(cluster: Cluster, worker: Worker, entry: Entry, policy: DataPolicy
     return is_ready and policy.may(entry.request, worker.view.zone)
 
 
-def _left(
-    cluster: Cluster, worker: Worker, work: Work, room_ratio: float, ending: Mapping[str, list[Attempt]]
-) -> _Room:
-    """What is lacking there once those that end have ended."""
-    cells = cluster.table[:, worker.column].tolist()
-    left = _Room(
-        attempts=cells[Row.ATTEMPTS] + 1 - math.ceil(cells[Row.MAX_ATTEMPTS] * room_ratio),
-        sequences=cells[Row.SEQUENCES]
-        + cells[Row.FOREIGN_SEQUENCES]
-        + work.num_sequences
-        - cells[Row.MAX_SEQUENCES] * room_ratio,
-        kv_tokens=cells[Row.KV] + cells[Row.FOREIGN_KV] + work.kv_tokens - cells[Row.KV_ROOM] * room_ratio,
-    )
+def _left(cluster: Cluster, worker: Worker, room_ratio: float, ending: Mapping[str, list[Attempt]]) -> _Room:
+    """What is left there once those that end have ended."""
+    cells = room_left(cluster.table[:, worker.column], room_ratio).tolist()
+    left = _Room(*cells[Row.KV_LEFT - LEFT_ROWS.start :])
     for attempt in ending.get(worker.worker_id, ()):
-        left = left.less(worker.claims[attempt.attempt_id])
+        left = left.plus(worker.claims[attempt.attempt_id])
     return left
