@@ -49,10 +49,7 @@ class Holds:
 
     def hold(self, entry: Entry) -> Rejection | None:
         """Everything it may use, on every budget above it, or nothing; caps its output to what they cover."""
-        request = entry.request
-        if request.is_counting:
-            return None
-        return _grant(entry, self._ask(self.budgets.hold, request))
+        return _grant(entry, self._ask(self.budgets.hold, entry.request))
 
     def check(self, entry: Entry) -> Rejection | None:
         """What ``hold`` would answer; nothing is held."""
@@ -66,10 +63,8 @@ class Holds:
         )
 
     def counted(self, attempt: Attempt) -> None:
-        """The engine counted its prompt. (Several sequences may share or repeat it: their bound stays.)"""
-        request = attempt.entry.request
-        if request.num_sequences == 1:
-            self.budgets.trim(request.request_id, attempt.prompt_tokens)
+        """The engine counted its prompt."""
+        self.budgets.trim(attempt.entry.request.request_id, attempt.prompt_tokens)
 
     def settled(self, attempt: Attempt) -> None:
         """Its tokens and money are charged, if its request pays them; its energy follows."""
