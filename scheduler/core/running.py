@@ -39,10 +39,6 @@ class Running:
         """None where it is unknown or settled."""
         return self._attempts.get(attempt_id)
 
-    def of(self, abort: Abort) -> Attempt:
-        """Whom an order just given ends."""
-        return self._attempts[abort.attempt_id]
-
     def on(self, worker: Worker) -> list[Attempt]:
         """Everything that runs on a worker, in the order it was sent."""
         return [self._attempts[attempt_id] for attempt_id in worker.claims]

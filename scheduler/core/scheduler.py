@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from scheduler.core.actions import Action, Dispatch, Reject, Rejection, Tokens
+from scheduler.core.actions import Abort, Action, Reject, Rejection, Tokens
 from scheduler.core.admission import Admission, Limits
 from scheduler.core.attempts import (
     BUSY_CAUSE,
@@ -36,11 +36,11 @@ from scheduler.core.history import what_if_of
 from scheduler.core.holds import Holds
 from scheduler.core.lives import Lives
 from scheduler.core.queue import Queue
-from scheduler.core.request import Band, Request, is_late
+from scheduler.core.request import Request, is_late
 from scheduler.core.rules import Rules
 from scheduler.core.running import Running
 from scheduler.core.starting import Starter
-from scheduler.core.waiting import Turn, Waiting
+from scheduler.core.waiting import Waiting
 from workers.types import Outcome, Progress, UsageRecord
 
 
@@ -78,8 +78,8 @@ class Scheduler:
         entry = self._lives.begin(request, now_s)
         if (rejection := self._admission.refusal(request, now_s) or self.holds.hold(entry)) is not None:
             return [self._reject(request.request_id, rejection)]
-        is_first = not self.queue.lines_of(request.model)
-        dispatch = self._start(entry, now_s) if is_first else None
+        is_first = not self._waiting.has_anybody_before(request)
+        dispatch = self._starter.start(entry, now_s) if is_first else None
         actions: list[Action] = []
         if dispatch is None:
             actions += [self._reject(*shed) for shed in self._admission.shed_for(request, now_s)]
@@ -90,9 +90,12 @@ class Scheduler:
         if dispatch is not None:
             return [dispatch]
         self._wait(entry, "queued", now_s)
-        if is_first and request.band == Band.FLEX:  # of another band somebody may make room for it
+        if is_first:
             self._waiting.did_not_fit(request)
-        return actions + self._place_waiting(now_s)
+        aborts = self._starter.preempt(entry, now_s) if is_first else []
+        actions += [*aborts, *self._place_waiting(now_s)]
+        self._wait_again(aborts, now_s)
+        return actions
 
     def cancel(self, request_id: str, reason: str, now_s: float, *, by_client: bool = True) -> list[Action]:
         """Nobody wants the answer any more; a request that is over or ending is left alone."""
@@ -205,9 +208,8 @@ class Scheduler:
         """What is due by the clock alone: deadlines, waits without end, silence, endings that never came."""
         now_s = self._advance(now_s)
         actions: list[Action] = []
-        limits = self.limits
-        self.cluster.hold_silent(now_s, limits.silent_s)
-        for worker_id in self.cluster.unheard(now_s, limits.lost_s):
+        self.cluster.hold_silent(now_s, self.limits.silent_s)
+        for worker_id in self.cluster.unheard(now_s, self.limits.lost_s):
             actions += self._lose_worker(worker_id, "silent", now_s)
         for request_id in self._deadlines.due(now_s):
             actions += self._expire(request_id, now_s)
@@ -302,28 +304,30 @@ class Scheduler:
         entry.begin_wait(cause, now_s)
         self._waiting.push(entry)
 
+    def _wait_again(self, aborts: list[Abort], now_s: float) -> None:
+        """Who made room goes back to its own place, its attempts owing their usage."""
+        for abort in aborts:
+            attempt = self._running.get(abort.attempt_id)
+            assert attempt is not None, f"{abort.attempt_id} is aborted and does not run"
+            self._wait(attempt.entry, PREEMPTED_CAUSE, now_s)
+
     def _place_waiting(self, now_s: float) -> list[Action]:
         """Starts whoever may start now and fits; whose deadline has passed since the last tick is refused instead."""
         actions: list[Action] = []
-        preempted: list[Entry] = []
+        aborts: list[Abort] = []
         for turn in self._waiting.candidates(now_s):
             entry, request = turn.entry, turn.entry.request
             if is_late(request, now_s):
                 actions.append(self._reject(request.request_id, self._admission.expired(request, now_s)))
-            elif (dispatch := self._start(entry, now_s, turn)) is not None:
+            elif (dispatch := self._starter.start(entry, now_s, turn)) is not None:
                 self._waiting.remove(request.request_id)
                 actions.append(dispatch)
             else:
-                for abort in self._starter.preempt(entry, now_s):
-                    actions.append(abort)
-                    preempted.append(self._running.of(abort).entry)
-        for entry in preempted:
-            self._wait(entry, PREEMPTED_CAUSE, now_s)
+                made_room = self._starter.preempt(entry, now_s)
+                actions += made_room
+                aborts += made_room
+        self._wait_again(aborts, now_s)
         return actions
-
-    def _start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:
-        """Places the request and claims its credit; None where nobody has room."""
-        return self._starter.start(entry, now_s, turn)
 
     # -- inside: ending an attempt
 

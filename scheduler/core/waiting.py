@@ -115,6 +115,10 @@ class Waiting:
 
     # -- who is next
 
+    def has_anybody_before(self, request: Request) -> bool:
+        """Whether a newcomer has to ask for its turn: others of its model wait, or of any model a better band."""
+        return bool(self._queue.lines_of(request.model)) or any(self._queue.num_waiting[: request.band])
+
     def candidates(self, now_s: float) -> Iterator[Turn]:
         """Who may fit, in the order of turns over all lines.
 

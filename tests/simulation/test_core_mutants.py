@@ -307,20 +307,32 @@ class EmptiesEveryWorker(Scheduler):
 # -- budgets
 
 
+class _CapLifter(Starter):
+    def start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:
+        dispatch = super().start(entry, now_s, turn)
+        return dispatch and dataclasses.replace(dispatch, max_output_tokens=dispatch.max_output_tokens + 1)
+
+
 class LiftsCaps(Scheduler):
     """The engine may put out one token more than is held."""
 
-    def _start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:
-        dispatch = super()._start(entry, now_s, turn)
-        return dispatch and dataclasses.replace(dispatch, max_output_tokens=dispatch.max_output_tokens + 1)
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        self._starter.__class__ = _CapLifter
+
+
+class _CapIgnorer(Starter):
+    def start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:
+        dispatch = super().start(entry, now_s, turn)
+        return dispatch and dataclasses.replace(dispatch, max_output_tokens=entry.request.max_output_tokens)
 
 
 class AppliesNoCap(Scheduler):
     """What is held is not what is told to the engine."""
 
-    def _start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:
-        dispatch = super()._start(entry, now_s, turn)
-        return dispatch and dataclasses.replace(dispatch, max_output_tokens=entry.request.max_output_tokens)
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        self._starter.__class__ = _CapIgnorer
 
 
 class ForgetsReloads(Scheduler):
@@ -488,18 +500,24 @@ def scenarios(kind: Kind | None) -> Iterator[Any]:
     return (draw_scenario(seed, kind=kind) for seed in range(MAX_SEEDS))
 
 
+class _Gambler(Starter):
+    def start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:
+        ready = [worker for worker in self._cluster.workers.values() if self._cluster.is_ready(worker)]
+        unlucky = random.SystemRandom().choice(ready) if len(ready) > 1 else None
+        if unlucky is not None:
+            self._cluster.hold(unlucky)
+        dispatch = super().start(entry, now_s, turn)
+        if unlucky is not None:
+            self._cluster.table[0, unlucky.column] = 1.0
+        return dispatch
+
+
 class PlacesByChance(Scheduler):
     """The same state, another placement."""
 
-    def _start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:
-        ready = [worker for worker in self.cluster.workers.values() if self.cluster.is_ready(worker)]
-        unlucky = random.SystemRandom().choice(ready) if len(ready) > 1 else None
-        if unlucky is not None:
-            self.cluster.hold(unlucky)
-        dispatch = super()._start(entry, now_s, turn)
-        if unlucky is not None:
-            self.cluster.table[0, unlucky.column] = 1.0
-        return dispatch
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        self._starter.__class__ = _Gambler
 
 
 def test_chance_in_placement_is_found_out() -> None:

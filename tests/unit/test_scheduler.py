@@ -717,3 +717,24 @@ def test_no_answer_begins_after_its_deadline() -> None:
     assert core.answers("a-1")
     assert ["Abort"] == kinds(core.tick(5.0))
     assert not core.answers("a-1")
+
+
+def test_the_first_of_its_model_takes_no_room_that_a_better_band_waits_for() -> None:
+    """Both models share the worker: coming first to an empty line is no way around whoever waits in another."""
+    core = Scheduler(models=["x", "y"], rules=Rules(reserve_ratio=0.0))
+    core.on_worker_report(view("w", models=("x", "y"), max_sequences=4, max_running=9), 0.0)
+    assert ["a-1"] == started(submit(core, "a", model="x", num_sequences=3))
+    assert [] == submit(core, "head", model="x", num_sequences=2, band=0)
+    assert [] == submit(core, "small", model="y", band=2)
+    assert ["head-1", "small-1"] == started(core.on_finished(usage("a-1"), 1.0))
+
+
+def test_the_first_that_fits_nowhere_has_room_made_for_it_at_once() -> None:
+    """One look at the workers; who made room waits again, at its own place."""
+    core = a_core("w", max_running=1)
+    submit(core, "batch", band=2)
+    (abort,) = submit(core, "urgent", band=0)
+    assert isinstance(abort, Abort)
+    assert ("batch-1", "preempted") == (abort.attempt_id, abort.reason)
+    assert ["urgent-1"] == started(core.on_finished(usage("batch-1", Outcome.ABORTED, "preempted"), 1.0))
+    assert ["batch-2"] == started(complete(core, "urgent-1", 2.0))
