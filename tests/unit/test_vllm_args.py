@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from workers.engines.vllm_args import check_names, check_weights, command_line, describe, known_names
+from workers.engines.vllm_args import (
+    check_names,
+    check_weights,
+    command_line,
+    computes_bfloat16,
+    describe,
+    known_names,
+)
 from workers.errors import EngineStartError
 from workers.types import WorkerSpec
 
@@ -101,3 +108,20 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
 def test_a_complaint_is_brought_home(complaint: str, start: str) -> None:
     """vLLM speaks of options or of fields; the operator wrote engine_args."""
     assert describe(spec(max_model_len=5), complaint).startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("text", "does"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16 amx_tile", True),
+        ("Features\t: fp asimd bf16 i8mm", True),
+        ("flags\t\t: fpu avx avx2\nbugs\t: bf16", False),
+        ("vendor_id\t: nobody", True),
+    ],
+)
+def test_bfloat16_is_for_processors_that_multiply_it(tmp_path: Path, text: str, does: bool) -> None:
+    """Flags of x86, features of ARM; where nothing is said vLLM decides."""
+    cpu_info = tmp_path / "cpuinfo"
+    cpu_info.write_text(f"processor\t: 0\n{text}\n")
+    assert does == computes_bfloat16(cpu_info)
+    assert computes_bfloat16(tmp_path / "missing")

@@ -41,6 +41,12 @@ OWNED: Mapping[str, str] = {
 """Arguments that would break the worker's promises, and where to turn instead; off, or 1, they may be written."""
 
 
+CPU_INFO = Path("/proc/cpuinfo")
+
+BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "avx10_2", "bf16"})
+"""Of an x86 or ARM processor that multiplies bfloat16 in hardware."""
+
+
 class _Wrong(Exception):
     """vLLM's parser refused something."""
 
@@ -61,6 +67,8 @@ def parse(spec: WorkerSpec) -> argparse.Namespace:
     check_names(spec, known_names(parser))
     check_weights(spec)
     given = {**DEFAULTS, **spec.engine_args, "served_model_name": [spec.model]}
+    if not spec.num_gpus and not computes_bfloat16(CPU_INFO):
+        given.setdefault("dtype", "float32")
     if spec.num_gpus > 1:
         given.setdefault("tensor_parallel_size", spec.num_gpus)
     words = command_line(given, parser)
@@ -71,6 +79,19 @@ def parse(spec: WorkerSpec) -> argparse.Namespace:
         raise EngineStartError(describe(spec, str(error))) from error
     assert isinstance(args, argparse.Namespace)
     return args
+
+
+def computes_bfloat16(cpu_info: Path) -> bool:
+    """Whether the processor multiplies bfloat16 itself; yes where nothing is known of it.
+
+    Elsewhere it is emulated: on AVX2 a product of matrices takes eight times as long as in float32.
+    """
+    try:
+        lines = cpu_info.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return True
+    flags = [line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))]
+    return not flags or not BFLOAT16_FLAGS.isdisjoint(flags[0])
 
 
 def known_names(parser: argparse.ArgumentParser) -> frozenset[str]:
