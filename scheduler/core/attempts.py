@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from scheduler.core.actions import Dispatch, Payer, Settle, Tokens
+from scheduler.core.budgets import Hold
 from scheduler.core.cluster import Claim, Worker
 from scheduler.core.request import Band, Request
 from scheduler.core.score import Work
@@ -67,8 +68,8 @@ class Entry:
     tries: list[Attempt] = field(default_factory=list)
     end: Ending | None = None
     """Set once it is over."""
-    budgets: list[dict[str, Any]] = field(default_factory=list)
-    """What it held and used of each budget above it, once it is over."""
+    hold: Hold | None = None
+    """Of the budgets above it; None where there are none, or it was refused."""
 
     def __post_init__(self) -> None:
         self.granted_tokens = self.request.max_output_tokens

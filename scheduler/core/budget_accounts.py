@@ -123,6 +123,7 @@ class Account:
         "_until_us",
         "budget",
         "held",
+        "is_energy",
         "level",
         "limit",
         "measure",
@@ -136,6 +137,7 @@ class Account:
         self.level = level
         self.budget = budget
         self.measure = budget.measure
+        self.is_energy = budget.measure in ENERGY
         self.window = budget.window or _FOREVER
         self.limit = budget.limit
         self.read = READS[budget.measure]

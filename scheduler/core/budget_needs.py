@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from typing import NamedTuple
 
-from scheduler.core.budget_accounts import CONCURRENCY, ENERGY, HARD, NUM_PARTS, REQUESTS, Account, Amounts, Vector
+from scheduler.core.budget_accounts import CONCURRENCY, NUM_PARTS, REQUESTS, Account, Amounts, Vector
 from scheduler.core.energy_bounds import EnergyBound
 from scheduler.core.request import Request
 from scheduler.core.shortages import Short
@@ -23,7 +24,7 @@ def needed(request: Request, prompt_tokens: int, output_tokens: int, bound: Boun
     """The worst case; ``output_tokens`` of one sequence. Any part of the prompt may come from a cache or may not."""
     all_output_tokens = output_tokens * request.num_sequences
     rates = request.rates
-    dearest = rates._replace(input_nano=max(rates.input_nano, rates.cached_nano))
+    dearest = rates if rates.input_nano >= rates.cached_nano else rates._replace(input_nano=rates.cached_nano)
     energy = EnergyBound() if bound is None else bound(prompt_tokens, output_tokens)
     parts = [0] * NUM_PARTS
     parts[:4] = (
@@ -37,32 +38,56 @@ def needed(request: Request, prompt_tokens: int, output_tokens: int, bound: Boun
     return parts
 
 
-def most_covered(accounts: tuple[Account, ...], request: Request, prompt_tokens: int, bound: Bound) -> int | None:
-    """Output of one sequence that all accounts cover; None where they do not cover the least. Energy is asked last."""
-    hard = [account for account in accounts if account.measure in HARD]
-    soft = [account for account in accounts if account.measure in ENERGY]
-    granted = _covered(hard, request, prompt_tokens, None, request.max_output_tokens)
-    return None if granted is None else _covered(soft, request, prompt_tokens, bound, granted)
+class Covered(NamedTuple):
+    """What the accounts above a request cover."""
+
+    output_tokens: int
+    """Of one sequence."""
+    needs: Vector
+    """The worst case of that much output."""
+    bound: Bound | None
+    """None where no account counts energy."""
 
 
-def _covered(
+def most_covered(accounts: tuple[Account, ...], request: Request, prompt_tokens: int, bound: Bound) -> Covered | None:
+    """The most output that all accounts cover; None where they do not cover the least. Energy is asked last."""
+    hard, most = [account for account in accounts if not account.is_energy], request.max_output_tokens
+    needs = needed(request, prompt_tokens, most, None)
+    if not _cover(hard, needs):
+        fitting = _most_covered(hard, request, prompt_tokens, None, most)
+        if fitting is None:
+            return None
+        most, needs = fitting, needed(request, prompt_tokens, fitting, None)
+    if len(hard) == len(accounts):
+        return Covered(most, needs, None)
+    soft = [account for account in accounts if account.is_energy]
+    needs[ENERGY_PARTS.start : ENERGY_PARTS.stop] = bound(prompt_tokens, most)
+    if not _cover(soft, needs):
+        fitting = _most_covered(soft, request, prompt_tokens, bound, most)
+        if fitting is None:
+            return None
+        most, needs = fitting, needed(request, prompt_tokens, fitting, bound)
+    return Covered(most, needs, bound)
+
+
+def _cover(accounts: list[Account], needs: Vector) -> bool:
+    return all(account.read(needs) <= account.left for account in accounts)
+
+
+def _most_covered(
     accounts: list[Account], request: Request, prompt_tokens: int, bound: Bound | None, most: int
 ) -> int | None:
     """The same, of some accounts and at most so much."""
-    if not accounts:
-        return most
-    lefts = [(account.read, account.left) for account in accounts]
 
     def covers(output_tokens: int) -> bool:
-        parts = needed(request, prompt_tokens, output_tokens, bound)
-        return all(read(parts) <= left for read, left in lefts)
+        return _cover(accounts, needed(request, prompt_tokens, output_tokens, bound))
 
     return _most_that(covers, least_output(request), most)
 
 
 def short(account: Account, request: Request, prompt_tokens: int, bound: Bound) -> Short | None:
     """How an account does not cover the least that the request may get, and with which prompt it would."""
-    its_bound, left = bound if account.measure in ENERGY else None, account.left
+    its_bound, left = bound if account.is_energy else None, account.left
 
     def needs(tokens: int) -> int:
         return account.read(needed(request, tokens, least_output(request), its_bound))

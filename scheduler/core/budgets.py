@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from scheduler.core.actions import Rejection, Tokens
 from scheduler.core.budget_accounts import (
-    ENERGY,
     NUM_PARTS,
     REQUESTS,
     Account,
@@ -40,13 +39,6 @@ MAX_TASKS_PER_TENANT = 10_000
 PART_NAMES = (*Amounts._fields, "requests", "concurrency")
 
 
-class Granted(NamedTuple):
-    """Every budget above the request covers it."""
-
-    output_tokens: int
-    """Of one sequence: what ``max_tokens`` is capped to."""
-
-
 @dataclass(slots=True)
 class Excess:
     """What attempts took beyond their holds, by part. Of tokens and money there is none unless an engine lies."""
@@ -64,8 +56,8 @@ class Excess:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class _Hold:
-    """What one request holds of the budgets above it."""
+class Hold:
+    """What one request holds of the budgets above it; changed by ``Budgets`` alone."""
 
     request: Request
     bound: Bound | None
@@ -84,6 +76,29 @@ class _Hold:
     num_unposted: int = 0
     is_over: bool = False
 
+    def told(self) -> list[dict[str, str | int]]:
+        """What it held at its admission and used so far, by budget, as plain values."""
+        return [
+            {
+                "level": str(account.level),
+                "measure": account.measure.value,
+                "window": "" if account.budget.window is None else str(account.budget.window),
+                "limit": account.limit,
+                "held": account.read(self.first),
+                "settled": account.read(self.used),
+            }
+            for account, _ in self.places
+        ]
+
+
+class Granted(NamedTuple):
+    """Every budget above the request covers it."""
+
+    output_tokens: int
+    """Of one sequence: what ``max_tokens`` is capped to."""
+    hold: Hold | None = None
+    """None where nothing is held: no budget is above it, or it was only a question."""
+
 
 class Budgets:
     """All budgets and all holds. One per core; not thread-safe, for nothing in it waits."""
@@ -99,8 +114,8 @@ class Budgets:
         self.excess = Excess()
         self._accounts: dict[tuple[str, str], tuple[Account, ...]] = {}
         self._tasks = TaskAccounts(task_budgets or {}, max_tasks_per_tenant=max_tasks_per_tenant)
-        self._holds: dict[str, _Hold] = {}
-        self._unposted: dict[str, _Hold] = {}
+        self._holds: dict[str, Hold] = {}
+        self._unposted: dict[str, Hold] = {}
         """By attempt: charged, and its energy neither measured nor given up."""
         self._set(budgets or {})
 
@@ -116,7 +131,7 @@ class Budgets:
     def check(self, request: Request, *, prompt_tokens: int, bound: Bound) -> Granted | Rejection:
         """What ``hold`` would answer now; nothing is held."""
         answer = self._examine(request, prompt_tokens, bound)
-        return Granted(answer.output_tokens) if isinstance(answer, _Hold) else answer
+        return Granted(answer.output_tokens) if isinstance(answer, Hold) else answer
 
     def hold(self, request: Request, *, prompt_tokens: int, bound: Bound) -> Granted | Rejection:
         """Takes the worst case from every budget above the request, or nothing from any.
@@ -125,15 +140,15 @@ class Budgets:
         for). A refusal names the budget that stays in the way longest.
         """
         answer = self._examine(request, prompt_tokens, bound)
-        if not isinstance(answer, _Hold):
+        if not isinstance(answer, Hold):
             return answer
         assert request.request_id not in self._holds, f"{request.request_id} holds already"
         self._holds[request.request_id] = answer
         for account, slot in answer.places:
             account.add(slot, held=account.read(answer.held))
-        if tasks := tuple(account for account, _ in answer.places if account.level.kind == "task"):
+        if request.task and (tasks := tuple(each for each, _ in answer.places if each.level.kind == "task")):
             self._tasks.keep(request.tenant, request.task, tasks)
-        return Granted(answer.output_tokens)
+        return Granted(answer.output_tokens, answer)
 
     def trim(self, request_id: str, prompt_tokens: int) -> None:
         """An engine counted the prompt: what the bound held beyond it comes back.
@@ -223,26 +238,6 @@ class Budgets:
             totals[account.measure] += account.held
         return totals
 
-    def held_by(self, request_id: str) -> list[dict[str, str | int]]:
-        """What the request held at its admission and used so far, by budget; empty where it is not known (any more).
-
-        Plain values: whoever wants to tell them after its end keeps them.
-        """
-        hold = self._holds.get(request_id)
-        if hold is None:
-            return []
-        return [
-            {
-                "level": str(account.level),
-                "measure": account.measure.value,
-                "window": "" if account.budget.window is None else str(account.budget.window),
-                "limit": account.limit,
-                "held": account.read(hold.first),
-                "settled": account.read(hold.used),
-            }
-            for account, _ in hold.places
-        ]
-
     @property
     def num_holds(self) -> int:
         """Requests that hold something, or wait for a measurement of their energy."""
@@ -270,7 +265,7 @@ class Budgets:
         accounts += get(("key", request.key_id), ())
         return accounts + self._tasks.of(request.tenant, request.task, at_us) if request.task else accounts
 
-    def _examine(self, request: Request, prompt_tokens: int, bound: Bound) -> _Hold | Granted | Rejection:
+    def _examine(self, request: Request, prompt_tokens: int, bound: Bound) -> Hold | Granted | Rejection:
         """The hold as it would be, not yet taken; Granted where no budget is above the request."""
         at_us = _at_us(request.arrival_unix_s)
         accounts = () if request.is_counting else self._above(request, at_us)
@@ -278,26 +273,24 @@ class Budgets:
             return Granted(request.max_output_tokens)
         for account in accounts:
             account.advance(at_us)
-        if not self._tasks.has_room(request.tenant, request.task, at_us):
+        if request.task and not self._tasks.has_room(request.tenant, request.task, at_us):
             return too_many_tasks(f"{request.tenant}/{request.task}", self._tasks.most)
-        granted = most_covered(accounts, request, prompt_tokens, bound)
-        if granted is None:
+        covered = most_covered(accounts, request, prompt_tokens, bound)
+        if covered is None:
             shorts = [short(account, request, prompt_tokens, bound) for account in accounts]
             return refusal([each for each in shorts if each is not None], at_us)
-        energy = bound if any(account.measure in ENERGY for account in accounts) else None
-        first = needed(request, prompt_tokens, granted, energy)
-        return _Hold(
+        return Hold(
             request=request,
-            bound=energy,
-            places=tuple((account, account.slot) for account in accounts),
+            bound=covered.bound,
+            places=tuple([(account, account.slot) for account in accounts]),
             prompt_tokens=prompt_tokens,
-            output_tokens=granted,
-            first=first,
-            held=first.copy(),
+            output_tokens=covered.output_tokens,
+            first=covered.needs,
+            held=covered.needs.copy(),
             used=[0] * NUM_PARTS,
         )
 
-    def _use(self, hold: _Hold, amounts: Vector) -> Vector:
+    def _use(self, hold: Hold, amounts: Vector) -> Vector:
         """Turns so much of the hold into use, as far as it goes; returns what it was short of."""
         taken = [min(amount, held) for amount, held in zip(amounts, hold.held, strict=True)]
         excess = [amount - took for amount, took in zip(amounts, taken, strict=True)]
@@ -307,7 +300,7 @@ class Budgets:
         self._move(hold, taken, taken)
         return excess
 
-    def _move(self, hold: _Hold, release: Vector, use: Vector | None = None) -> None:
+    def _move(self, hold: Hold, release: Vector, use: Vector | None = None) -> None:
         """The only change of a hold: gives back, and uses, in every account of it."""
         for account, slot in hold.places:
             held, used = account.read(release), 0 if use is None else account.read(use)
@@ -318,13 +311,13 @@ class Budgets:
             if use is not None:
                 hold.used[part] += use[part]
 
-    def _measured(self, hold: _Hold) -> None:
+    def _measured(self, hold: Hold) -> None:
         """One attempt less whose energy is awaited."""
         hold.num_unposted -= 1
         if hold.is_over and not hold.num_unposted:
             self._close(hold)
 
-    def _close(self, hold: _Hold) -> None:
+    def _close(self, hold: Hold) -> None:
         """Nothing can come any more: what is left is free, and the hold is forgotten."""
         self._move(hold, hold.held.copy())
         del self._holds[hold.request.request_id]

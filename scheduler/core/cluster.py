@@ -15,6 +15,7 @@ there has changed.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -23,16 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.request import Band
-from scheduler.core.slack import NO_SUMMARY, STEP_PROMPT_TOKENS, UNDERWAY, Pace, Promise, Promises
+from scheduler.core.slack import NO_SUMMARY, UNDERWAY, Pace, Promise, Promises
 from scheduler.core.table import (
     CURVE_ROWS,
-    FIXED_ROWS,
     NUM_ROWS,
     OWNED_ROWS,
     SLACK_ROWS,
-    WRITTEN_ROWS,
+    STEP_PROMPT_TOKENS,
+    Floats,
+    Ints,
     Row,
-    written,
+    write,
 )
 from workers.types import StepCurves, WorkerState, WorkerStatus
 
@@ -132,14 +134,19 @@ class Worker:
     claims: dict[str, Claim] = field(default_factory=dict)
     """By attempt."""
     promises: Promises = field(default_factory=Promises)
-    owned: list[int] = field(default_factory=lambda: [0] * (OWNED_ROWS.stop - OWNED_ROWS.start))
+    owned: array[int] = field(default_factory=lambda: array("q", [0] * (OWNED_ROWS.stop - OWNED_ROWS.start)))
     """Sums over the claims, in the order of the table's rows; written there when somebody reads it."""
+    owned_view: Ints = field(init=False)
+    """The same memory, as loops read it."""
     last_foreign: tuple[int, int] = (0, 0)
     idle_since_s: float | None = None
     """Since when it reports that nothing runs or waits there."""
 
+    def __post_init__(self) -> None:
+        self.owned_view = np.frombuffer(self.owned, dtype=np.int64)
 
-def _add_ahead(owned: list[int], rank: int, tokens: int) -> None:
+
+def _add_ahead(owned: array[int], rank: int, tokens: int) -> None:
     """Prompt tokens also count before every band that they are computed before."""
     if rank <= Band.DEFAULT:
         owned[_SECOND] += tokens
@@ -151,7 +158,7 @@ class Cluster:
     """All workers that are known. Columns are reused; no choice may depend on which column a worker has."""
 
     def __init__(self) -> None:
-        self._table: NDArray[np.float64] = np.zeros((NUM_ROWS, 16), dtype=np.float64)
+        self._table: Floats = np.zeros((NUM_ROWS, 16), dtype=np.float64)
         self.workers: dict[str, Worker] = {}
         self._by_column: dict[int, Worker] = {}
         self._free: list[int] = list(range(15, -1, -1))
@@ -318,12 +325,12 @@ class Cluster:
         worker.promises.drop(attempt_id)
 
     @property
-    def table(self) -> NDArray[np.float64]:
+    def table(self) -> Floats:
         """One column a worker, one row a quantity. The slack in it is as of the last ``refresh``."""
         if self._unwritten:
             table = self._table
             for column, worker in self._unwritten.items():
-                table[WRITTEN_ROWS, column] = written(worker.owned, table[FIXED_ROWS, column].tolist())
+                write(table, column, worker.owned_view)
             self._unwritten.clear()
         return self._table
 
@@ -335,7 +342,7 @@ class Cluster:
         if self._unsummarised:
             table = self.table
             for column, worker in self._unsummarised.items():
-                table[SLACK_ROWS, column] = worker.promises.summary(self.pace(column), now_s)
+                worker.promises.summarise(table, column, now_s)
             self._unsummarised.clear()
 
     def pace(self, column: int, backlog_row: int = Row.PREFILL) -> Pace:

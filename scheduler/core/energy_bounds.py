@@ -67,6 +67,9 @@ class RatioQuantile:
         return LEAST_RATIO * BUCKET_RATIO ** (NUM_BUCKETS - 1)
 
 
+NOTHING_MEASURED = RatioQuantile(), RatioQuantile()
+
+
 class _Alone(NamedTuple):
     """Per prompt token, per step, per sequence and step, per token of context and step: (mJ, GPU-µs) each."""
 
@@ -77,14 +80,12 @@ class _Alone(NamedTuple):
 
     def of(self, *, prompt_tokens: int, output_tokens: int, num_sequences: int) -> tuple[float, float]:
         """Alone on the worker; ``output_tokens`` of each sequence."""
-        context_tokens = num_sequences * (prompt_tokens + output_tokens / 2)
-        energy_mj, gpu_us = (
-            prompt_tokens * self.prefill[kind]
-            + max(output_tokens, 1)
-            * (self.step[kind] + num_sequences * self.decode[kind] + context_tokens * self.context[kind])
-            for kind in (0, 1)
+        context_tokens, steps = num_sequences * (prompt_tokens + output_tokens / 2), max(output_tokens, 1)
+        prefill, step, decode, context = self
+        return (
+            prompt_tokens * prefill[0] + steps * (step[0] + num_sequences * decode[0] + context_tokens * context[0]),
+            prompt_tokens * prefill[1] + steps * (step[1] + num_sequences * decode[1] + context_tokens * context[1]),
         )
-        return energy_mj, gpu_us
 
 
 def _alone_on(view: WorkerView) -> _Alone | None:
@@ -103,7 +104,7 @@ class EnergyBounds:
 
     def __init__(self, *, carbon_ug_per_mj: Mapping[str, float] | None = None) -> None:
         """``carbon_ug_per_mj`` by zone; a zone that is not named has 0. (1 gCO₂e/kWh = 1/3600 µg/mJ.)"""
-        self._carbon_ug_per_mj = dict(carbon_ug_per_mj or {})
+        self.reload(carbon_ug_per_mj or {})
         self._views: dict[str, WorkerView] = {}
         self._worst: dict[str, _Alone | None] = {}
         self._ratios: dict[str, tuple[RatioQuantile, RatioQuantile]] = {}
@@ -111,6 +112,7 @@ class EnergyBounds:
     def reload(self, carbon_ug_per_mj: Mapping[str, float]) -> None:
         """Other carbon intensities from now on."""
         self._carbon_ug_per_mj = dict(carbon_ug_per_mj)
+        self._most_ug_per_mj = max(self._carbon_ug_per_mj.values(), default=0.0)
 
     def hear(self, view: WorkerView) -> None:
         """A worker's curves, whenever it reports them."""
@@ -130,13 +132,11 @@ class EnergyBounds:
         if worst is None:
             return EnergyBound()
         alone = worst.of(prompt_tokens=prompt_tokens, output_tokens=output_tokens, num_sequences=request.num_sequences)
-        ratios = self._ratios.get(request.model)
-        energy_mj, gpu_us = (
-            math.ceil(cost * (1.0 if ratios is None else ratio.ratio))
-            for cost, ratio in zip(alone, ratios or (RatioQuantile(), RatioQuantile()), strict=True)
+        energy_ratio, gpu_ratio = self._ratios.get(request.model, NOTHING_MEASURED)
+        energy_mj = math.ceil(alone[0] * energy_ratio.ratio)
+        return EnergyBound(
+            energy_mj, math.ceil(alone[1] * gpu_ratio.ratio), math.ceil(energy_mj * self._most_ug_per_mj)
         )
-        most_ug_per_mj = max(self._carbon_ug_per_mj.values(), default=0.0)
-        return EnergyBound(energy_mj, gpu_us, math.ceil(energy_mj * most_ug_per_mj))
 
     def observe(self, request: Request, *, prompt_tokens: int, output_tokens: int, energy_mj: int, gpu_us: int) -> None:
         """What an attempt really took; ``output_tokens`` of all its sequences."""

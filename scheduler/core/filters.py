@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.cluster import Cluster
+from scheduler.core.compiled import CODES, FLOAT, FLOATS, INT, TABLE, compiled
 from scheduler.core.data_policy import DataPolicy
 from scheduler.core.request import Request
-from scheduler.core.score import FIRST, PILE, Floats, Work
-from scheduler.core.table import LEFT_ROWS, ROOM_ROWS, Row
+from scheduler.core.score import MISSES_ITS_OWN, MISSES_OTHERS
+from scheduler.core.table import LEFT_ROWS, ROOM_ROWS, Floats, Row
 
 Codes = NDArray[np.uint8]
 
@@ -57,11 +58,11 @@ class Filter(IntEnum):
 ANY_LEFT = 1e-9
 """Of attempts and prompts a worker takes another one as long as any is left of its share, however little."""
 
-ROOMS = np.array([[Filter.BACKLOG]] * 3 + [[Filter.KV_ROOM], [Filter.SEQUENCES], [Filter.ATTEMPTS]], dtype=np.uint8)
-"""In the order of the table's rows of what is left."""
-
-PROMISES = np.array([[Filter.SLO], [Filter.SLO], [Filter.SLOWS_OTHERS], [Filter.SLOWS_OTHERS]], dtype=np.uint8)
-"""In the order of a forecast's excesses."""
+PASSED, SLOWS_OTHERS, SLO, BACKLOG = (
+    int(each) for each in (Filter.PASSED, Filter.SLOWS_OTHERS, Filter.SLO, Filter.BACKLOG)
+)
+KV_ROOM, SEQUENCES, ATTEMPTS = (int(each) for each in (Filter.KV_ROOM, Filter.SEQUENCES, Filter.ATTEMPTS))
+"""As the loops below know them."""
 
 
 def filtered(
@@ -111,48 +112,70 @@ def _avoid(cluster: Cluster, codes: Codes, avoid: frozenset[int]) -> None:
 
 
 def room_left(cells: Floats, room_ratio: float) -> Floats:
-    """What a band that may take this share of the room has left of it; ``cells`` of one worker or of all."""
+    """What a band that may take this share of a worker's room has left of it, as ``without_room`` counts it."""
     left = cells[LEFT_ROWS]
     return left if room_ratio == 1.0 else left - (1.0 - room_ratio) * cells[ROOM_ROWS]
 
 
+@compiled(INT, TABLE, CODES, INT, FLOAT, FLOAT, FLOATS, FLOAT)
 def without_room(
-    table: Floats, codes: Codes, request: Request, work: Work, cached_tokens: Floats | None, room_ratio: float
-) -> None:
-    """Marks who has no credit left for it. Lower bands get a share of the room (``room_ratio``).
+    table: Floats,
+    codes: Codes,
+    band: int,
+    kv_tokens: float,
+    num_sequences: float,
+    cached_tokens: Floats,
+    room_ratio: float,
+) -> int:
+    """Marks who has no credit left for it, and counts who passes. Lower bands get a share of the room.
 
-    An idle worker has room for anything: a bound may overstate what could never run otherwise.
+    An idle worker has room for anything: a bound may overstate what could never run otherwise. A prefix that is there
+    is waited for as long as it saves (``cached_tokens``; empty where nobody has any).
     """
-    left = room_left(table, room_ratio)
-    if cached_tokens is not None and room_ratio == 1.0:
-        left = left.copy()
-    if cached_tokens is not None:  # a prefix that is there is waited for as long as it saves
-        left[request.band] += cached_tokens
-    needs = [-np.inf, -np.inf, -np.inf, work.kv_tokens, work.num_sequences, ANY_LEFT]
-    needs[request.band] = ANY_LEFT
-    _mark_first(codes, left < np.array(needs)[:, None], ROOMS)
+    kept_ratio, num_passed = 1.0 - room_ratio, 0
+    for column in range(len(codes)):
+        if codes[column] != PASSED:
+            continue
+        backlog = table[Row.FIRST_BACKLOG_LEFT + band, column]
+        backlog -= kept_ratio * table[Row.FIRST_BACKLOG_ROOM + band, column]
+        if len(cached_tokens):
+            backlog += cached_tokens[column]
+        if table[Row.ATTEMPTS_LEFT, column] - kept_ratio * table[Row.ATTEMPTS_SHARE, column] < ANY_LEFT:
+            codes[column] = ATTEMPTS
+        elif table[Row.SEQUENCES_LEFT, column] - kept_ratio * table[Row.SEQUENCES_SHARE, column] < num_sequences:
+            codes[column] = SEQUENCES
+        elif table[Row.KV_LEFT, column] - kept_ratio * table[Row.KV_SHARE, column] < kv_tokens:
+            codes[column] = KV_ROOM
+        elif backlog < ANY_LEFT:
+            codes[column] = BACKLOG
+        else:
+            num_passed += 1
+    return num_passed
 
 
-def without_slo(codes: Codes, missed: NDArray[np.bool_] | None) -> Codes:
-    """The codes with the objectives asked too; the codes as they are where nobody would keep them.
+@compiled(INT, CODES, CODES)
+def without_slo(codes: Codes, missed: Codes) -> int:
+    """Marks who would not keep the objectives, unless that were everybody, and counts who passes.
 
-    First those who keep the newcomer's and everybody's promise; where there are none, those who break nobody else's.
-    Where there are none either the request goes where breaking promises costs least: it must not wait for ever.
+    ``missed`` are the bits of ``scheduler.core.score``. First those are out who miss the newcomer's or anybody's
+    promise; where nobody is left, those who break somebody else's. Where nobody is left either, the request goes where
+    breaking promises costs least: it must not wait for ever.
     """
-    if missed is None:
-        return codes
-    for first_asked in (FIRST, PILE):
-        asked = codes.copy()
-        _mark_first(asked, missed[first_asked:], PROMISES[first_asked:])
-        if np.count_nonzero(asked) < len(asked):
-            return asked
-    return codes
-
-
-def _mark_first(codes: Codes, are_out: NDArray[np.bool_], why: Codes) -> None:
-    """Of several filters, one a row."""
-    if np.count_nonzero(are_out):
-        np.maximum(codes, (are_out.view(np.uint8) * why).max(axis=0), out=codes)
+    num_passed = num_spotless = num_considerate = 0
+    for column in range(len(codes)):
+        if codes[column] == PASSED:
+            num_passed += 1
+            num_spotless += missed[column] == 0
+            num_considerate += missed[column] & MISSES_OTHERS == 0
+    if num_spotless == num_passed or not num_considerate:
+        return num_passed
+    for column in range(len(codes)):
+        if codes[column] == PASSED:
+            if num_spotless and missed[column] & MISSES_ITS_OWN:
+                codes[column] = SLO
+            elif missed[column] & MISSES_OTHERS:
+                codes[column] = SLOWS_OTHERS
+    return num_spotless or num_considerate
 
 
 def _mark(codes: Codes, is_out: NDArray[np.bool_], why: Filter) -> None:

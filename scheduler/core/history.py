@@ -51,7 +51,7 @@ Decisions = Callable[[str], dict[str, Any] | None]
 """The decision of an attempt, or the last one of a request that waits, by id."""
 
 
-def story_of(entry: Entry, *, budgets: list[dict[str, Any]], decision: Decisions) -> dict[str, Any]:
+def story_of(entry: Entry, *, decision: Decisions) -> dict[str, Any]:
     """The life of a request as plain values, ready for JSON."""
     since_s = entry.request.arrival_s
     return {
@@ -72,7 +72,7 @@ def story_of(entry: Entry, *, budgets: list[dict[str, Any]], decision: Decisions
             {**_try_of(attempt, since_s), "decision": decision(attempt.attempt_id)} for attempt in entry.tries
         ],
         "decision": decision(entry.request.request_id),
-        "budgets": budgets,
+        "budgets": [] if entry.hold is None else entry.hold.told(),
     }
 
 

@@ -9,7 +9,6 @@ that is paid charges tokens and money; what is booked of its energy settles joul
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from scheduler.core.actions import Payer, Rejection
 from scheduler.core.attempts import Attempt, Entry
@@ -78,9 +77,7 @@ class Holds:
 
     def end(self, entry: Entry) -> None:
         """The request is over: what it did not use of tokens, money and concurrency is free."""
-        request_id = entry.request.request_id
-        entry.budgets = self.budgets.held_by(request_id)
-        self.budgets.end(request_id)
+        self.budgets.end(entry.request.request_id)
 
     def book_energy(self, attempt_id: str, *, energy_mj: int, gpu_us: int) -> None:
         """What a settled attempt took is booked; later words on it are ignored."""
@@ -100,17 +97,7 @@ class Holds:
             )
         if settle.payer is Payer.REQUEST:
             took = EnergyBound(energy_mj, gpu_us, self._energy.carbon_ug(attempt.zone, energy_mj))
-            excess = self.budgets.post(attempt_id, took)
-            for budget in entry.budgets:
-                if budget["measure"] in EnergyBound._fields:
-                    part = EnergyBound._fields.index(budget["measure"])
-                    budget["settled"] += took[part] - excess[part]
-
-    # -- what is asked
-
-    def of(self, entry: Entry) -> list[dict[str, Any]]:
-        """Every budget above a request, and what it held at its admission and used so far of each."""
-        return entry.budgets if entry.end is not None else self.budgets.held_by(entry.request.request_id)
+            self.budgets.post(attempt_id, took)
 
     @property
     def num_unbooked(self) -> int:
@@ -121,5 +108,5 @@ class Holds:
 def _grant(entry: Entry, answer: Granted | Rejection) -> Rejection | None:
     if isinstance(answer, Rejection):
         return answer
-    entry.granted_tokens = answer.output_tokens
+    entry.granted_tokens, entry.hold = answer.output_tokens, answer.hold
     return None

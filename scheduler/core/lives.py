@@ -52,7 +52,7 @@ class Lives:
     def story(self, request_id: str, decision: Decisions) -> dict[str, Any] | None:
         """The life of a request as plain values; None where it was never seen, or too long ago."""
         entry = self.open.get(request_id) or self._history.get(request_id)
-        return None if entry is None else story_of(entry, budgets=self._holds.of(entry), decision=decision)
+        return None if entry is None else story_of(entry, decision=decision)
 
     def _leave(self, entry: Entry, outcome: str, cause: str, now_s: float) -> None:
         """What it held is free, and it is only remembered."""

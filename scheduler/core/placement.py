@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scheduler.core.cluster import Cluster
 from scheduler.core.data_policy import DataPolicy
@@ -21,19 +22,21 @@ from scheduler.core.request import Request
 from scheduler.core.score import (
     DEFAULT_PLACEMENT,
     SLOWS,
-    Floats,
+    TERMS,
+    Ask,
     Forecast,
     PlacementRules,
     Prices,
     Work,
     burden_on,
+    cached_tokens_of,
+    cheapest,
     forecast,
-    terms_of,
+    score,
+    slows_nano,
 )
-from scheduler.core.slack import HORIZON_TOKENS, STEP_PROMPT_TOKENS
-from scheduler.core.table import PREFILL_ROWS, Row
-
-PASSED = int(Filter.PASSED)
+from scheduler.core.slack import Burden
+from scheduler.core.table import HORIZON_TOKENS, NO_FLOATS, PREFILL_ROWS, STEP_PROMPT_TOKENS, Floats, Row
 
 NUM_EXACT = 4
 """The best few, for which the sum over running requests is made."""
@@ -61,30 +64,29 @@ def place(
     cluster.refresh(now_s)
     table = cluster.table
     codes = filtered(cluster, request, policy=policy, avoid=avoid, closed_to=closed_to)
-    hits = prefixes.hits(request, len(codes))
-    due_in_s = request.arrival_s - now_s + target_s(cluster, request, work)
-    seen = forecast(table, request, work, hits, due_in_s)
-    without_room(table, codes, request, work, seen.cached_tokens, room_ratio)
-    if np.count_nonzero(codes) == len(codes):
+    size = len(codes)
+    cached_tokens = cached_tokens_of(request, work, prefixes.hits(request, size))
+    if not without_room(table, codes, request.band, work.kv_tokens, work.num_sequences, cached_tokens, room_ratio):
         return _nowhere(cluster, codes, request)
-    codes = without_slo(codes, seen.missed)
-    terms = terms_of(table, _prices(cluster, prefixes, request, rules), request, work, seen, rules)
-    scores = terms.sum(axis=0)
-    scores[codes > PASSED] = np.inf
-    best = _best(cluster, scores, terms, request, work, seen, now_s)
-    cached_tokens = 0 if seen.cached_tokens is None else int(seen.cached_tokens[best])
-    first_s = float(seen.first_s[best])
+    due_in_s = request.arrival_s - now_s + target_s(cluster, request, work)
+    ask = Ask.of(request, work, due_in_s=due_in_s, rules=rules)
+    terms = np.zeros((len(TERMS), size), dtype=np.float32)
+    scores, missed = np.empty(size), np.empty(size, dtype=np.uint8)
+    score(table, codes, ask, cached_tokens, *_prices(cluster, prefixes, request, rules), terms, scores, missed)
+    num_scored = without_slo(codes, missed)
+    best, seen = _best(cluster, codes, scores, terms, ask, cached_tokens, now_s)
+    num_cached = int(cached_tokens[best]) if len(cached_tokens) else 0
     reason = (
-        f"least of {len(codes) - np.count_nonzero(codes)} scores: first token in {first_s:.3f} s, "
-        f"{cached_tokens} of {work.prompt_tokens} prompt tokens cached"
+        f"least of {num_scored} scores: first token in {seen.first_s:.3f} s, "
+        f"{num_cached} of {work.prompt_tokens} prompt tokens cached"
     )
     return Decision(
         worker=cluster.worker_at(best),
         reason=reason,
-        cached_tokens=cached_tokens,
-        first_s=first_s,
+        cached_tokens=num_cached,
+        first_s=seen.first_s,
         due_s=now_s + due_in_s,
-        evidence=Evidence(cluster.ids(), codes, terms.astype(np.float32)),
+        evidence=Evidence(cluster.ids(), codes, terms),
     )
 
 
@@ -98,44 +100,46 @@ def target_s(cluster: Cluster, request: Request, work: Work) -> float:
 
 
 def _best(
-    cluster: Cluster, scores: Floats, terms: Floats, request: Request, work: Work, seen: Forecast, now_s: float
-) -> int:
-    """The column of the least exact score. The exact sums are written into ``terms``."""
-    table = cluster.table
-    order, backlog_row = table[Row.ORDER], PREFILL_ROWS[request.band]
-    best, best_rank = -1, (np.inf, np.inf)
+    cluster: Cluster,
+    codes: Codes,
+    scores: Floats,
+    terms: NDArray[np.float32],
+    ask: Ask,
+    cached_tokens: Floats,
+    now_s: float,
+) -> tuple[int, Forecast]:
+    """The column of the least exact score, and its forecast. The exact sums are written into ``terms``."""
+    table, backlog_row = cluster.table, PREFILL_ROWS[int(ask.band)]
+    best: tuple[float, float, int, Forecast] | None = None
     for _ in range(NUM_EXACT):
-        column = int(scores.argmin())
-        score = float(scores[column])
-        if score == np.inf or score > best_rank[0]:
+        column = cheapest(codes, scores, table)
+        if column < 0 or (best is not None and scores[column] > best[0]):
             break  # by their summaries nobody further on is better
-        tied = (scores == score).nonzero()[0]
-        if len(tied) > 1:
-            column = int(tied[order[tied].argmin()])
-        bound = float(terms[SLOWS, column])
-        terms[SLOWS, column] = exact = slows_nano(cluster, column, work, seen, backlog_row, now_s)
-        rank = (score - bound + exact, float(order[column]))
-        if rank < best_rank:
-            best, best_rank = column, rank
+        seen = forecast(table, column, ask, cached_tokens)
+        exact = _slows_nano(cluster, column, burden_on(column, ask, seen, cached_tokens), backlog_row, now_s)
+        by_summary = slows_nano(table, column, seen.slowdown_s)
+        found = (scores.item(column) - by_summary + exact, table.item(Row.ORDER, column), column, seen)
+        terms[SLOWS, column] = exact
+        best = found if best is None else min(best, found)
         scores[column] = np.inf
-    return best
+    assert best is not None, "every score is infinite"
+    return best[2], best[3]
 
 
-def slows_nano(cluster: Cluster, column: int, work: Work, seen: Forecast, backlog_row: int, now_s: float) -> float:
+def _slows_nano(cluster: Cluster, column: int, burden: Burden, backlog_row: int, now_s: float) -> float:
     """The exact sum of one worker."""
-    cells = cluster.table[:, column]
-    burden = burden_on(column, work, seen)
-    most_s = float(seen.uncached_s[column]) + min(burden.steps, HORIZON_TOKENS) * burden.step_s
-    if cells[Row.SLACK_S] >= most_s and not cells[Row.PREFILL] and not cells[Row.LATE_VALUE]:
+    item, pace = cluster.table.item, cluster.pace(column, backlog_row)
+    most_s = burden.prefill_tokens * pace.prefill_s + min(burden.steps, HORIZON_TOKENS) * burden.step_s
+    if item(Row.SLACK_S, column) >= most_s and not item(Row.PREFILL, column) and not item(Row.LATE_VALUE, column):
         return 0.0  # the summary is of everybody there, and nobody can be delayed by more than the least slack
-    return cluster.worker_at(column).promises.lateness_nano(cluster.pace(column, backlog_row), burden, now_s)
+    return cluster.worker_at(column).promises.lateness_nano(pace, burden, now_s)
 
 
 def _prices(cluster: Cluster, prefixes: Prefixes, request: Request, rules: PlacementRules) -> Prices:
-    evicted_ratio = prefixes.evicted_ratio(cluster.serving(request.model)) if request.prefix_blocks else None
+    evicted_ratio = prefixes.evicted_ratio(cluster.serving(request.model)) if request.prefix_blocks else NO_FLOATS
     by_zone = rules.gpu_nano_per_s
     if not by_zone:
-        return Prices(evicted_ratio=evicted_ratio)
+        return Prices(NO_FLOATS, evicted_ratio)
     key = tuple([by_zone.get(zone, 0.0) for zone in cluster.zones])
     nano_per_s = cluster.memo.get(key)
     if nano_per_s is None:

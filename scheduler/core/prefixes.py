@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from scheduler.core.cluster import Worker
 from scheduler.core.request import Request
+from scheduler.core.table import NO_FLOATS, Floats
 
 MAX_BLOCKS = 31_250
 """Blocks remembered of one worker, however large its KV room."""
@@ -108,20 +109,20 @@ class Prefixes:
             for block in memory.blocks:
                 self._take_off(block, 1 << worker.column)
 
-    def evicted_ratio(self, serves: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+    def evicted_ratio(self, serves: NDArray[np.bool_]) -> Floats:
         """For each column how recently the blocks that a new prompt drives out were used.
 
-        0: not for as long as on any other worker that serves its model, or there is room; 1: just now. None where
+        0: not for as long as on any other worker that serves its model, or there is room; 1: just now. Empty where
         everybody has room.
         """
         if not self._num_full:
-            return None
+            return NO_FLOATS
         if len(self._oldest) < len(serves):
             self._oldest = np.concatenate((self._oldest, np.zeros(len(serves) - len(self._oldest))))
         oldest = self._oldest[: len(serves)]
         least = float(oldest.min(where=serves, initial=np.inf))
         if not least < self._num_uses:
-            return None
+            return NO_FLOATS
         ratios = oldest - least
         ratios *= 1.0 / (self._num_uses - least)
         return ratios

@@ -348,6 +348,10 @@ class Queue:
         """Where it waits, or others like it; None where nobody like it does."""
         return self._lines.get(request.model, {}).get(LineKey.of(request))
 
+    def has_model(self, model: str) -> bool:
+        """Whether anybody waits for it."""
+        return model in self._lines
+
     def lines_of(self, model: str) -> list[Line]:
         """Every line of a model in which somebody waits, in the order in which they were begun."""
         return list(self._lines.get(model, {}).values())

@@ -78,8 +78,8 @@ class Scheduler:
         entry = self._lives.begin(request, now_s)
         if (rejection := self._admission.refusal(request, now_s) or self.holds.hold(entry)) is not None:
             return [self._reject(request.request_id, rejection)]
-        is_first = not self._waiting.has_anybody_before(request)
-        dispatch = self._starter.start(entry, now_s) if is_first else None
+        turn = self._waiting.turn_of_newcomer(entry, now_s)
+        dispatch = None if turn is None else self._starter.start(turn, now_s)
         actions: list[Action] = []
         if dispatch is None:
             actions += [self._reject(*shed) for shed in self._admission.shed_for(request, now_s)]
@@ -90,9 +90,9 @@ class Scheduler:
         if dispatch is not None:
             return [dispatch]
         self._wait(entry, "queued", now_s)
-        if is_first:
+        if turn is not None:
             self._waiting.did_not_fit(request)
-        aborts = self._starter.preempt(entry, now_s) if is_first else []
+        aborts = [] if turn is None else self._starter.preempt(entry, now_s)
         actions += [*aborts, *self._place_waiting(now_s)]
         self._wait_again(aborts, now_s)
         return actions
@@ -319,7 +319,7 @@ class Scheduler:
             entry, request = turn.entry, turn.entry.request
             if is_late(request, now_s):
                 actions.append(self._reject(request.request_id, self._admission.expired(request, now_s)))
-            elif (dispatch := self._starter.start(entry, now_s, turn)) is not None:
+            elif (dispatch := self._starter.start(turn, now_s)) is not None:
                 self._waiting.remove(request.request_id)
                 actions.append(dispatch)
             else:

@@ -35,14 +35,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.core import compiled as types
+from scheduler.core.compiled import compiled
 from scheduler.core.request import Request
-from scheduler.core.slack import HORIZON_TOKENS, Burden
-from scheduler.core.table import Row
-
-Floats = NDArray[np.float64]
+from scheduler.core.slack import Burden
+from scheduler.core.table import HORIZON_TOKENS, NO_FLOATS, Floats, Row
 
 TERMS = ("late", "slows", "wait", "prefill", "prefix", "evicts", "decode", "gpu")
-SLOWS = TERMS.index("slows")
+LATE, SLOWS, WAIT, PREFILL, PREFIX, EVICTS, DECODE, GPU = range(len(TERMS))
+
+MISSES_ITS_OWN, MISSES_OTHERS = 1, 2
+"""Bits of what a placement would miss: the newcomer's targets; a promise to somebody who runs there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,130 +86,175 @@ class Work:
         return self.prompt_tokens + self.output_tokens * self.num_sequences
 
 
+class Ask(NamedTuple):
+    """A newcomer as the loops below know it: its work, its objective, and what operators weigh."""
+
+    band: float
+    prompt_tokens: float
+    output_tokens: float
+    num_sequences: float
+    due_in_s: float
+    """From now until its first token is due."""
+    tpot_s: float
+    value_nano_per_s: float
+    delay_nano_per_s: float
+    """A second within its target."""
+    pace_ratio: float
+    reuse_ratio: float
+
+    @staticmethod
+    def of(request: Request, work: Work, *, due_in_s: float, rules: PlacementRules) -> Ask:
+        slo = request.slo
+        return Ask(
+            float(request.band),
+            float(work.prompt_tokens),
+            float(work.output_tokens),
+            float(work.num_sequences),
+            due_in_s,
+            slo.tpot_s,
+            slo.value_nano_per_s,
+            rules.delay_ratio * slo.value_nano_per_s,
+            rules.pace_ratio,
+            rules.reuse_ratio,
+        )
+
+
 class Forecast(NamedTuple):
-    """Over all columns of the table, whether the newcomer may go there or not."""
+    """The prediction of the module's head, on one worker."""
 
-    cached_tokens: Floats | None
-    """None where nobody has anything of its prompt."""
-    uncached_s: Floats
+    uncached_s: float
     """What is not cached of its prompt, by the prefill curve."""
-    first_s: Floats
+    first_s: float
     """From now to its first token."""
-    added_s: Floats
-    pace_s: Floats
+    added_s: float
+    pace_s: float
     """A step in which it decodes."""
-    slowdown_s: Floats
+    slowdown_s: float
     """What it adds to the time of whoever has the least slack; the formula is that of ``slack``."""
-    excess_s: Floats
-    """Rows of EXCESSES: by how much each promise is missed; what is not above 0 is kept."""
-    missed: NDArray[np.bool_] | None
-    """Where it is above 0; None where every promise is kept."""
-
-
-EXCESSES = ("first", "pace", "pile", "slack")
-FIRST, PACE, PILE, SLACK = range(len(EXCESSES))
 
 
 class Prices(NamedTuple):
-    """What differs between workers besides their load; None where it is the same everywhere."""
+    """What differs between workers besides their load; empty where it is the same everywhere."""
 
-    nano_per_s: Floats | None = None
+    nano_per_s: Floats = NO_FLOATS
     """Of a second of all GPUs of the worker."""
-    evicted_ratio: Floats | None = None
+    evicted_ratio: Floats = NO_FLOATS
     """How recently the blocks that would go were used: 0 = they are the oldest, or there is room; 1 = just now."""
 
 
-NO_PRICES = Prices()
+def cached_tokens_of(request: Request, work: Work, hits: Floats | None) -> Floats:
+    """Prompt tokens that each worker probably has; empty where none has any.
 
-
-def cached_tokens_of(request: Request, work: Work, hits: Floats) -> Floats:
-    """Prompt tokens that each worker probably has. The last one is always computed: it yields the first output."""
+    The last one is always computed: it yields the first output.
+    """
+    if hits is None:
+        return NO_FLOATS
     known: Floats = hits * (work.prompt_tokens / len(request.prefix_blocks))
     np.minimum(known, max(work.prompt_tokens - 1, 0), out=known)
     return known
 
 
-def forecast(table: Floats, request: Request, work: Work, hits: Floats | None, due_in_s: float) -> Forecast:
-    """The prediction of the module's head. ``due_in_s``: from now until its first token is due."""
-    prompt, output, sequences, band = work.prompt_tokens, work.output_tokens, work.num_sequences, request.band
-    prefill_s, step_s = table[Row.T_PREFILL_S], table[Row.STEP_S]
-    uncached_s = prefill_s * float(prompt)
-    first_s = table[Row.TOKEN_S] * float(prompt)
-    first_s += table[Row.FIRST_BACKLOG_S + band]
-    first_s += step_s
-    cached_tokens: Floats | None = None
-    saved_s: Floats | float = 0.0
-    if hits is not None:
-        cached_tokens = cached_tokens_of(request, work, hits)
-        saved_s = cached_tokens * prefill_s
-        uncached_s -= saved_s
-        first_s -= cached_tokens * table[Row.TOKEN_S]
-    added_s = table[Row.T_CONTEXT_S] * (sequences * (prompt + output / 2))
-    added_s += table[Row.T_DECODE_S] if sequences == 1 else table[Row.T_DECODE_S] * float(sequences)
-    pace_s = step_s + added_s
-    near = table[Row.SLACK_NEAR] if output >= HORIZON_TOKENS else np.minimum(table[Row.SLACK_NEAR], float(output))
-    slowdown_s = near * added_s
-    slowdown_s += np.minimum(uncached_s, table[Row.SLACK_REACH_S])
-    excess_s = np.empty((len(EXCESSES), len(first_s)))
-    first, pace, pile, slack = excess_s
-    np.subtract(first_s, due_in_s, out=first)
-    np.subtract(pace_s, request.slo.tpot_s, out=pace)
-    # Whoever waits there for a first token has no slack yet: its next tokens come between the prompts behind it. It is
-    # taken to be promised the same pace. What a prefix saves there would be computed elsewhere, before others.
-    np.multiply(pace, HORIZON_TOKENS, out=pile)
-    pile += uncached_s
-    pile -= saved_s
-    pile += table[Row.PROMPTS_S]
-    np.subtract(slowdown_s, table[Row.SLACK_S], out=slack)
-    missed = excess_s > 0.0
-    return Forecast(
-        cached_tokens,
-        uncached_s,
-        first_s,
-        added_s,
-        pace_s,
-        slowdown_s,
-        excess_s,
-        missed if np.count_nonzero(missed) else None,
-    )
+@compiled(types.tuple_of(5), types.TABLE, types.INT, types.floats_of(Ask), types.FLOAT)
+def _forecast(table: Floats, column: int, ask: Ask, cached_tokens: float) -> tuple[float, float, float, float, float]:
+    """The fields of a Forecast."""
+    prefill_s, step_s, token_s = table[Row.T_PREFILL_S, column], table[Row.STEP_S, column], table[Row.TOKEN_S, column]
+    uncached_s = prefill_s * ask.prompt_tokens - cached_tokens * prefill_s
+    before_s = table[Row.FIRST_BACKLOG_S + int(ask.band), column]
+    first_s = token_s * ask.prompt_tokens + before_s + step_s - cached_tokens * token_s
+    added_s = table[Row.T_CONTEXT_S, column] * (ask.num_sequences * (ask.prompt_tokens + ask.output_tokens / 2))
+    added_s += table[Row.T_DECODE_S, column] * ask.num_sequences
+    near = min(table[Row.SLACK_NEAR, column], ask.output_tokens)
+    slowdown_s = near * added_s + min(uncached_s, table[Row.SLACK_REACH_S, column])
+    return uncached_s, first_s, added_s, step_s + added_s, slowdown_s
 
 
-def terms_of(
-    table: Floats, prices: Prices, request: Request, work: Work, seen: Forecast, rules: PlacementRules
-) -> Floats:
-    """Shape (terms, columns); their sum is the score. ``slows`` is the bound from each worker's summary."""
-    slo, num_gaps = request.slo, float(max(work.output_tokens - 1, 0))
-    value, small = slo.value_nano_per_s, rules.delay_ratio * slo.value_nano_per_s
-    terms = np.zeros((len(TERMS), table.shape[1]))
-    late, slows, wait, prefill, prefix, evicts, decode, gpu = terms
-    if seen.missed is not None:
-        lost_s = np.maximum(seen.excess_s, 0.0)
-        np.multiply(lost_s[PACE], num_gaps, out=late)
-        late += lost_s[FIRST]
-        late *= value
-        np.multiply(lost_s[SLACK], table[Row.SLACK_VALUE], out=slows)
-    if np.count_nonzero(table[Row.LATE_VALUE]):
-        slows += table[Row.LATE_VALUE] * seen.slowdown_s
-    np.subtract(seen.first_s, seen.uncached_s, out=wait)
-    wait *= small
-    np.multiply(table[Row.T_PREFILL_S], small * work.prompt_tokens, out=prefill)
-    if seen.cached_tokens is not None:
-        np.multiply(seen.uncached_s, small, out=prefix)
-        prefix -= prefill
-    if prices.evicted_ratio is not None:
-        np.multiply(seen.uncached_s, prices.evicted_ratio, out=evicts)
-        evicts *= small * rules.reuse_ratio
-    np.add(seen.pace_s, table[Row.DECODES_S], out=decode)
-    decode *= num_gaps * small * rules.pace_ratio
-    if prices.nano_per_s is not None:
-        np.add(seen.added_s, table[Row.START_S], out=gpu)
-        gpu *= float(work.output_tokens)
-        gpu += seen.uncached_s
-        gpu *= prices.nano_per_s
-    return terms
+@compiled(types.FLOAT, types.TABLE, types.INT, types.FLOAT)
+def slows_nano(table: Floats, column: int, slowdown_s: float) -> float:
+    """The term by the worker's summary: at least what the sum over everybody there would be."""
+    over_s = max(slowdown_s - table[Row.SLACK_S, column], 0.0)
+    by_summary: float = over_s * table[Row.SLACK_VALUE, column] + table[Row.LATE_VALUE, column] * slowdown_s
+    return by_summary
 
 
-def burden_on(column: int, work: Work, seen: Forecast) -> Burden:
+@compiled(
+    None,
+    types.TABLE,
+    types.CODES,
+    types.floats_of(Ask),
+    types.FLOATS,
+    types.FLOATS,
+    types.FLOATS,
+    types.TERMS,
+    types.FLOATS,
+    types.CODES,
+)
+def score(
+    table: Floats,
+    are_out: NDArray[np.uint8],
+    ask: Ask,
+    cached_tokens: Floats,
+    nano_per_s: Floats,
+    evicted_ratio: Floats,
+    terms: NDArray[np.float32],
+    scores: Floats,
+    missed: NDArray[np.uint8],
+) -> None:
+    """Fills in the terms of every worker that is not out, their sums, and what would be missed there.
+
+    ``slows`` is the bound from each worker's summary. Shapes: (terms, columns) and (columns,).
+    """
+    num_gaps, small = max(ask.output_tokens - 1.0, 0.0), ask.delay_nano_per_s
+    for column in range(len(scores)):
+        if are_out[column]:
+            continue
+        cached = cached_tokens[column] if len(cached_tokens) else 0.0
+        uncached_s, first_s, added_s, pace_s, slowdown_s = _forecast(table, column, ask, cached)
+        prefill_s = table[Row.T_PREFILL_S, column]
+        late_s, off_pace_s = first_s - ask.due_in_s, pace_s - ask.tpot_s
+        # Whoever waits there for a first token has no slack yet: its next tokens come between the prompts behind it.
+        # It is taken to be promised the same pace. What a prefix saves there would be computed elsewhere, before
+        # others.
+        saved_s = cached * prefill_s
+        pile_s = off_pace_s * HORIZON_TOKENS + uncached_s - saved_s + table[Row.PROMPTS_S, column]
+        missed[column] = MISSES_ITS_OWN * (late_s > 0.0 or off_pace_s > 0.0)
+        missed[column] |= MISSES_OTHERS * (pile_s > 0.0 or slowdown_s > table[Row.SLACK_S, column])
+
+        late = (max(off_pace_s, 0.0) * num_gaps + max(late_s, 0.0)) * ask.value_nano_per_s
+        slows = slows_nano(table, column, slowdown_s)
+        wait = (first_s - uncached_s) * small
+        prefill = prefill_s * (small * ask.prompt_tokens)
+        prefix = uncached_s * small - prefill if len(cached_tokens) else 0.0
+        evicts = uncached_s * evicted_ratio[column] * (small * ask.reuse_ratio) if len(evicted_ratio) else 0.0
+        decode = (pace_s + table[Row.DECODES_S, column]) * (num_gaps * small * ask.pace_ratio)
+        gpu = 0.0
+        if len(nano_per_s):
+            gpu_s = (added_s + table[Row.START_S, column]) * ask.output_tokens + uncached_s
+            gpu = gpu_s * nano_per_s[column]
+        terms[LATE, column], terms[SLOWS, column], terms[WAIT, column] = late, slows, wait
+        terms[PREFILL, column], terms[PREFIX, column], terms[EVICTS, column] = prefill, prefix, evicts
+        terms[DECODE, column], terms[GPU, column] = decode, gpu
+        scores[column] = late + slows + wait + prefill + prefix + evicts + decode + gpu
+
+
+@compiled(types.INT, types.CODES, types.FLOATS, types.TABLE)
+def cheapest(are_out: NDArray[np.uint8], scores: Floats, table: Floats) -> int:
+    """The column of the least finite score, of equals that of the lower worker id; -1 where there is none."""
+    best, least = -1, np.inf
+    for column in range(len(scores)):
+        if are_out[column] or scores[column] == np.inf:
+            continue
+        is_first = best >= 0 and table[Row.ORDER, column] < table[Row.ORDER, best]
+        if scores[column] < least or (scores[column] == least and is_first):
+            best, least = column, scores[column]
+    return best
+
+
+def forecast(table: Floats, column: int, ask: Ask, cached_tokens: Floats) -> Forecast:
+    """Of one worker."""
+    return Forecast(*_forecast(table, column, ask, float(cached_tokens[column]) if len(cached_tokens) else 0.0))
+
+
+def burden_on(column: int, ask: Ask, seen: Forecast, cached_tokens: Floats) -> Burden:
     """The newcomer as those who run on one worker feel it."""
-    cached_tokens = 0.0 if seen.cached_tokens is None else float(seen.cached_tokens[column])
-    return Burden(work.prompt_tokens - cached_tokens, work.output_tokens, float(seen.added_s[column]))
+    cached = float(cached_tokens[column]) if len(cached_tokens) else 0.0
+    return Burden(ask.prompt_tokens - cached, ask.output_tokens, seen.added_s)

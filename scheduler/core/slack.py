@@ -25,13 +25,9 @@ from array import array
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-STEP_PROMPT_TOKENS = 2048
-"""Prompt tokens that one step takes at most: the default budget of vLLM's scheduler."""
-
-HORIZON_TOKENS = 8.0
-"""Whatever length is expected, an answer may end soon: its promise must hold if it ended after so many tokens more."""
+from scheduler.core.compiled import FLOAT, FLOATS, INT, TABLE, compiled, tuple_of
+from scheduler.core.table import HORIZON_TOKENS, STEP_PROMPT_TOKENS, Floats, Row
 
 UNDERWAY = -1
 """Rank of a prompt whose computation has begun: nobody goes before it any more, whatever the band."""
@@ -91,6 +87,107 @@ class Summary(NamedTuple):
 NO_SUMMARY = Summary()
 
 
+@compiled(FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT)
+def _slack_s(
+    due_s: float,
+    left_tokens: float,
+    token_s: float,
+    near: float,
+    step_s: float,
+    prefill_s: float,
+    backlog_tokens: float,
+    now_s: float,
+) -> float:
+    """Of one request, at the token that is looked at."""
+    prompts_s = min(near * STEP_PROMPT_TOKENS, backlog_tokens) * prefill_s
+    return due_s - now_s - (left_tokens - near) * token_s - near * step_s - prompts_s
+
+
+@compiled(tuple_of(5), FLOATS, FLOATS, FLOATS, FLOATS, FLOAT, FLOAT, FLOAT, FLOAT)
+def _summary(
+    due_s: Floats,
+    left_tokens: Floats,
+    value_nano: Floats,
+    token_s: Floats,
+    step_s: float,
+    prefill_s: float,
+    backlog_tokens: float,
+    now_s: float,
+) -> tuple[float, float, float, float, float]:
+    """The fields of a summary, of whoever will still decode when the prompts that are there now are computed."""
+    least_s, least_near, least_value, reach_s, late_nano = math.inf, 0.0, 0.0, 0.0, 0.0
+    for slot in range(len(due_s)):
+        if due_s[slot] == math.inf:
+            continue
+        near = min(left_tokens[slot], HORIZON_TOKENS)
+        slack_s = _slack_s(
+            due_s[slot], left_tokens[slot], token_s[slot], near, step_s, prefill_s, backlog_tokens, now_s
+        )
+        if slack_s < 0.0:
+            late_nano += value_nano[slot]
+        elif slack_s < least_s and near * STEP_PROMPT_TOKENS > backlog_tokens:
+            least_s, least_near, least_value = slack_s, near, value_nano[slot]
+            reach_s = (near * STEP_PROMPT_TOKENS - backlog_tokens) * prefill_s
+    return least_s, least_near, least_value, reach_s, late_nano
+
+
+@compiled(None, TABLE, INT, FLOATS, FLOATS, FLOATS, FLOATS, FLOAT)
+def _summarise(
+    table: Floats,
+    column: int,
+    due_s: Floats,
+    left_tokens: Floats,
+    value_nano: Floats,
+    token_s: Floats,
+    now_s: float,
+) -> None:
+    """The summary, written where all workers are compared."""
+    least_s, near, value, reach_s, late_nano = _summary(
+        due_s,
+        left_tokens,
+        value_nano,
+        token_s,
+        table[Row.STEP_S, column],
+        table[Row.T_PREFILL_S, column],
+        table[Row.PREFILL, column],
+        now_s,
+    )
+    table[Row.SLACK_S, column] = least_s
+    table[Row.SLACK_NEAR, column] = near
+    table[Row.SLACK_VALUE, column] = value
+    table[Row.SLACK_REACH_S, column] = reach_s
+    table[Row.LATE_VALUE, column] = late_nano
+
+
+@compiled(FLOAT, FLOATS, FLOATS, FLOATS, FLOATS, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT)
+def _lateness_nano(
+    due_s: Floats,
+    left_tokens: Floats,
+    value_nano: Floats,
+    token_s: Floats,
+    step_s: float,
+    prefill_s: float,
+    backlog_tokens: float,
+    burden_tokens: float,
+    burden_steps: float,
+    burden_step_s: float,
+    now_s: float,
+) -> float:
+    """Of a delay only what exceeds the slack that is left is late; slack that is gone saves nothing."""
+    total_nano = 0.0
+    for slot in range(len(due_s)):
+        if due_s[slot] == math.inf:
+            continue
+        near = min(left_tokens[slot], HORIZON_TOKENS)
+        slack_s = _slack_s(
+            due_s[slot], left_tokens[slot], token_s[slot], near, step_s, prefill_s, backlog_tokens, now_s
+        )
+        room_tokens = max(near * STEP_PROMPT_TOKENS - backlog_tokens, 0.0)
+        delay_s = min(room_tokens, burden_tokens) * prefill_s + min(near, burden_steps) * burden_step_s
+        total_nano += max(delay_s - max(slack_s, 0.0), 0.0) * value_nano[slot]
+    return total_nano
+
+
 class Promises:
     """Of all attempts on one worker; those that decode stand in arrays. A free place is due never and worth nothing."""
 
@@ -99,23 +196,19 @@ class Promises:
         """By attempt: its rank, and its place where it decodes."""
         self._size = 0
         self._free: list[int] = []
+        self._rows: tuple[array[float], ...] = (array("d"),) * 4
         self._grow(8)
 
     def _grow(self, size: int) -> None:
-        rows = [array("d", row.tolist()) if self._size else array("d") for row in self._views()]
+        rows = [array("d", row) for row in self._rows]
         for row, empty in zip(rows, (math.inf, 0.0, 0.0, 0.0), strict=True):
             row.extend([empty] * (size - self._size))
-        # Scalars are written through the arrays (cheap), vectors read through the views of the same memory.
-        self._due, self._left, self._value, self._token = rows
-        views = (np.frombuffer(row, dtype=np.float64) for row in rows)
-        self._due_view, self._left_view, self._value_view, self._token_view = views
+        # Scalars are written through the arrays (cheap), loops read the same memory.
+        self._rows = self._due, self._left, self._value, self._token = tuple(rows)
+        due, left, value, token = (np.frombuffer(row, dtype=np.float64) for row in rows)
+        self._views = due, left, value, token
         self._free.extend(range(size - 1, self._size - 1, -1))
         self._size = size
-
-    def _views(self) -> tuple[NDArray[np.float64], ...]:
-        if not self._size:
-            return (np.empty(0),) * 4
-        return self._due_view, self._left_view, self._value_view, self._token_view
 
     def __len__(self) -> int:
         """Attempts that decode."""
@@ -161,43 +254,13 @@ class Promises:
 
     def summary(self, pace: Pace, now_s: float) -> Summary:
         """Of whoever will still decode when the prompts that are there now are computed."""
-        if not len(self):
-            return NO_SUMMARY
-        near = self._near()
-        slack_s = self._slack_s(near, pace, now_s)
-        worst, late_nano = int(slack_s.argmin()), 0.0
-        if slack_s[worst] < 0.0 or pace.backlog_tokens:
-            is_late = slack_s < 0.0
-            late_nano = float(self._value_view @ is_late)
-            slack_s[is_late] = math.inf
-            slack_s[near * STEP_PROMPT_TOKENS <= pace.backlog_tokens] = math.inf
-            worst = int(slack_s.argmin())
-            if slack_s[worst] == math.inf:
-                return Summary(late_nano_per_s=late_nano)
-        worst_near = float(near[worst])
-        reach_s = (worst_near * STEP_PROMPT_TOKENS - pace.backlog_tokens) * pace.prefill_s
-        return Summary(float(slack_s[worst]), worst_near, self._value[worst], reach_s, late_nano)
+        return Summary(*_summary(*self._views, *pace, now_s)) if len(self) else NO_SUMMARY
+
+    def summarise(self, table: Floats, column: int, now_s: float) -> None:
+        """The summary, written into the worker's column, by the pace that stands there."""
+        due, left, value, token = self._views
+        _summarise(table, column, due, left, value, token, now_s)
 
     def lateness_nano(self, pace: Pace, burden: Burden, now_s: float) -> float:
         """Money: what the newcomer makes later beyond its due, summed over everybody who decodes here."""
-        if not len(self):
-            return 0.0
-        near = self._near()
-        delay_s = np.clip(near * STEP_PROMPT_TOKENS - pace.backlog_tokens, 0.0, burden.prefill_tokens)
-        delay_s *= pace.prefill_s
-        delay_s += np.minimum(near, burden.steps) * burden.step_s
-        # Of a delay only what exceeds the slack that is left is late; slack that is gone saves nothing.
-        delay_s -= np.maximum(self._slack_s(near, pace, now_s), 0.0)
-        return float(np.maximum(delay_s, 0.0) @ self._value_view)
-
-    def _near(self) -> NDArray[np.float64]:
-        """Tokens ahead at which each is looked at."""
-        return np.minimum(self._left_view, HORIZON_TOKENS)
-
-    def _slack_s(self, near: NDArray[np.float64], pace: Pace, now_s: float) -> NDArray[np.float64]:
-        slack_s = self._due_view - now_s
-        slack_s -= (self._left_view - near) * self._token_view
-        slack_s -= near * pace.step_s
-        if pace.backlog_tokens:
-            slack_s -= np.minimum(near * STEP_PROMPT_TOKENS, pace.backlog_tokens) * pace.prefill_s
-        return slack_s
+        return _lateness_nano(*self._views, *pace, *burden, now_s) if len(self) else 0.0

@@ -52,14 +52,11 @@ class Starter:
         """The worker is gone, and its KV with it."""
         self._prefixes.forget(worker)
 
-    def start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:
-        """The order to send it; None where nobody may or can take it, and then nothing changes.
-
-        ``turn`` None: nobody waits before it.
-        """
-        request = entry.request
+    def start(self, turn: Turn, now_s: float) -> Dispatch | None:
+        """The order to send it; None where nobody may or can take it, and then nothing changes."""
+        entry, request = turn.entry, turn.entry.request
         work = self._work_of(entry)
-        decision = self._decide(entry, work, now_s, turn)
+        decision = self._decide(turn, work, now_s)
         if decision.worker is None:
             self._evidence.keep(request.request_id, decision)
             return None
@@ -75,7 +72,7 @@ class Starter:
             prompt_tokens=work.prompt_tokens,
             expected_tokens=work.output_tokens * work.num_sequences,
             cached_tokens=decision.cached_tokens,
-            is_aged=turn is not None and turn.is_aged,
+            is_aged=turn.is_aged,
         )
         entry.attempt = attempt
         entry.tries.append(attempt)
@@ -90,7 +87,7 @@ class Starter:
 
     def decide(self, entry: Entry, now_s: float) -> Decision:
         """Where it would go now; nothing changes."""
-        return self._decide(entry, self._work_of(entry), now_s, None)
+        return self._decide(Turn(entry), self._work_of(entry), now_s)
 
     def explain(self, key: str) -> dict[str, Any] | None:
         """The decision of an attempt, or the last one in vain of a request that waits; None where it is too old."""
@@ -124,16 +121,17 @@ class Starter:
         output_tokens = min(estimates.output_tokens(request), entry.granted_tokens * request.num_sequences)
         return work_of(request, prompt_tokens=estimates.prompt_tokens(request), output_tokens=output_tokens)
 
-    def _decide(self, entry: Entry, work: Work, now_s: float, turn: Turn | None) -> Decision:
+    def _decide(self, turn: Turn, work: Work, now_s: float) -> Decision:
+        request = turn.entry.request
         return place(
             self._cluster,
-            entry.request,
+            request,
             work,
             policy=self._policy,
             prefixes=self._prefixes,
             now_s=now_s,
-            avoid=entry.avoid,
-            room_ratio=1.0 if turn is not None and turn.is_aged else self._room_ratio(entry.request),
-            closed_to=() if turn is None else turn.closed_to,
+            avoid=turn.entry.avoid,
+            room_ratio=1.0 if turn.is_aged else self._room_ratio(request),
+            closed_to=turn.closed_to,
             rules=self._rules.placement,
         )

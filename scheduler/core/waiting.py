@@ -27,9 +27,9 @@ class Turn(NamedTuple):
     """Who is worth trying now."""
 
     entry: Entry
-    closed_to: tuple[Request, ...]
+    closed_to: tuple[Request, ...] = ()
     """Heads of other lines that go before it and did not fit: what they wait for is theirs."""
-    is_aged: bool
+    is_aged: bool = False
     """It goes before better bands because of its age, and may take what is kept for them."""
 
 
@@ -115,9 +115,17 @@ class Waiting:
 
     # -- who is next
 
-    def has_anybody_before(self, request: Request) -> bool:
-        """Whether a newcomer has to ask for its turn: others of its model wait, or of any model a better band."""
-        return bool(self._queue.lines_of(request.model)) or any(self._queue.num_waiting[: request.band])
+    def turn_of_newcomer(self, entry: Entry, now_s: float) -> Turn | None:
+        """A turn at once where nobody waits that goes before it and may fit; None where it has to wait for its own."""
+        request = entry.request
+        if self._queue.has_model(request.model):
+            return None
+        if not any(self._queue.num_waiting[: request.band]):
+            return Turn(entry)
+        if any(line.bands[0] < request.band for line in self._open.values()):
+            return None
+        heads = [head for _, head, rank in self._saturated(now_s) if 0 <= rank.urgency < request.band]
+        return Turn(entry, tuple(heads))
 
     def candidates(self, now_s: float) -> Iterator[Turn]:
         """Who may fit, in the order of turns over all lines.
@@ -167,13 +175,18 @@ class Waiting:
 
     def _closed_to(self, model: str, rank: Rank, now_s: float) -> tuple[Request, ...]:
         """Of the model itself whoever goes before; of other models, with which it may share workers, better bands."""
-        earlier = []
+        heads = [
+            head
+            for name, head, its_rank in self._saturated(now_s)
+            if its_rank < rank and (name == model or 0 <= its_rank.urgency < rank.urgency)
+        ]
+        return tuple(heads)
+
+    def _saturated(self, now_s: float) -> Iterator[tuple[str, Request, Rank]]:
+        """Model, head and turn of every line that was tried in vain."""
         for name, state in self._models.items():
             for line in state.saturated.values():
-                request, its_rank = self._next(line, now_s)
-                if its_rank < rank and (name == model or 0 <= its_rank.urgency < rank.urgency):
-                    earlier.append(request)
-        return tuple(earlier)
+                yield name, *self._next(line, now_s)
 
     def _count_start(self, request: Request) -> bool:
         """Lower bands were passed over once more; whether one of them may be owed the next turn."""

@@ -37,6 +37,11 @@ def nothing(*args: Any, **values: Any) -> None:
     """Does not do it."""
 
 
+def how_many_there_are(table: Any, codes: Any, *args: Any) -> int:
+    """Everybody has room."""
+    return int((codes == 0).sum())
+
+
 def the_beginning(*args: Any) -> int:
     """Nothing that has happened since counts."""
     return 0
@@ -215,14 +220,14 @@ class TrustsTheFirstZone(Scheduler):
         return super().on_worker_report(dataclasses.replace(view, zone=zone), now_s)
 
 
-def everywhere_on_retry(self: Starter, entry: Entry, *args: Any) -> Any:
+def everywhere_on_retry(self: Starter, turn: Turn, *args: Any) -> Any:
     """Residency was checked at the first start: that is enough."""
-    policy = self._policy
+    policy, entry = self._policy, turn.entry
     if entry.num_attempts:
         self._policy = DataPolicy({zone: max(policy._zones.values(), default=0) for zone in self._cluster.zones})
         entry.request, asked = dataclasses.replace(entry.request, zones=None), entry.request
     try:
-        return DECIDE(self, entry, *args)
+        return DECIDE(self, turn, *args)
     finally:
         if entry.num_attempts:
             entry.request = asked
@@ -308,8 +313,8 @@ class EmptiesEveryWorker(Scheduler):
 
 
 class _CapLifter(Starter):
-    def start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:
-        dispatch = super().start(entry, now_s, turn)
+    def start(self, turn: Turn, now_s: float) -> Dispatch | None:
+        dispatch = super().start(turn, now_s)
         return dispatch and dataclasses.replace(dispatch, max_output_tokens=dispatch.max_output_tokens + 1)
 
 
@@ -322,9 +327,9 @@ class LiftsCaps(Scheduler):
 
 
 class _CapIgnorer(Starter):
-    def start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:
-        dispatch = super().start(entry, now_s, turn)
-        return dispatch and dataclasses.replace(dispatch, max_output_tokens=entry.request.max_output_tokens)
+    def start(self, turn: Turn, now_s: float) -> Dispatch | None:
+        dispatch = super().start(turn, now_s)
+        return dispatch and dataclasses.replace(dispatch, max_output_tokens=turn.entry.request.max_output_tokens)
 
 
 class AppliesNoCap(Scheduler):
@@ -442,7 +447,7 @@ MUTANTS = [
     of(IgnoresModels, "not served"),
     patched("PlacesOnBusyWorkers", "not ready", None, (Cluster, "hold", nothing)),
     patched("PlacesOnSilentWorkers", "silent worker", Kind.ZONES, (Cluster, "hold_silent", nothing)),
-    patched("LetsTheScoreOverrideRoom", "full worker", None, (placement, "without_room", nothing)),
+    patched("LetsTheScoreOverrideRoom", "full worker", None, (placement, "without_room", how_many_there_are)),
     patched("ChecksNoResidencyOnRetry", "data may not go", Kind.ZONES, (Starter, "_decide", everywhere_on_retry)),
     of(TrustsTheFirstZone, "data may not go", Kind.ZONES),
     patched("QueuesWhatMayRunNowhere", "no zone may hold", Kind.ZONES, (Admission, "misplaced", nothing)),
@@ -501,12 +506,12 @@ def scenarios(kind: Kind | None) -> Iterator[Any]:
 
 
 class _Gambler(Starter):
-    def start(self, entry: Entry, now_s: float, turn: Turn | None = None) -> Dispatch | None:
+    def start(self, turn: Turn, now_s: float) -> Dispatch | None:
         ready = [worker for worker in self._cluster.workers.values() if self._cluster.is_ready(worker)]
         unlucky = random.SystemRandom().choice(ready) if len(ready) > 1 else None
         if unlucky is not None:
             self._cluster.hold(unlucky)
-        dispatch = super().start(entry, now_s, turn)
+        dispatch = super().start(turn, now_s)
         if unlucky is not None:
             self._cluster.table[0, unlucky.column] = 1.0
         return dispatch

@@ -20,6 +20,7 @@ HOMES = {
     "sqlalchemy": {"scheduler/accounting/ledger.py"},
     "alembic": {"scheduler/accounting/ledger.py", "scheduler/accounting/migrations/"},
     "prometheus_client": {"scheduler/metrics.py"},
+    "numba": {"scheduler/core/compiled.py"},
     "torch": {"workers/engines/smollm2.py", "workers/engines/vllm"},
     "transformers": {"workers/engines/smollm2.py"},
 }

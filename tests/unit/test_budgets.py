@@ -47,6 +47,11 @@ def hold(some: Budgets, request_id: str = "r", *, prompt: int = 100, **values: o
     return some.hold(ask(request_id, **values), prompt_tokens=prompt, bound=bound)
 
 
+def granted_tokens(answer: Granted | Rejection) -> int:
+    assert isinstance(answer, Granted), answer
+    return answer.output_tokens
+
+
 def refused(answer: Granted | Rejection) -> Rejection:
     assert isinstance(answer, Rejection), answer
     return answer
@@ -67,8 +72,8 @@ def state(some: Budgets, measure: Measure, **values: object) -> BudgetState:
 def test_without_budgets_everything_is_granted_at_once() -> None:
     """And nothing is remembered."""
     some = Budgets()
-    assert Granted(50) == hold(some)
-    assert Granted(50) == hold(some, task="nightly")
+    assert 50 == granted_tokens(hold(some))
+    assert 50 == granted_tokens(hold(some, task="nightly"))
     assert 0 == some.num_holds
 
 
@@ -88,7 +93,7 @@ def test_a_request_without_budgets_above_it_costs_next_to_nothing() -> None:
 def test_every_measure_is_held_at_its_worst_case() -> None:
     """All of the prompt, all of the output of all sequences, and no token from a cache."""
     some = budgets(*(budget(measure, 10**9) for measure in Measure))
-    assert Granted(50) == hold(some, num_sequences=2)
+    assert 50 == granted_tokens(hold(some, num_sequences=2))
     assert held(some) == {
         "tokens": 200,
         "input_tokens": 100,
@@ -121,7 +126,7 @@ def test_one_hold_over_all_levels_or_none(level: int) -> None:
     assert shortage is not None
     assert ("tenant t", "project t/p", "key k", "task t/nightly")[level] == shortage.level
     assert ({}, 0) == (held(some), some.num_holds)
-    assert Granted(50) == hold(some, prompt=50, task="nightly")
+    assert 50 == granted_tokens(hold(some, prompt=50, task="nightly"))
     assert {"tokens": 400} == held(some)
 
 
@@ -129,7 +134,7 @@ def test_a_check_says_what_a_hold_would() -> None:
     """And holds nothing, not even a task's name."""
     some = budgets(budget(Measure.TOKENS, 130), task=(budget(Measure.REQUESTS, 5),))
     first, second = ask(task="nightly"), ask(prompt_tokens_bound=200)
-    assert Granted(30) == some.check(first, prompt_tokens=100, bound=bound)
+    assert 30 == granted_tokens(some.check(first, prompt_tokens=100, bound=bound))
     assert isinstance(some.check(second, prompt_tokens=200, bound=bound), Rejection)
     assert ({}, 0, 0) == (held(some), some.num_holds, len(some._tasks))
 
@@ -137,7 +142,7 @@ def test_a_check_says_what_a_hold_would() -> None:
 def test_what_only_counts_tokens_holds_nothing() -> None:
     """It decides whether a hold is possible."""
     some = budgets(budget(Measure.TOKENS, 0))
-    assert Granted(50) == hold(some, is_counting=True)
+    assert 50 == granted_tokens(hold(some, is_counting=True))
     assert 0 == some.num_holds
 
 
@@ -157,7 +162,7 @@ def test_what_only_counts_tokens_holds_nothing() -> None:
 def test_the_output_is_capped_to_what_the_budget_covers(measure: Measure, limit: int, granted: int) -> None:
     """To the last whole token of each sequence."""
     some = budgets(budget(measure, limit))
-    assert Granted(granted) == hold(some, num_sequences=2)
+    assert granted == granted_tokens(hold(some, num_sequences=2))
 
 
 @thorough
@@ -184,7 +189,7 @@ def test_the_cap_is_the_largest_output_that_everything_covers(
     answer = hold(some, prompt=prompt, max_output_tokens=most, num_sequences=sequences)
     possible = [output for output in range(min(most, 1), most + 1) if covers(prompt, output)]
     if possible:
-        assert Granted(max(possible)) == answer
+        assert max(possible) == granted_tokens(answer)
         return
     shortage = refused(answer).shortage
     assert shortage is not None
@@ -196,8 +201,8 @@ def test_a_token_of_each_sequence_is_the_least() -> None:
     """Less is a refusal; where nothing is generated 0 is enough."""
     some = budgets(budget(Measure.OUTPUT_TOKENS, 2))
     assert 3 == getattr(refused(hold(some, num_sequences=3)).shortage, "needed", None)
-    assert Granted(1) == hold(some, num_sequences=2)
-    assert Granted(0) == hold(some, "embed", max_output_tokens=0)
+    assert 1 == granted_tokens(hold(some, num_sequences=2))
+    assert 0 == granted_tokens(hold(some, "embed", max_output_tokens=0))
 
 
 def test_a_smaller_prompt_that_would_fit_is_told() -> None:
@@ -214,7 +219,7 @@ def test_a_limit_of_nothing_refuses_what_would_use_any_of_it() -> None:
     """What costs nothing passes a budget of no money."""
     some = budgets(budget(Measure.MONEY_NANO, 0))
     assert refused(hold(some)).should_retry is False
-    assert Granted(50) == hold(some, rates=Rates())
+    assert 50 == granted_tokens(hold(some, rates=Rates()))
     assert refused(hold(budgets(budget(Measure.CONCURRENCY, 0)))).should_retry is False
 
 
@@ -295,7 +300,7 @@ def test_a_charge_belongs_to_the_window_of_its_admission() -> None:
     """Admitted in the last second of a window, ended in the next one."""
     some = budgets(budget(Measure.TOKENS, 150, "calendar minute"))
     hold(some, arrival_unix_s=59.9)
-    assert Granted(50) == hold(some, "later", arrival_unix_s=60.0)
+    assert 50 == granted_tokens(hold(some, "later", arrival_unix_s=60.0))
     some.charge("r", "r-1", Tokens(input_tokens=100, output_tokens=50), 0)
     some.end("r")
     assert (0, 150) == state(some, Measure.TOKENS, arrival_unix_s=60.0)[4:6]
@@ -362,7 +367,7 @@ def test_the_bound_of_energy_is_asked_only_where_a_budget_needs_it() -> None:
         raise AssertionError
 
     some = budgets(budget(Measure.TOKENS, 120))
-    assert Granted(20) == some.hold(ask(), prompt_tokens=100, bound=never)
+    assert 20 == granted_tokens(some.hold(ask(), prompt_tokens=100, bound=never))
     some.trim("r", 10)
 
 
@@ -372,10 +377,10 @@ def test_the_bound_of_energy_is_asked_only_where_a_budget_needs_it() -> None:
 def test_calls_of_one_task_share_one_total() -> None:
     """Of their tenant; another task has its own."""
     some = budgets(task=(budget(Measure.TOKENS, 250, "total"),))
-    assert Granted(50) == hold(some, "a", task="nightly")
+    assert 50 == granted_tokens(hold(some, "a", task="nightly"))
     assert "task t/nightly" == getattr(refused(hold(some, "b", task="nightly")).shortage, "level", "")
-    assert Granted(50) == hold(some, "c", task="other")
-    assert Granted(50) == hold(some, "d")
+    assert 50 == granted_tokens(hold(some, "c", task="other"))
+    assert 50 == granted_tokens(hold(some, "d"))
 
 
 def test_a_tenant_has_so_many_tasks_and_no_more() -> None:
@@ -385,7 +390,7 @@ def test_a_tenant_has_so_many_tasks_and_no_more() -> None:
         hold(some, task, task=task)
     assert "too_many_tasks" == refused(hold(some, "c", task="c")).reason
     some.end("a")
-    assert Granted(50) == hold(some, "c", task="c", arrival_unix_s=1.0)
+    assert 50 == granted_tokens(hold(some, "c", task="c", arrival_unix_s=1.0))
     assert "too_many_tasks" == refused(hold(some, "d", task="a", arrival_unix_s=2.0)).reason
 
 
@@ -402,7 +407,7 @@ def test_other_limits_hold_at_once_and_leave_what_runs() -> None:
     some.charge("r", "r-1", Tokens(input_tokens=20), 0)
     some.end("r")
     assert (20, 0, 30) == state(some, Measure.TOKENS)[4:7]
-    assert Granted(50) == hold(some, "next", prompt=0, max_output_tokens=50, tenant="other")
+    assert 50 == granted_tokens(hold(some, "next", prompt=0, max_output_tokens=50, tenant="other"))
 
 
 # -- reading
@@ -432,9 +437,11 @@ def test_budgets_near_their_limit_the_fullest_first() -> None:
 
 
 def test_what_a_request_held_and_used_is_told_by_budget() -> None:
-    """As long as it is known: afterwards whoever asked has the plain values."""
+    """Plain values, also after its end."""
     some = budgets(budget(Measure.TOKENS, 1_000, "calendar day"), key=(budget(Measure.CONCURRENCY, 3),))
-    hold(some)
+    granted = hold(some)
+    assert isinstance(granted, Granted)
+    assert granted.hold is not None
     some.trim("r", 50)
     some.charge("r", "r-1", Tokens(input_tokens=50, output_tokens=10), 0)
     assert [
@@ -447,9 +454,9 @@ def test_what_a_request_held_and_used_is_told_by_budget() -> None:
             "settled": 60,
         },
         {"level": "key k", "measure": "concurrency", "window": "", "limit": 3, "held": 1, "settled": 0},
-    ] == some.held_by("r")
+    ] == granted.hold.told()
     some.end("r")
-    assert [] == some.held_by("r")
+    assert [60, 0] == [each["settled"] for each in granted.hold.told()]
 
 
 # -- whatever happens in which order

@@ -61,7 +61,8 @@ def test_a_hold_is_the_worst_case_and_comes_back_as_far_as_it_was_not_used() -> 
     assert {} == held(made)
     (state,) = made.budgets.states(entry.request)
     assert (100, 0) == (state.used, state.held)
-    (told,) = entry.budgets
+    assert entry.hold is not None
+    (told,) = entry.hold.told()
     assert ("tenant t", "tokens", "1h", 1000, 150, 100) == tuple(told.values())
 
 
@@ -86,7 +87,8 @@ def test_energy_stays_held_until_it_is_booked() -> None:
     for _ in range(2):
         made.book_energy("r-1", energy_mj=500, gpu_us=7)
     assert ({}, 0) == (held(made), made.num_unbooked)
-    assert {"energy_mj": 500, "carbon_ug": 1000} == {each["measure"]: each["settled"] for each in entry.budgets}
+    assert entry.hold is not None
+    assert {"energy_mj": 500, "carbon_ug": 1000} == {each["measure"]: each["settled"] for each in entry.hold.told()}
 
 
 def test_what_exceeds_its_bound_is_not_the_tenants() -> None:

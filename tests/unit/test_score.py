@@ -4,35 +4,45 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from scheduler.core.cluster import Cluster
 from scheduler.core.placement import target_s
 from scheduler.core.prefixes import Prefixes
 from scheduler.core.request import Request, Slo
-from scheduler.core.score import NO_PRICES, TERMS, PlacementRules, Prices, Work, forecast, terms_of
-from scheduler.core.slack import STEP_PROMPT_TOKENS, UNDERWAY, Promise
+from scheduler.core.score import TERMS, Ask, PlacementRules, Prices, Work, cached_tokens_of, score
+from scheduler.core.slack import UNDERWAY, Promise
+from scheduler.core.table import STEP_PROMPT_TOKENS, Floats
 from tests.core_words import curves, request, thorough, view
 from tests.placement_words import chosen, cluster_of, own
 
 VALUE = 1e9
+SAME_PRICES = Prices()
 RULES = PlacementRules(delay_ratio=0.1, pace_ratio=0.2, reuse_ratio=0.3)
 
 
 def terms(
-    cluster: Cluster, asked: Request, work: Work, *, hits: int = 0, now_s: float = 0.0, prices: Prices = NO_PRICES
+    cluster: Cluster,
+    asked: Request,
+    work: Work,
+    *,
+    hits: int = 0,
+    now_s: float = 0.0,
+    prices: Prices = SAME_PRICES,
 ) -> dict[str, float]:
     """Of the worker "w"."""
     cluster.refresh(now_s)
     table, column = cluster.table, cluster.workers["w"].column
-    known = np.full(table.shape[1], float(hits)) if hits else None
-    due_in_s = asked.arrival_s - now_s + target_s(cluster, asked, work)
-    seen = forecast(table, asked, work, known, due_in_s)
-    found = terms_of(table, prices, asked, work, seen, RULES)
+    size = table.shape[1]
+    known = cached_tokens_of(asked, work, np.full(size, float(hits)) if hits else None)
+    ask = Ask.of(asked, work, due_in_s=asked.arrival_s - now_s + target_s(cluster, asked, work), rules=RULES)
+    found, scores = np.zeros((len(TERMS), size), dtype=np.float32), np.zeros(size)
+    nobody_is_out, missed = np.zeros(size, dtype=np.uint8), np.zeros(size, dtype=np.uint8)
+    score(table, nobody_is_out, ask, known, *prices, found, scores, missed)
+    assert scores[column] == pytest.approx(found[:, column].sum())
     return dict(zip(TERMS, found[:, column].tolist(), strict=True))
 
 
-def everywhere(value: float) -> NDArray[np.float64]:
+def everywhere(value: float) -> Floats:
     return np.full(16, value)
 
 

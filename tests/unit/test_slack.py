@@ -7,16 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.core.slack import (
-    HORIZON_TOKENS,
-    NO_SUMMARY,
-    STEP_PROMPT_TOKENS,
-    UNDERWAY,
-    Burden,
-    Pace,
-    Promise,
-    Promises,
-)
+from scheduler.core.slack import NO_SUMMARY, UNDERWAY, Burden, Pace, Promise, Promises
+from scheduler.core.table import HORIZON_TOKENS, STEP_PROMPT_TOKENS
 from tests.core_words import thorough
 
 IDLE = Pace(step_s=0.01, prefill_s=1e-4, backlog_tokens=0.0)

@@ -40,7 +40,7 @@ def test_a_start_is_an_attempt_with_credit_and_the_end_of_a_wait() -> None:
     house = House(view("w"))
     entry = an_entry(max_output_tokens=50)
     entry.granted_tokens = 7
-    dispatch = house.starter.start(entry, 3.0)
+    dispatch = house.starter.start(Turn(entry), 3.0)
     assert dispatch is not None
     assert ("r-1", "w", 7) == (dispatch.attempt_id, dispatch.worker_id, dispatch.max_output_tokens)
     attempt = house.running.get("r-1")
@@ -59,13 +59,13 @@ def test_in_vain_nothing_changes_but_what_is_told() -> None:
     """It may be tried again at any time; meanwhile it says why it waits, and no longer than that."""
     house = House(view("w", state=WorkerState.STARTING))
     entry = an_entry()
-    assert house.starter.start(entry, 3.0) is None
+    assert house.starter.start(Turn(entry), 3.0) is None
     assert (0, [], None, None) == (len(house.running), entry.tries, entry.attempt, entry.waits[-1].to_s)
     why = house.starter.explain("r")
     assert why is not None
     assert ["not_ready"] == [worker["filter"] for worker in why["workers"]]
     house.cluster.update(view("w"), 4.0)
-    assert house.starter.start(entry, 4.0) is not None
+    assert house.starter.start(Turn(entry), 4.0) is not None
     assert house.starter.explain("r") is None
 
 
@@ -73,10 +73,10 @@ def test_lower_bands_leave_the_reserve_alone_until_they_are_aged() -> None:
     """Of 10 places one is the first band's."""
     house = House(view("w", max_running=10, max_sequences=10), rules=Rules(reserve_ratio=0.1))
     for number in range(9):
-        assert house.starter.start(an_entry(f"r{number}", band=Band.FLEX), 0.0) is not None
+        assert house.starter.start(Turn(an_entry(f"r{number}", band=Band.FLEX)), 0.0) is not None
     entry = an_entry("late", band=Band.FLEX)
-    assert house.starter.start(entry, 0.0) is None
-    assert house.starter.start(entry, 0.0, Turn(entry, (), is_aged=True)) is not None
+    assert house.starter.start(Turn(entry), 0.0) is None
+    assert house.starter.start(Turn(entry, is_aged=True), 0.0) is not None
 
 
 def test_a_higher_band_takes_the_place_of_batch_work() -> None:
@@ -84,9 +84,9 @@ def test_a_higher_band_takes_the_place_of_batch_work() -> None:
     house = House(view("w", max_running=2), rules=Rules(reserve_ratio=0.0))
     batch = [an_entry(name, band=Band.FLEX) for name in ("a", "b")]
     for entry in batch:
-        assert house.starter.start(entry, 0.0) is not None
+        assert house.starter.start(Turn(entry), 0.0) is not None
     urgent = an_entry("urgent", band=Band.PRIORITY)
-    assert house.starter.start(urgent, 1.0) is None
+    assert house.starter.start(Turn(urgent), 1.0) is None
     assert ["b-1"] == [attempt.attempt_id for attempt in house.starter.preempt(urgent, 1.0)]
     assert (1, None) == (house.stats.preempted, batch[1].attempt)
     assert [] == house.starter.preempt(urgent, 1.0)

@@ -2,27 +2,33 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from scheduler.core import table
-from scheduler.core.slack import STEP_PROMPT_TOKENS
-from scheduler.core.table import BACKLOG_S, LEAST_BACKLOG_TOKENS, NUM_ROWS, Row, written
+from scheduler.core.table import BACKLOG_S, LEAST_BACKLOG_TOKENS, NUM_ROWS, STEP_PROMPT_TOKENS, Row, write
 
 FIXED = [3.0, 50.0, 1000.0, 20.0, 8.0, 0.01, 1e-4, 1e-3, 1e-6]
 """Three foreign sequences, 50 foreign tokens; room for 1,000 tokens, 20 sequences and 8 attempts; a curve."""
+UNTOUCHED = -7.5
 OWNED = [2, 4, 300, 70, 500, 900, 100, 200]
 
 
 def cells(owned: list[int], fixed: list[float]) -> dict[int, float]:
-    found = written(owned, fixed)
-    assert len(found) == table.WRITTEN_ROWS.stop - table.WRITTEN_ROWS.start
-    return dict(enumerate(found, start=table.WRITTEN_ROWS.start))
+    whole = np.full((NUM_ROWS, 3), UNTOUCHED)
+    whole[table.FIXED_ROWS, 1] = fixed
+    write(whole, 1, np.array(owned, dtype=np.int64))
+    assert set(np.flatnonzero(whole[:, 1] != UNTOUCHED)) == {
+        *range(table.FIXED_ROWS.start, table.FIXED_ROWS.stop),
+        *range(table.WRITTEN_ROWS.start, table.WRITTEN_ROWS.stop),
+    }
+    assert (whole[:, [0, 2]] == UNTOUCHED).all()
+    return dict(enumerate(whole[:, 1].tolist()))
 
 
 def test_rows_are_numbered_once_and_without_gaps() -> None:
     """A number used twice would overwrite a neighbour."""
-    numbers = [value for name, value in vars(Row).items() if name.isupper()]
-    assert list(range(NUM_ROWS)) == sorted(numbers)
+    assert list(range(NUM_ROWS)) == sorted(Row)
 
 
 def test_what_is_left_is_the_room_less_what_is_owned_or_foreign() -> None:
