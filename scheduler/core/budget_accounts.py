@@ -161,6 +161,11 @@ class Account:
         """What a newcomer may hold; 0 where a lowered limit is already exceeded."""
         return max(self.limit - self.used - self.held, 0)
 
+    def covers(self, needs: Vector) -> bool:
+        """Whether so much more may be held."""
+        needed = self.read(needs)
+        return not needed or needed <= self.limit - self.used - self.held
+
     @property
     def is_idle(self) -> bool:
         """Nothing of it is used or held: forgetting it loses nothing."""

@@ -71,7 +71,7 @@ def most_covered(accounts: tuple[Account, ...], request: Request, prompt_tokens:
 
 
 def _cover(accounts: list[Account], needs: Vector) -> bool:
-    return all(account.read(needs) <= account.left for account in accounts)
+    return all(account.covers(needs) for account in accounts)
 
 
 def _most_covered(

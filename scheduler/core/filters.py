@@ -7,7 +7,7 @@ The filters are asked in the order of their names below; each worker is told the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -76,10 +76,7 @@ def filtered(
     """A ``Filter`` for each column: what depends on who asks and not on how much work it is."""
     codes = _standing(cluster, request, policy).copy()
     if closed_to:
-        kept = np.zeros(len(codes), dtype=np.bool_)
-        for earlier in closed_to:
-            kept |= _standing(cluster, earlier, policy) == Filter.PASSED
-        _mark(codes, kept, Filter.KEPT)
+        np.maximum(codes, _kept(cluster, closed_to, policy), out=codes)
     if avoid:
         _avoid(cluster, codes, avoid)
     return codes
@@ -97,15 +94,31 @@ def _standing(cluster: Cluster, request: Request, policy: DataPolicy) -> Codes:
             _mark(codes, ~policy.mask(request, cluster.zones)[zone], Filter.RESIDENCY)
         _mark(codes, table[Row.READY] == 0, Filter.NOT_READY)
         _mark(codes, ~cluster.serving(request.model), Filter.MODEL)
-        if len(cluster.memo) >= MAX_MEMO:
-            cluster.memo.clear()
-        cluster.memo[key] = codes
+        _remember(cluster, key, codes)
     return codes
+
+
+def _kept(cluster: Cluster, closed_to: Sequence[Request], policy: DataPolicy) -> Codes:
+    """Where those who came before may run; it changes as seldom as that."""
+    key = (policy, policy.version, *[(each.model, each.data_class, each.zones) for each in closed_to])
+    codes = cluster.memo.get(key)
+    if codes is None:
+        codes = np.zeros(cluster.table.shape[1], dtype=np.uint8)
+        for earlier in closed_to:
+            _mark(codes, _standing(cluster, earlier, policy) == PASSED, Filter.KEPT)
+        _remember(cluster, key, codes)
+    return codes
+
+
+def _remember(cluster: Cluster, key: Hashable, codes: Codes) -> None:
+    if len(cluster.memo) >= MAX_MEMO:
+        cluster.memo.clear()
+    cluster.memo[key] = codes
 
 
 def _avoid(cluster: Cluster, codes: Codes, avoid: frozenset[int]) -> None:
     """Out while any other worker could run it at all, however full that one is now."""
-    able = np.flatnonzero((codes == Filter.PASSED) | (codes == Filter.KEPT)).tolist()
+    able = np.flatnonzero((codes == PASSED) | (codes == int(Filter.KEPT))).tolist()
     avoided = [column for column in able if cluster.worker_at(column).life in avoid]
     if len(avoided) < len(able):
         codes[avoided] = np.maximum(codes[avoided], Filter.AVOIDED)

@@ -24,19 +24,17 @@ from scheduler.core.score import (
     SLOWS,
     TERMS,
     Ask,
-    Forecast,
+    AskFields,
+    Candidate,
     PlacementRules,
     Prices,
     Work,
-    burden_on,
     cached_tokens_of,
     cheapest,
-    forecast,
     score,
-    slows_nano,
 )
 from scheduler.core.slack import Burden
-from scheduler.core.table import HORIZON_TOKENS, NO_FLOATS, PREFILL_ROWS, STEP_PROMPT_TOKENS, Floats, Row
+from scheduler.core.table import NO_FLOATS, PREFILL_ROWS, STEP_PROMPT_TOKENS, Floats, Row
 
 NUM_EXACT = 4
 """The best few, for which the sum over running requests is made."""
@@ -64,27 +62,27 @@ def place(
     cluster.refresh(now_s)
     table = cluster.table
     codes = filtered(cluster, request, policy=policy, avoid=avoid, closed_to=closed_to)
-    size = len(codes)
+    size, band = len(codes), int(request.band)  # numba is slow to know an enumeration
     cached_tokens = cached_tokens_of(request, work, prefixes.hits(request, size))
-    if not without_room(table, codes, request.band, work.kv_tokens, work.num_sequences, cached_tokens, room_ratio):
+    if not without_room(table, codes, band, work.kv_tokens, work.num_sequences, cached_tokens, room_ratio):
         return _nowhere(cluster, codes, request)
     due_in_s = request.arrival_s - now_s + target_s(cluster, request, work)
-    ask = Ask.of(request, work, due_in_s=due_in_s, rules=rules)
+    ask = tuple(Ask.of(request, work, due_in_s=due_in_s, rules=rules))
     terms = np.zeros((len(TERMS), size), dtype=np.float32)
     scores, missed = np.empty(size), np.empty(size, dtype=np.uint8)
     score(table, codes, ask, cached_tokens, *_prices(cluster, prefixes, request, rules), terms, scores, missed)
     num_scored = without_slo(codes, missed)
-    best, seen = _best(cluster, codes, scores, terms, ask, cached_tokens, now_s)
-    num_cached = int(cached_tokens[best]) if len(cached_tokens) else 0
+    best = _best(cluster, codes, scores, terms, ask, cached_tokens, work, PREFILL_ROWS[band], now_s)
+    num_cached = int(best.cached_tokens)
     reason = (
-        f"least of {num_scored} scores: first token in {seen.first_s:.3f} s, "
+        f"least of {num_scored} scores: first token in {best.first_s:.3f} s, "
         f"{num_cached} of {work.prompt_tokens} prompt tokens cached"
     )
     return Decision(
-        worker=cluster.worker_at(best),
+        worker=cluster.worker_at(int(best.column)),
         reason=reason,
         cached_tokens=num_cached,
-        first_s=seen.first_s,
+        first_s=best.first_s,
         due_s=now_s + due_in_s,
         evidence=Evidence(cluster.ids(), codes, terms),
     )
@@ -104,35 +102,29 @@ def _best(
     codes: Codes,
     scores: Floats,
     terms: NDArray[np.float32],
-    ask: Ask,
+    ask: AskFields,
     cached_tokens: Floats,
+    work: Work,
+    backlog_row: int,
     now_s: float,
-) -> tuple[int, Forecast]:
-    """The column of the least exact score, and its forecast. The exact sums are written into ``terms``."""
-    table, backlog_row = cluster.table, PREFILL_ROWS[int(ask.band)]
-    best: tuple[float, float, int, Forecast] | None = None
+) -> Candidate:
+    """Who has the least exact score. The exact sums are written into ``terms``."""
+    best, best_rank = None, (np.inf, np.inf)
     for _ in range(NUM_EXACT):
-        column = cheapest(codes, scores, table)
-        if column < 0 or (best is not None and scores[column] > best[0]):
+        found = cheapest(cluster.table, codes, scores, ask, cached_tokens)
+        if found.column < 0 or found.score >= best_rank[0]:
             break  # by their summaries nobody further on is better
-        seen = forecast(table, column, ask, cached_tokens)
-        exact = _slows_nano(cluster, column, burden_on(column, ask, seen, cached_tokens), backlog_row, now_s)
-        by_summary = slows_nano(table, column, seen.slowdown_s)
-        found = (scores.item(column) - by_summary + exact, table.item(Row.ORDER, column), column, seen)
-        terms[SLOWS, column] = exact
-        best = found if best is None else min(best, found)
-        scores[column] = np.inf
+        column, exact = int(found.column), 0.0
+        if not found.is_exact:
+            burden = Burden(work.prompt_tokens - found.cached_tokens, work.output_tokens, found.added_s)
+            pace = cluster.pace(column, backlog_row)
+            exact = cluster.worker_at(column).promises.lateness_nano(pace, burden, now_s)
+        rank = (found.score - found.slows_nano + exact, found.order)
+        if rank < best_rank:
+            best, best_rank = found, rank
+        terms[SLOWS, column], scores[column] = exact, np.inf
     assert best is not None, "every score is infinite"
-    return best[2], best[3]
-
-
-def _slows_nano(cluster: Cluster, column: int, burden: Burden, backlog_row: int, now_s: float) -> float:
-    """The exact sum of one worker."""
-    item, pace = cluster.table.item, cluster.pace(column, backlog_row)
-    most_s = burden.prefill_tokens * pace.prefill_s + min(burden.steps, HORIZON_TOKENS) * burden.step_s
-    if item(Row.SLACK_S, column) >= most_s and not item(Row.PREFILL, column) and not item(Row.LATE_VALUE, column):
-        return 0.0  # the summary is of everybody there, and nobody can be delayed by more than the least slack
-    return cluster.worker_at(column).promises.lateness_nano(pace, burden, now_s)
+    return best
 
 
 def _prices(cluster: Cluster, prefixes: Prefixes, request: Request, rules: PlacementRules) -> Prices:

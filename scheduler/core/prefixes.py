@@ -30,6 +30,10 @@ ROOM_RATIO = 1.15
 twice; one that is expected in vain costs nothing but a less good choice; and prompts are expected a little too long."""
 
 
+FEW_COLUMNS = 16
+"""As many columns are faster one by one than as a mask."""
+
+
 class _Memory:
     """What one worker is taken to have: (tokens, last use) of each block, the least recently used first."""
 
@@ -53,7 +57,7 @@ class Prefixes:
         self._oldest = np.zeros(16)
         """By column: the last use of the block that goes next; 0 where there is room."""
 
-    def hits(self, request: Request, num_columns: int) -> NDArray[np.float64] | None:
+    def hits(self, request: Request, num_columns: int) -> Floats | None:
         """For each column the number of first blocks of the prompt that it has; None where nobody has any."""
         blocks, holders = request.prefix_blocks, self._holders
         having = holders.get(blocks[0], 0) if blocks else 0
@@ -64,12 +68,12 @@ class Prefixes:
         for block in blocks[1:]:
             still = having & holders.get(block, 0)
             if still != having:
-                counts[_columns(having ^ still, num_columns)] = num_blocks
+                _put(counts, having ^ still, num_blocks)
                 if not still:
                     return counts
                 having = still
             num_blocks += 1
-        counts[_columns(having, num_columns)] = num_blocks
+        _put(counts, having, num_blocks)
         return counts
 
     def add(self, worker: Worker, request: Request, prompt_tokens: int) -> None:
@@ -144,7 +148,13 @@ class Prefixes:
             del self._holders[block]
 
 
-def _columns(bits: int, num_columns: int) -> NDArray[np.bool_]:
-    """The bits as a mask over columns."""
-    packed = np.frombuffer(bits.to_bytes(-(-num_columns // 8), "little"), dtype=np.uint8)
-    return np.unpackbits(packed, count=num_columns, bitorder="little").view(np.bool_)
+def _put(counts: Floats, bits: int, num_blocks: int) -> None:
+    """The number at the columns of the bits."""
+    if bits.bit_count() > FEW_COLUMNS:
+        packed = np.frombuffer(bits.to_bytes(-(-len(counts) // 8), "little"), dtype=np.uint8)
+        counts[np.unpackbits(packed, count=len(counts), bitorder="little").view(np.bool_)] = num_blocks
+        return
+    while bits:
+        lowest = bits & -bits
+        counts[lowest.bit_length() - 1] = num_blocks
+        bits ^= lowest

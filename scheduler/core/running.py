@@ -67,9 +67,9 @@ class Running:
         due_s = attempt.started_s + self._limits.sign_timeout_s
         self._signs.push(due_s, attempt.attempt_id, is_open=self._attempts.keys())
 
-    def advance(self, attempt: Attempt, progress: Progress, now_s: float) -> None:
-        """Trues its credit and its turn up."""
-        attempt.last_sign_s = now_s
+    def advance(self, attempt: Attempt, progress: Progress, now_s: float) -> bool:
+        """Trues its credit and its turn up; True where this is the first that is heard of it."""
+        attempt.last_sign_s, is_first = now_s, not attempt.has_progress
         num_new = attempt.advance_decoding(progress)
         if num_new is None:
             attempt.advance(progress, now_s)
@@ -83,6 +83,7 @@ class Running:
             cached_tokens=attempt.cached_tokens,
             output_tokens=attempt.output_tokens,
         )
+        return is_first
 
     def note_first_byte(self, attempt: Attempt, now_s: float) -> None:
         """Its client was given a byte: it makes room for nobody any more."""

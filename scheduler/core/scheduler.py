@@ -100,8 +100,7 @@ class Scheduler:
     def cancel(self, request_id: str, reason: str, now_s: float, *, by_client: bool = True) -> list[Action]:
         """Nobody wants the answer any more; a request that is over or ending is left alone."""
         now_s = self._advance(now_s)
-        actions = self._cancel(request_id, reason, now_s, by_client=by_client)
-        return actions + self._place_waiting(now_s)
+        return self._cancel(request_id, reason, now_s, by_client=by_client) + self._place_waiting(now_s)
 
     def reload(self, rules: Rules, now_s: float) -> list[Action]:
         """Other rules from now on; what runs goes on as it was admitted."""
@@ -158,17 +157,17 @@ class Scheduler:
 
     def on_progress(self, items: Iterable[Progress], now_s: float) -> None:
         """Tokens computed so far: credit is trued up. What that frees is placed at the next tick or event."""
-        now_s = self._advance(now_s)
+        now_s, worker = self._advance(now_s), None
         for progress in items:
             attempt = self._running.get(progress.attempt_id)
             if attempt is None:
                 continue
-            is_first = not attempt.has_progress
-            self._running.advance(attempt, progress, now_s)
-            if is_first:
+            if self._running.advance(attempt, progress, now_s):
                 self._admission.observe_prompt(attempt.entry.request, progress.prompt_tokens)
                 self.holds.counted(attempt)
-            self._waiting.freed(attempt.worker.view.models)
+            if attempt.worker is not worker:
+                worker = attempt.worker
+                self._waiting.freed(worker.view.models)
 
     def on_first_byte(self, attempt_id: str, now_s: float) -> None:
         """The client was given a byte: from here on this attempt answers or nobody does."""

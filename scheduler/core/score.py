@@ -38,7 +38,6 @@ from numpy.typing import NDArray
 from scheduler.core import compiled as types
 from scheduler.core.compiled import compiled
 from scheduler.core.request import Request
-from scheduler.core.slack import Burden
 from scheduler.core.table import HORIZON_TOKENS, NO_FLOATS, Floats, Row
 
 TERMS = ("late", "slows", "wait", "prefill", "prefix", "evicts", "decode", "gpu")
@@ -119,18 +118,26 @@ class Ask(NamedTuple):
         )
 
 
-class Forecast(NamedTuple):
-    """The prediction of the module's head, on one worker."""
+NUM_ASKED, OUTPUT_TOKENS = len(Ask._fields), Ask._fields.index("output_tokens")
 
-    uncached_s: float
-    """What is not cached of its prompt, by the prefill curve."""
+
+class Candidate(NamedTuple):
+    """Who has the least score by the summaries of slack, and what is predicted there."""
+
+    column: float
+    """-1: nobody."""
+    score: float
+    order: float
+    """Among equals the lower goes first."""
     first_s: float
     """From now to its first token."""
     added_s: float
-    pace_s: float
-    """A step in which it decodes."""
-    slowdown_s: float
-    """What it adds to the time of whoever has the least slack; the formula is that of ``slack``."""
+    """What it adds to each step in which it decodes."""
+    cached_tokens: float
+    slows_nano: float
+    """That term, by the summary."""
+    is_exact: float
+    """Not 0: nobody there can be delayed by more than the least slack, so that the sum over them is 0 as well."""
 
 
 class Prices(NamedTuple):
@@ -154,16 +161,25 @@ def cached_tokens_of(request: Request, work: Work, hits: Floats | None) -> Float
     return known
 
 
-@compiled(types.tuple_of(5), types.TABLE, types.INT, types.floats_of(Ask), types.FLOAT)
-def _forecast(table: Floats, column: int, ask: Ask, cached_tokens: float) -> tuple[float, float, float, float, float]:
-    """The fields of a Forecast."""
+AskFields = tuple[float, ...]
+"""Those of an Ask, as a plain tuple."""
+
+
+@compiled(types.tuple_of(5), types.TABLE, types.INT, types.tuple_of(NUM_ASKED), types.FLOAT)
+def _forecast(
+    table: Floats, column: int, ask: AskFields, cached_tokens: float
+) -> tuple[float, float, float, float, float]:
+    """The prediction of the module's head: what is not cached by the prefill curve, its first token from now, what it
+    adds to a step, a step in which it decodes, and what it adds to the time of whoever has the least slack there.
+    """
+    band, prompt_tokens, output_tokens, num_sequences, _, _, _, _, _, _ = ask
     prefill_s, step_s, token_s = table[Row.T_PREFILL_S, column], table[Row.STEP_S, column], table[Row.TOKEN_S, column]
-    uncached_s = prefill_s * ask.prompt_tokens - cached_tokens * prefill_s
-    before_s = table[Row.FIRST_BACKLOG_S + int(ask.band), column]
-    first_s = token_s * ask.prompt_tokens + before_s + step_s - cached_tokens * token_s
-    added_s = table[Row.T_CONTEXT_S, column] * (ask.num_sequences * (ask.prompt_tokens + ask.output_tokens / 2))
-    added_s += table[Row.T_DECODE_S, column] * ask.num_sequences
-    near = min(table[Row.SLACK_NEAR, column], ask.output_tokens)
+    uncached_s = prefill_s * prompt_tokens - cached_tokens * prefill_s
+    before_s = table[Row.FIRST_BACKLOG_S + int(band), column]
+    first_s = token_s * prompt_tokens + before_s + step_s - cached_tokens * token_s
+    added_s = table[Row.T_CONTEXT_S, column] * (num_sequences * (prompt_tokens + output_tokens / 2))
+    added_s += table[Row.T_DECODE_S, column] * num_sequences
+    near = min(table[Row.SLACK_NEAR, column], output_tokens)
     slowdown_s = near * added_s + min(uncached_s, table[Row.SLACK_REACH_S, column])
     return uncached_s, first_s, added_s, step_s + added_s, slowdown_s
 
@@ -180,7 +196,7 @@ def slows_nano(table: Floats, column: int, slowdown_s: float) -> float:
     None,
     types.TABLE,
     types.CODES,
-    types.floats_of(Ask),
+    types.tuple_of(NUM_ASKED),
     types.FLOATS,
     types.FLOATS,
     types.FLOATS,
@@ -191,7 +207,7 @@ def slows_nano(table: Floats, column: int, slowdown_s: float) -> float:
 def score(
     table: Floats,
     are_out: NDArray[np.uint8],
-    ask: Ask,
+    ask: AskFields,
     cached_tokens: Floats,
     nano_per_s: Floats,
     evicted_ratio: Floats,
@@ -203,14 +219,15 @@ def score(
 
     ``slows`` is the bound from each worker's summary. Shapes: (terms, columns) and (columns,).
     """
-    num_gaps, small = max(ask.output_tokens - 1.0, 0.0), ask.delay_nano_per_s
+    _, prompt_tokens, output_tokens, _, due_in_s, tpot_s, value, small, pace_ratio, reuse_ratio = ask
+    num_gaps = max(output_tokens - 1.0, 0.0)
     for column in range(len(scores)):
         if are_out[column]:
             continue
         cached = cached_tokens[column] if len(cached_tokens) else 0.0
         uncached_s, first_s, added_s, pace_s, slowdown_s = _forecast(table, column, ask, cached)
         prefill_s = table[Row.T_PREFILL_S, column]
-        late_s, off_pace_s = first_s - ask.due_in_s, pace_s - ask.tpot_s
+        late_s, off_pace_s = first_s - due_in_s, pace_s - tpot_s
         # Whoever waits there for a first token has no slack yet: its next tokens come between the prompts behind it.
         # It is taken to be promised the same pace. What a prefix saves there would be computed elsewhere, before
         # others.
@@ -219,16 +236,16 @@ def score(
         missed[column] = MISSES_ITS_OWN * (late_s > 0.0 or off_pace_s > 0.0)
         missed[column] |= MISSES_OTHERS * (pile_s > 0.0 or slowdown_s > table[Row.SLACK_S, column])
 
-        late = (max(off_pace_s, 0.0) * num_gaps + max(late_s, 0.0)) * ask.value_nano_per_s
+        late = (max(off_pace_s, 0.0) * num_gaps + max(late_s, 0.0)) * value
         slows = slows_nano(table, column, slowdown_s)
         wait = (first_s - uncached_s) * small
-        prefill = prefill_s * (small * ask.prompt_tokens)
+        prefill = prefill_s * (small * prompt_tokens)
         prefix = uncached_s * small - prefill if len(cached_tokens) else 0.0
-        evicts = uncached_s * evicted_ratio[column] * (small * ask.reuse_ratio) if len(evicted_ratio) else 0.0
-        decode = (pace_s + table[Row.DECODES_S, column]) * (num_gaps * small * ask.pace_ratio)
+        evicts = uncached_s * evicted_ratio[column] * (small * reuse_ratio) if len(evicted_ratio) else 0.0
+        decode = (pace_s + table[Row.DECODES_S, column]) * (num_gaps * small * pace_ratio)
         gpu = 0.0
         if len(nano_per_s):
-            gpu_s = (added_s + table[Row.START_S, column]) * ask.output_tokens + uncached_s
+            gpu_s = (added_s + table[Row.START_S, column]) * output_tokens + uncached_s
             gpu = gpu_s * nano_per_s[column]
         terms[LATE, column], terms[SLOWS, column], terms[WAIT, column] = late, slows, wait
         terms[PREFILL, column], terms[PREFIX, column], terms[EVICTS, column] = prefill, prefix, evicts
@@ -236,9 +253,11 @@ def score(
         scores[column] = late + slows + wait + prefill + prefix + evicts + decode + gpu
 
 
-@compiled(types.INT, types.CODES, types.FLOATS, types.TABLE)
-def cheapest(are_out: NDArray[np.uint8], scores: Floats, table: Floats) -> int:
-    """The column of the least finite score, of equals that of the lower worker id; -1 where there is none."""
+@compiled(types.tuple_of(8), types.TABLE, types.CODES, types.FLOATS, types.tuple_of(NUM_ASKED), types.FLOATS)
+def _cheapest(
+    table: Floats, are_out: NDArray[np.uint8], scores: Floats, ask: AskFields, cached_tokens: Floats
+) -> tuple[float, float, float, float, float, float, float, float]:
+    """The fields of a Candidate."""
     best, least = -1, np.inf
     for column in range(len(scores)):
         if are_out[column] or scores[column] == np.inf:
@@ -246,15 +265,19 @@ def cheapest(are_out: NDArray[np.uint8], scores: Floats, table: Floats) -> int:
         is_first = best >= 0 and table[Row.ORDER, column] < table[Row.ORDER, best]
         if scores[column] < least or (scores[column] == least and is_first):
             best, least = column, scores[column]
-    return best
+    if best < 0:
+        return -1.0, np.inf, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    cached = cached_tokens[best] if len(cached_tokens) else 0.0
+    uncached_s, first_s, added_s, _, slowdown_s = _forecast(table, best, ask, cached)
+    most_s = uncached_s + min(ask[OUTPUT_TOKENS], HORIZON_TOKENS) * added_s
+    is_everybody = table[Row.PREFILL, best] == 0.0 and table[Row.LATE_VALUE, best] == 0.0  # in the summary
+    is_exact = 1.0 if is_everybody and table[Row.SLACK_S, best] >= most_s else 0.0
+    order, by_summary = table[Row.ORDER, best], slows_nano(table, best, slowdown_s)
+    return float(best), least, order, first_s, added_s, cached, by_summary, is_exact
 
 
-def forecast(table: Floats, column: int, ask: Ask, cached_tokens: Floats) -> Forecast:
-    """Of one worker."""
-    return Forecast(*_forecast(table, column, ask, float(cached_tokens[column]) if len(cached_tokens) else 0.0))
-
-
-def burden_on(column: int, ask: Ask, seen: Forecast, cached_tokens: Floats) -> Burden:
-    """The newcomer as those who run on one worker feel it."""
-    cached = float(cached_tokens[column]) if len(cached_tokens) else 0.0
-    return Burden(ask.prompt_tokens - cached, ask.output_tokens, seen.added_s)
+def cheapest(
+    table: Floats, are_out: NDArray[np.uint8], scores: Floats, ask: AskFields, cached_tokens: Floats
+) -> Candidate:
+    """Of those that are not out and have a finite score; of equals the one with the lower worker id."""
+    return Candidate(*_cheapest(table, are_out, scores, ask, cached_tokens))

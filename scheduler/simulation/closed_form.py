@@ -79,6 +79,8 @@ class _Plan:
     chunks: list[tuple[Job, int, int]]
     """(whose, positions, of which are outputs known before a preemption)."""
     prefill_tokens: int
+    num_outputs: int
+    """Positions of which one step makes an output."""
 
 
 class Done(NamedTuple):
@@ -218,8 +220,7 @@ class ClosedFormEngine:
         self.ends_s = now_s + self._duration_s(plan, plan.num_steps) if plan is not None else NEVER_S
 
     def _schedule(self, now_s: float) -> _Plan | None:
-        has_preempted = self._make_room()
-        num_decoding = self._num_decoding
+        has_preempted, num_decoding = self._make_room(), self._num_decoding
         context_tokens = self._context_base + num_decoding * self._step
         chunks: list[tuple[Job, int, int]] = []
         if self._prefilling or (self._num_waiting and not has_preempted):
@@ -234,9 +235,10 @@ class ClosedFormEngine:
             if not has_preempted:
                 self._admit(chunks, budget, room)
         if chunks:
-            prefill_tokens = sum(num_tokens - num_outputs for _, num_tokens, num_outputs in chunks)
+            known_outputs = sum(chunk[2] for chunk in chunks)
+            prefill_tokens = sum(chunk[1] for chunk in chunks) - known_outputs
             context_tokens += sum(job.computed_tokens for job, _, _ in chunks)
-            return _Plan(now_s, 1, num_decoding, context_tokens, chunks, prefill_tokens)
+            return _Plan(now_s, 1, num_decoding, context_tokens, chunks, prefill_tokens, num_decoding + known_outputs)
         if not num_decoding:
             return None
         ends = self._ends
@@ -245,7 +247,7 @@ class ClosedFormEngine:
         num_steps = max(min(ends[0][0] - self._step, self._cache.free_tokens // num_decoding), 1)
         if has_preempted:
             num_steps = 1  # the next step looks at newcomers again
-        return _Plan(now_s, num_steps, num_decoding, context_tokens, chunks, 0)
+        return _Plan(now_s, num_steps, num_decoding, context_tokens, chunks, 0, num_decoding)
 
     def _admit(self, chunks: list[tuple[Job, int, int]], budget: int, room: int) -> None:
         """Newcomers by (priority, arrival) while there is budget, a place, and room for their whole prompt."""
@@ -290,10 +292,9 @@ class ClosedFormEngine:
     # -- inside: what a plan takes
 
     def _duration_s(self, plan: _Plan, num_steps: int) -> float:
-        options, num_decoding = self.options, plan.num_decoding
-        num_outputs = num_decoding + sum(chunk[2] for chunk in plan.chunks)
-        step_s = options.time_t0_s + options.time_decode_s * num_outputs + options.time_prefill_s * plan.prefill_tokens
-        return num_steps * step_s + options.time_context_s * _context_sum(plan, num_steps)
+        of = self.options
+        step_s = of.time_t0_s + of.time_decode_s * plan.num_outputs + of.time_prefill_s * plan.prefill_tokens
+        return num_steps * step_s + of.time_context_s * _context_sum(plan, num_steps)
 
     def _steps_begun(self, plan: _Plan, now_s: float) -> int:
         """How many steps of a run of decodes began before ``now_s``: the inverse of its duration, rounded up."""
@@ -310,10 +311,9 @@ class ClosedFormEngine:
 
     def _pay(self, plan: _Plan, ended_s: float) -> None:
         """Joules by the affine curve."""
-        options, num_steps = self.options, plan.num_steps
-        num_outputs = plan.num_decoding + sum(chunk[2] for chunk in plan.chunks)
         self.busy_s += ended_s - plan.started_s
-        self.joules += num_steps * (options.energy_e0_joules + options.energy_decode_joules * num_outputs)
+        options, num_steps = self.options, plan.num_steps
+        self.joules += num_steps * (options.energy_e0_joules + options.energy_decode_joules * plan.num_outputs)
         self.joules += options.energy_prefill_joules * plan.prefill_tokens
         self.joules += options.energy_context_joules * _context_sum(plan, num_steps)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from scheduler.core import filters, score, slack, table
-from scheduler.core.score import Ask
+from scheduler.core.score import NUM_ASKED
 from scheduler.core.table import NO_FLOATS, NUM_ROWS, Row
 from scheduler.core.table import Floats as Vector
 
@@ -50,8 +50,9 @@ def pace(chance: np.random.Generator) -> tuple[float, float, float]:
     return chance.random() / 10, chance.random() / 1000, float(chance.choice([0.0, 700.0, 9_000.0]))
 
 
-def ask(chance: np.random.Generator) -> Ask:
-    return Ask(float(chance.integers(0, 3)), *(float(number) for number in chance.random(9) * 100))
+def ask(chance: np.random.Generator) -> tuple[float, ...]:
+    """The fields of an Ask."""
+    return float(chance.integers(0, 3)), *(float(number) for number in chance.random(NUM_ASKED - 1) * 100)
 
 
 def draw_score(chance: np.random.Generator) -> tuple[Any, ...]:
@@ -81,8 +82,11 @@ LOOPS: dict[str, tuple[Any, Draw]] = {
     "slows": (score.slows_nano, lambda chance: (a_table(chance), 7, chance.random())),
     "score": (score.score, draw_score),
     "cheapest": (
-        score.cheapest,
-        lambda chance: (codes(chance, 1), chance.integers(0, 4, NUM_COLUMNS).astype(float), a_table(chance)),
+        score._cheapest,
+        lambda chance: (
+            a_table(chance), codes(chance, 1), chance.integers(0, 4, NUM_COLUMNS).astype(float), ask(chance),
+            per_column(chance),
+        ),
     ),
 }  # fmt: skip
 

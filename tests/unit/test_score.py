@@ -37,7 +37,7 @@ def terms(
     ask = Ask.of(asked, work, due_in_s=asked.arrival_s - now_s + target_s(cluster, asked, work), rules=RULES)
     found, scores = np.zeros((len(TERMS), size), dtype=np.float32), np.zeros(size)
     nobody_is_out, missed = np.zeros(size, dtype=np.uint8), np.zeros(size, dtype=np.uint8)
-    score(table, nobody_is_out, ask, known, *prices, found, scores, missed)
+    score(table, nobody_is_out, tuple(ask), known, *prices, found, scores, missed)
     assert scores[column] == pytest.approx(found[:, column].sum())
     return dict(zip(TERMS, found[:, column].tolist(), strict=True))
 
