@@ -6,7 +6,7 @@ Used by tests of ``scheduler.api`` (``from tests.fake_dispatcher import FakeDisp
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ class FakeDispatcher:
         """How the budgets stand, whoever asks."""
         self.stories: dict[str, dict[str, Any]] = {}
         self.asked: list[Request] = []
+        self.quota_asked_at_unix_s: list[float] = []
         """What-ifs and questions for the quota."""
         self.num_snapshots = 0
         self.rejections = list(rejections)
@@ -67,9 +68,9 @@ class FakeDispatcher:
         self.num_snapshots += 1
         return self.ready
 
-    def quota(self, request: Request) -> list[BudgetState]:
-        self.asked.append(request)
-        return self.states
+    def quota(self, request: Request, at_unix_s: float, measures: Collection[str]) -> list[BudgetState]:
+        self.quota_asked_at_unix_s.append(at_unix_s)
+        return [state for state in self.states if state.measure in measures]
 
     def explain(self, request_id: str, *, tenant: str | None = None) -> dict[str, Any] | None:
         story = self.stories.get(request_id)

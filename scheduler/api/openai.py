@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from scheduler.api.idempotency import Idempotency, Run
 from scheduler.api.intake import Admitted, Intake
 from scheduler.api.limits import RelayLimits
 from scheduler.api.metering_note import note_event, usage_body, usage_stream, with_note
-from scheduler.api.quota_headers import Standing, quota_headers
+from scheduler.api.quota_headers import SHOWN, Standing, quota_headers
 from scheduler.api.streaming import EVENT_STREAM, EventStream, PatientSend, SlowReader
 from scheduler.core.request import Band, Request
 from scheduler.metrics import Metrics
@@ -43,7 +43,7 @@ class Submits(Protocol):
 
     def submit(self, submission: Submission) -> Stream: ...
 
-    def quota(self, request: Request) -> Iterable[Standing]: ...
+    def quota(self, request: Request, at_unix_s: float, measures: Collection[str]) -> Iterable[Standing]: ...
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -153,9 +153,7 @@ class Relay:
     def _quota_headers(self, request: Request) -> list[Header]:
         """How its budgets stand when the answer begins, which may be in another window than its arrival."""
         now_unix_s = self._unix_clock()
-        return quota_headers(
-            self._dispatcher.quota(dataclasses.replace(request, arrival_unix_s=now_unix_s)), now_unix_s
-        )
+        return quota_headers(self._dispatcher.quota(request, now_unix_s, SHOWN), now_unix_s)
 
     # -- out
 

@@ -104,6 +104,8 @@ class Admission:
         if left_s <= 0:
             return self.expired(request, now_s)
         prompt_tokens = self.estimates_of(request.model).prompt_tokens(request)
+        if left_s >= CLEAR_RATIO * self._cluster.slowest.alone_s(prompt_tokens):
+            return None  # even the slowest worker would be in time
         least_s = least_wait_s(
             self._cluster, request.model, work_of(request, prompt_tokens=prompt_tokens, output_tokens=1)
         )

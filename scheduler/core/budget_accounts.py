@@ -209,9 +209,11 @@ class Account:
 
     def state(self, at_us: int) -> BudgetState:
         """How it stands at a moment that may lie ahead; changes nothing."""
-        slot = max(self.window.slot_of(at_us), self.slot)
-        counting = {at: parts for at, parts in self._slots.items() if at > slot - self._num_slots}
-        used, held = (sum(parts[place] for parts in counting.values()) for place in (0, 1))
+        slot, counting, used, held = self.slot, self._slots, self.used, self.held
+        if at_us >= self._until_us:
+            slot = self.window.slot_of(at_us)
+            counting = {at: parts for at, parts in counting.items() if at > slot - self._num_slots}
+            used, held = (sum(parts[place] for parts in counting.values()) for place in (0, 1))
         if self.window.kind is Kind.ROLLING:
             newest = max((at for at, parts in counting.items() if any(parts)), default=None)
             resets_us = at_us if newest is None else self.window.free_us(newest)

@@ -11,7 +11,7 @@ a budget; what an attempt took beyond it is counted as excess, and the operator'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -218,10 +218,12 @@ class Budgets:
 
     # -- what others read
 
-    def states(self, request: Request) -> list[BudgetState]:
-        """How every budget above the request stands at its arrival, from the tenant down."""
-        at_us = _at_us(request.arrival_unix_s)
-        return [account.state(at_us) for account in self._above(request, at_us)]
+    def states(
+        self, request: Request, *, at_unix_s: float | None = None, measures: Collection[str] = frozenset(Measure)
+    ) -> list[BudgetState]:
+        """How every budget of these measures above the request stands, from the tenant down; None = at its arrival."""
+        at_us = _at_us(request.arrival_unix_s if at_unix_s is None else at_unix_s)
+        return [account.state(at_us) for account in self._above(request, at_us) if account.measure in measures]
 
     def near_limit(self, at_unix_s: float, *, ratio: float = 0.8, most: int = 100) -> list[BudgetState]:
         """Budgets of which at least this part is used or held, the fullest first."""

@@ -384,7 +384,7 @@ async def test_an_answer_says_how_its_budgets_stand_when_it_begins() -> None:
         b"x-ratelimit-remaining-tokens": b"40",
         b"x-ratelimit-reset-tokens": b"1m30s",
     } == found
-    assert [1_700_000_060.5] == [request.arrival_unix_s for request in bench.dispatcher.asked]
+    assert [1_700_000_060.5] == bench.dispatcher.quota_asked_at_unix_s
 
 
 async def test_a_refusal_by_budget_has_the_headers_too() -> None:
