@@ -192,7 +192,7 @@ class Account:
             parts = self._slots[slot] = [0, 0]
         parts[0] += used
         parts[1] += held
-        assert min(parts) >= 0, (self.level, self.measure, parts)
+        assert parts[0] >= 0 <= parts[1], (self.level, self.measure, parts)
         self.used += used
         self.held += held
 

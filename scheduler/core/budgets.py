@@ -5,7 +5,7 @@ windows is the request's own arrival.
 
 ``hold`` takes the worst case from every budget above a request, at once. ``trim`` gives back what the prompt turned out
 not to need, ``charge`` turns the hold of tokens and money into use, ``end`` gives back the rest. Energy, GPU-time and
-carbon are measured later: their hold stays until ``post`` or ``drop_energy``. No more than was held is ever taken from
+carbon are measured later: their hold stays until ``post``. No more than was held is ever taken from
 a budget; what an attempt took beyond it is counted as excess, and the operator's.
 """
 
@@ -64,6 +64,9 @@ class Hold:
     """None where no budget of energy is above it."""
     places: tuple[tuple[Account, int], ...]
     """Accounts, each with the slot that the request belongs to."""
+    hard: tuple[tuple[Account, int], ...] = field(init=False)
+    soft: tuple[tuple[Account, int], ...] = field(init=False)
+    """Those of energy; the others are ``hard``."""
     prompt_tokens: int
     output_tokens: int
     """Of one sequence."""
@@ -75,6 +78,10 @@ class Hold:
     """Attempts; as many as a request is tried."""
     num_unposted: int = 0
     is_over: bool = False
+
+    def __post_init__(self) -> None:
+        self.hard = self.places if self.bound is None else tuple([at for at in self.places if not at[0].is_energy])
+        self.soft = () if self.bound is None else tuple([at for at in self.places if at[0].is_energy])
 
     def told(self) -> list[dict[str, str | int]]:
         """What it held at its admission and used so far, by budget, as plain values."""
@@ -162,7 +169,8 @@ class Budgets:
             return
         hold.prompt_tokens = prompt_tokens
         worst = needed(hold.request, prompt_tokens, hold.output_tokens, hold.bound)
-        self._move(hold, [max(held - still, 0) for held, still in zip(hold.held, worst, strict=True)])
+        release = [max(held - still, 0) for held, still in zip(hold.held, worst, strict=True)]
+        self._move(hold, hold.places, release)
 
     def charge(self, request_id: str, attempt_id: str, tokens: Tokens, money_nano: int) -> None:
         """An attempt that the request pays for was settled: its hold becomes use. A second time changes nothing."""
@@ -173,7 +181,8 @@ class Budgets:
         amounts[:4] = tokens.input_tokens, tokens.cached_tokens, tokens.output_tokens, money_nano
         amounts[REQUESTS] = 0 if hold.charged else 1
         hold.charged.append(attempt_id)
-        self._use(hold, amounts)
+        taken = self._taken(hold, amounts)
+        self._move(hold, hold.hard, taken, taken)
         if hold.bound is not None:
             hold.num_unposted += 1
             self._unposted[attempt_id] = hold
@@ -188,33 +197,30 @@ class Budgets:
             return
         hold.is_over = True
         if not hold.num_unposted:
-            self._close(hold)
+            self._move(hold, hold.places, hold.held)
+            del self._holds[request_id]
             return
         release = hold.held.copy()
-        for part in ENERGY_PARTS:
-            release[part] = 0
-        self._move(hold, release)
+        release[ENERGY_PARTS.start : ENERGY_PARTS.stop] = [0] * len(ENERGY_PARTS)
+        self._move(hold, hold.hard, release)
 
-    def post(self, attempt_id: str, amounts: EnergyBound) -> EnergyBound:
-        """What a charged attempt took was measured; returns what it took beyond the hold, which the operator pays.
+    def post(self, attempt_id: str, amounts: EnergyBound) -> None:
+        """What a charged attempt took was measured; what it took beyond the hold is the operator's, and counted.
 
         Nothing happens for an attempt that was never charged, was posted before, or has no budget of energy above it.
         """
         hold = self._unposted.pop(attempt_id, None)
         if hold is None:
-            return EnergyBound()
+            return
         self.excess.num_posted += 1
         parts = [0] * NUM_PARTS
         parts[ENERGY_PARTS.start : ENERGY_PARTS.stop] = amounts
-        excess = self._use(hold, parts)
-        self._measured(hold)
-        return EnergyBound(*(excess[part] for part in ENERGY_PARTS))
-
-    def drop_energy(self, attempt_id: str) -> None:
-        """No measurement of this attempt will come: what is held for it comes back."""
-        hold = self._unposted.pop(attempt_id, None)
-        if hold is not None:
-            self._measured(hold)
+        taken = self._taken(hold, parts)
+        hold.num_unposted -= 1
+        is_last = hold.is_over and not hold.num_unposted
+        self._move(hold, hold.soft, hold.held if is_last else taken, taken)
+        if is_last:
+            del self._holds[hold.request.request_id]
 
     # -- what others read
 
@@ -292,37 +298,27 @@ class Budgets:
             used=[0] * NUM_PARTS,
         )
 
-    def _use(self, hold: Hold, amounts: Vector) -> Vector:
-        """Turns so much of the hold into use, as far as it goes; returns what it was short of."""
-        taken = [min(amount, held) for amount, held in zip(amounts, hold.held, strict=True)]
-        excess = [amount - took for amount, took in zip(amounts, taken, strict=True)]
-        if any(excess):
-            for name, amount in zip(PART_NAMES, excess, strict=True):
-                self.excess.add(name, amount)
-        self._move(hold, taken, taken)
-        return excess
+    def _taken(self, hold: Hold, amounts: Vector) -> Vector:
+        """So much of the amounts as is held; what is beyond it is counted."""
+        if all(amount <= held for amount, held in zip(amounts, hold.held, strict=True)):
+            return amounts
+        for name, amount, held in zip(PART_NAMES, amounts, hold.held, strict=True):
+            self.excess.add(name, amount - held)
+        return [min(amount, held) for amount, held in zip(amounts, hold.held, strict=True)]
 
-    def _move(self, hold: Hold, release: Vector, use: Vector | None = None) -> None:
-        """The only change of a hold: gives back, and uses, in every account of it."""
-        for account, slot in hold.places:
-            held, used = account.read(release), 0 if use is None else account.read(use)
+    def _move(
+        self, hold: Hold, places: tuple[tuple[Account, int], ...], release: Vector, use: Vector | None = None
+    ) -> None:
+        """The only change of a hold: gives back, and uses, in those of its accounts that it concerns."""
+        for account, slot in places:
+            read = account.read
+            held, used = read(release), 0 if use is None else read(use)
             if held or used:
                 account.add(slot, used=used, held=-held)
-        for part, amount in enumerate(release):
-            hold.held[part] -= amount
-            if use is not None:
-                hold.used[part] += use[part]
-
-    def _measured(self, hold: Hold) -> None:
-        """One attempt less whose energy is awaited."""
-        hold.num_unposted -= 1
-        if hold.is_over and not hold.num_unposted:
-            self._close(hold)
-
-    def _close(self, hold: Hold) -> None:
-        """Nothing can come any more: what is left is free, and the hold is forgotten."""
-        self._move(hold, hold.held.copy())
-        del self._holds[hold.request.request_id]
+        hold.held = [held - amount for held, amount in zip(hold.held, release, strict=True)]
+        if use is not None:
+            for part, amount in enumerate(use):
+                hold.used[part] += amount
 
 
 def _at_us(unix_s: float) -> int:
