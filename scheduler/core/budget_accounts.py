@@ -121,6 +121,7 @@ class Account:
         "_num_slots",
         "_slots",
         "_until_us",
+        "_window_text",
         "budget",
         "held",
         "is_energy",
@@ -139,6 +140,7 @@ class Account:
         self.measure = budget.measure
         self.is_energy = budget.measure in ENERGY
         self.window = budget.window or _FOREVER
+        self._window_text = "" if budget.window is None else str(budget.window)
         self.limit = budget.limit
         self.read = READS[budget.measure]
         self.used = 0
@@ -215,14 +217,14 @@ class Account:
             counting = {at: parts for at, parts in counting.items() if at > slot - self._num_slots}
             used, held = (sum(parts[place] for parts in counting.values()) for place in (0, 1))
         if self.window.kind is Kind.ROLLING:
-            newest = max((at for at, parts in counting.items() if any(parts)), default=None)
+            newest = next((at for at in reversed(counting) if any(counting[at])), None)  # slots begin in order
             resets_us = at_us if newest is None else self.window.free_us(newest)
         else:
             resets_us = self.window.free_us(slot)
         return BudgetState(
             level=self.level,
             measure=self.measure,
-            window="" if self.budget.window is None else str(self.budget.window),
+            window=self._window_text,
             limit=self.limit,
             used=used,
             held=held,

@@ -49,18 +49,22 @@ class Covered(NamedTuple):
     """None where no account counts energy."""
 
 
-def most_covered(accounts: tuple[Account, ...], request: Request, prompt_tokens: int, bound: Bound) -> Covered | None:
-    """The most output that all accounts cover; None where they do not cover the least. Energy is asked last."""
-    hard, most = [account for account in accounts if not account.is_energy], request.max_output_tokens
+def most_covered(
+    hard: list[Account], soft: list[Account], request: Request, prompt_tokens: int, bound: Bound
+) -> Covered | None:
+    """The most output that all accounts cover; None where they do not cover the least.
+
+    Those of energy (``soft``) are asked last: their bound costs more than all the others.
+    """
+    most = request.max_output_tokens
     needs = needed(request, prompt_tokens, most, None)
     if not _cover(hard, needs):
         fitting = _most_covered(hard, request, prompt_tokens, None, most)
         if fitting is None:
             return None
         most, needs = fitting, needed(request, prompt_tokens, fitting, None)
-    if len(hard) == len(accounts):
+    if not soft:
         return Covered(most, needs, None)
-    soft = [account for account in accounts if account.is_energy]
     needs[ENERGY_PARTS.start : ENERGY_PARTS.stop] = bound(prompt_tokens, most)
     if not _cover(soft, needs):
         fitting = _most_covered(soft, request, prompt_tokens, bound, most)

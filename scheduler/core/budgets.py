@@ -36,6 +36,8 @@ from scheduler.core.request import Request
 from scheduler.core.shortages import refusal, too_many_tasks
 
 MAX_TASKS_PER_TENANT = 10_000
+MAX_KNOWN = 10_000
+"""Tenants' keys of which it is kept which accounts are above them; then all are looked up anew."""
 PART_NAMES = (*Amounts._fields, "requests", "concurrency")
 
 
@@ -55,6 +57,23 @@ class Excess:
             self.amounts[part] = self.amounts.get(part, 0) + amount
 
 
+Place = tuple[Account, int]
+"""An account, and the slot of it that a request belongs to."""
+
+
+class _Above(NamedTuple):
+    """The accounts above a request, from the tenant down, and the same by whether they count energy."""
+
+    accounts: tuple[Account, ...]
+    hard: list[Account]
+    soft: list[Account]
+
+    @staticmethod
+    def of(accounts: tuple[Account, ...]) -> _Above:
+        hard = [account for account in accounts if not account.is_energy]
+        return _Above(accounts, hard, [account for account in accounts if account.is_energy])
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Hold:
     """What one request holds of the budgets above it; changed by ``Budgets`` alone."""
@@ -62,10 +81,10 @@ class Hold:
     request: Request
     bound: Bound | None
     """None where no budget of energy is above it."""
-    places: tuple[tuple[Account, int], ...]
-    """Accounts, each with the slot that the request belongs to."""
-    hard: tuple[tuple[Account, int], ...] = field(init=False)
-    soft: tuple[tuple[Account, int], ...] = field(init=False)
+    accounts: tuple[Account, ...]
+    """From the tenant down."""
+    hard: list[Place]
+    soft: list[Place]
     """Those of energy; the others are ``hard``."""
     prompt_tokens: int
     output_tokens: int
@@ -79,10 +98,6 @@ class Hold:
     num_unposted: int = 0
     is_over: bool = False
 
-    def __post_init__(self) -> None:
-        self.hard = self.places if self.bound is None else tuple([at for at in self.places if not at[0].is_energy])
-        self.soft = () if self.bound is None else tuple([at for at in self.places if at[0].is_energy])
-
     def told(self) -> list[dict[str, str | int]]:
         """What it held at its admission and used so far, by budget, as plain values."""
         return [
@@ -94,7 +109,7 @@ class Hold:
                 "held": account.read(self.first),
                 "settled": account.read(self.used),
             }
-            for account, _ in self.places
+            for account in self.accounts
         ]
 
 
@@ -151,9 +166,9 @@ class Budgets:
             return answer
         assert request.request_id not in self._holds, f"{request.request_id} holds already"
         self._holds[request.request_id] = answer
-        for account, slot in answer.places:
+        for account, slot in answer.hard + answer.soft:
             account.add(slot, held=account.read(answer.held))
-        if request.task and (tasks := tuple(each for each, _ in answer.places if each.level.kind == "task")):
+        if request.task and (tasks := tuple(each for each in answer.accounts if each.level.kind == "task")):
             self._tasks.keep(request.tenant, request.task, tasks)
         return Granted(answer.output_tokens, answer)
 
@@ -170,7 +185,7 @@ class Budgets:
         hold.prompt_tokens = prompt_tokens
         worst = needed(hold.request, prompt_tokens, hold.output_tokens, hold.bound)
         release = [max(held - still, 0) for held, still in zip(hold.held, worst, strict=True)]
-        self._move(hold, hold.places, release)
+        self._move(hold, hold.hard + hold.soft, release)
 
     def charge(self, request_id: str, attempt_id: str, tokens: Tokens, money_nano: int) -> None:
         """An attempt that the request pays for was settled: its hold becomes use. A second time changes nothing."""
@@ -197,7 +212,7 @@ class Budgets:
             return
         hold.is_over = True
         if not hold.num_unposted:
-            self._move(hold, hold.places, hold.held)
+            self._move(hold, hold.hard + hold.soft, hold.held)
             del self._holds[request_id]
             return
         release = hold.held.copy()
@@ -229,7 +244,8 @@ class Budgets:
     ) -> list[BudgetState]:
         """How every budget of these measures above the request stands, from the tenant down; None = at its arrival."""
         at_us = _at_us(request.arrival_unix_s if at_unix_s is None else at_unix_s)
-        return [account.state(at_us) for account in self._above(request, at_us) if account.measure in measures]
+        accounts = self._above(request, at_us).accounts
+        return [account.state(at_us) for account in accounts if account.measure in measures]
 
     def near_limit(self, at_unix_s: float, *, ratio: float = 0.8, most: int = 100) -> list[BudgetState]:
         """Budgets of which at least this part is used or held, the fullest first."""
@@ -255,6 +271,7 @@ class Budgets:
 
     def _set(self, budgets: Mapping[Level, tuple[Budget, ...]]) -> None:
         known = self._accounts
+        self._known_above: dict[tuple[str, str, str], _Above] = {}
         self._accounts = {
             level: renewed(level, known.get(level, ()), of_level) for level, of_level in budgets.items() if of_level
         }
@@ -264,33 +281,43 @@ class Budgets:
             yield from accounts
         yield from self._tasks.accounts()
 
-    def _above(self, request: Request, at_us: int) -> tuple[Account, ...]:
-        """Accounts of the request's tenant, project, key and task."""
-        get = self._accounts.get
-        accounts = get(("tenant", request.tenant), ())
-        if request.project:
-            accounts += get(("project", f"{request.tenant}/{request.project}"), ())
-        accounts += get(("key", request.key_id), ())
-        return accounts + self._tasks.of(request.tenant, request.task, at_us) if request.task else accounts
+    def _above(self, request: Request, at_us: int) -> _Above:
+        """Accounts of the request's tenant, project, key and task; those without a task are looked up once."""
+        key = (request.tenant, request.project, request.key_id)
+        above = self._known_above.get(key)
+        if above is None:
+            levels = [("tenant", request.tenant), ("key", request.key_id)]
+            if request.project:
+                levels.insert(1, ("project", f"{request.tenant}/{request.project}"))
+            found = [account for level in levels for account in self._accounts.get(level, ())]
+            if len(self._known_above) >= MAX_KNOWN:
+                self._known_above.clear()
+            above = self._known_above[key] = _Above.of(tuple(found))
+        if not request.task:
+            return above
+        tasks = self._tasks.of(request.tenant, request.task, at_us)
+        return _Above.of(above.accounts + tasks) if tasks else above
 
     def _examine(self, request: Request, prompt_tokens: int, bound: Bound) -> Hold | Granted | Rejection:
         """The hold as it would be, not yet taken; Granted where no budget is above the request."""
         at_us = _at_us(request.arrival_unix_s)
-        accounts = () if request.is_counting else self._above(request, at_us)
-        if not accounts:
+        above = self._above(request, at_us)
+        if request.is_counting or not above.accounts:
             return Granted(request.max_output_tokens)
-        for account in accounts:
+        for account in above.accounts:
             account.advance(at_us)
         if request.task and not self._tasks.has_room(request.tenant, request.task, at_us):
             return too_many_tasks(f"{request.tenant}/{request.task}", self._tasks.most)
-        covered = most_covered(accounts, request, prompt_tokens, bound)
+        covered = most_covered(above.hard, above.soft, request, prompt_tokens, bound)
         if covered is None:
-            shorts = [short(account, request, prompt_tokens, bound) for account in accounts]
+            shorts = [short(account, request, prompt_tokens, bound) for account in above.accounts]
             return refusal([each for each in shorts if each is not None], at_us)
         return Hold(
             request=request,
             bound=covered.bound,
-            places=tuple([(account, account.slot) for account in accounts]),
+            accounts=above.accounts,
+            hard=[(account, account.slot) for account in above.hard],
+            soft=[(account, account.slot) for account in above.soft],
             prompt_tokens=prompt_tokens,
             output_tokens=covered.output_tokens,
             first=covered.needs,
@@ -306,9 +333,7 @@ class Budgets:
             self.excess.add(name, amount - held)
         return [min(amount, held) for amount, held in zip(amounts, hold.held, strict=True)]
 
-    def _move(
-        self, hold: Hold, places: tuple[tuple[Account, int], ...], release: Vector, use: Vector | None = None
-    ) -> None:
+    def _move(self, hold: Hold, places: list[Place], release: Vector, use: Vector | None = None) -> None:
         """The only change of a hold: gives back, and uses, in those of its accounts that it concerns."""
         for account, slot in places:
             read = account.read

@@ -55,7 +55,8 @@ def test_nothing_is_asked_for_where_nothing_is_generated() -> None:
 def test_the_largest_output_that_is_covered(limit: int, most: int | None) -> None:
     """By hard accounts and by those of energy alike."""
     for measure in (Measure.TOKENS, Measure.ENERGY_MJ):
-        covered = most_covered((account(measure, limit),), request(), 100, bound)
+        one, is_energy = [account(measure, limit)], measure is Measure.ENERGY_MJ
+        covered = most_covered([] if is_energy else one, one if is_energy else [], request(), 100, bound)
         assert most == (None if covered is None else covered.output_tokens)
         if covered is not None:
             energy = None if measure is Measure.TOKENS else bound
@@ -65,8 +66,8 @@ def test_the_largest_output_that_is_covered(limit: int, most: int | None) -> Non
 def test_energy_is_asked_only_where_the_rest_is_covered() -> None:
     """It costs more than all the others."""
     few, enough = account(Measure.TOKENS, 10), account(Measure.TOKENS, 1_000)
-    assert most_covered((few, account(Measure.GPU_US, 1)), request(), 100, never) is None
-    covered = most_covered((enough,), request(), 100, never)
+    assert most_covered([few], [account(Measure.GPU_US, 1)], request(), 100, never) is None
+    covered = most_covered([enough], [], request(), 100, never)
     assert covered is not None
     assert (50, None) == (covered.output_tokens, covered.bound)
     assert short(few, request(), 100, never) is not None
