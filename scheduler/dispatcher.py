@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -364,9 +364,9 @@ class Dispatcher:
         """What would become of this request now; nothing changes."""
         return self._core.what_if(request, self._clock())
 
-    def quota(self, request: Request, at_unix_s: float, measures: Collection[str]) -> list[BudgetState]:
-        """How every budget of these measures above a request stands; empty where it has none."""
-        return self._core.holds.budgets.states(request, at_unix_s=at_unix_s, measures=measures)
+    def quota(self, request: Request, at_unix_s: float, measures: Iterable[str]) -> list[BudgetState]:
+        """How the tightest budget of each of these measures above a request stands; empty where it has none."""
+        return self._core.holds.budgets.tightest(request, at_unix_s, measures)
 
     def snapshot(self) -> Snapshot:
         """Everything at this moment; costs workers × tenants, so at most once a second please."""

@@ -6,7 +6,7 @@ Used by tests of ``scheduler.api`` (``from tests.fake_dispatcher import FakeDisp
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ class FakeDispatcher:
         self.num_snapshots += 1
         return self.ready
 
-    def quota(self, request: Request, at_unix_s: float, measures: Collection[str]) -> list[BudgetState]:
+    def quota(self, request: Request, at_unix_s: float, measures: Iterable[str]) -> list[BudgetState]:
         self.quota_asked_at_unix_s.append(at_unix_s)
         return [state for state in self.states if state.measure in measures]
 

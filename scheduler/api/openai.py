@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,7 +43,7 @@ class Submits(Protocol):
 
     def submit(self, submission: Submission) -> Stream: ...
 
-    def quota(self, request: Request, at_unix_s: float, measures: Collection[str]) -> Iterable[Standing]: ...
+    def quota(self, request: Request, at_unix_s: float, measures: Iterable[str]) -> Iterable[Standing]: ...
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -32,15 +32,10 @@ class Standing(Protocol):
 
 
 def quota_headers(states: Iterable[Standing], now_unix_s: float) -> list[Header]:
-    """Of each measure the budget of which the least is left; a budget that no time refills has no reset."""
-    tightest: dict[str, Standing] = {}
-    for state in states:
-        measure = str(state.measure)
-        if measure in SHOWN and (measure not in tightest or state.left < tightest[measure].left):
-            tightest[measure] = state
+    """One budget of each measure; one that no time refills has no reset."""
     headers: list[Header] = []
-    for measure, state in tightest.items():
-        name = measure.encode()
+    for state in states:
+        name = str(state.measure).encode()
         headers.append((b"x-ratelimit-limit-" + name, b"%d" % state.limit))
         headers.append((b"x-ratelimit-remaining-" + name, b"%d" % max(state.left, 0)))
         if state.resets_unix_s is not None:

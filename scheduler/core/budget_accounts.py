@@ -163,6 +163,10 @@ class Account:
         """What a newcomer may hold; 0 where a lowered limit is already exceeded."""
         return max(self.limit - self.used - self.held, 0)
 
+    def left_at(self, at_us: int) -> int:
+        """The same at a moment that may lie ahead; changes nothing."""
+        return self.left if at_us < self._until_us else self.state(at_us).left
+
     def covers(self, needs: Vector) -> bool:
         """Whether so much more may be held."""
         needed = self.read(needs)

@@ -11,7 +11,7 @@ a budget; what an attempt took beyond it is counted as excess, and the operator'
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -239,13 +239,20 @@ class Budgets:
 
     # -- what others read
 
-    def states(
-        self, request: Request, *, at_unix_s: float | None = None, measures: Collection[str] = frozenset(Measure)
-    ) -> list[BudgetState]:
-        """How every budget of these measures above the request stands, from the tenant down; None = at its arrival."""
-        at_us = _at_us(request.arrival_unix_s if at_unix_s is None else at_unix_s)
-        accounts = self._above(request, at_us).accounts
-        return [account.state(at_us) for account in accounts if account.measure in measures]
+    def states(self, request: Request) -> list[BudgetState]:
+        """How every budget above the request stands at its arrival, from the tenant down."""
+        at_us = _at_us(request.arrival_unix_s)
+        return [account.state(at_us) for account in self._above(request, at_us).accounts]
+
+    def tightest(self, request: Request, at_unix_s: float, measures: Iterable[str]) -> list[BudgetState]:
+        """Of each measure that a budget above the request counts, the one of which the least is left then."""
+        at_us = _at_us(at_unix_s)
+        accounts, found = self._above(request, at_us).hard, []
+        for measure in measures:
+            of_measure = [account for account in accounts if account.measure == measure]
+            if of_measure:
+                found.append(min(of_measure, key=lambda account: account.left_at(at_us)).state(at_us))
+        return found
 
     def near_limit(self, at_unix_s: float, *, ratio: float = 0.8, most: int = 100) -> list[BudgetState]:
         """Budgets of which at least this part is used or held, the fullest first."""

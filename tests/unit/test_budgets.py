@@ -435,6 +435,23 @@ def test_budgets_near_their_limit_the_fullest_first() -> None:
     assert [] == some.near_limit(10**6)
 
 
+def test_the_tightest_budget_of_each_measure_is_the_one_that_refuses_next() -> None:
+    """Whatever its level; as it stands at the moment that is asked for, which may lie in another window."""
+    some = budgets(
+        budget(Measure.TOKENS, 1_000, "total"),
+        budget(Measure.ENERGY_MJ, 10**6),
+        key=(budget(Measure.TOKENS, 900, "calendar minute"), budget(Measure.REQUESTS, 60)),
+    )
+    hold(some, arrival_unix_s=30.0)
+    asked = ask("next", arrival_unix_s=30.0)
+    measures = (Measure.REQUESTS, Measure.TOKENS, Measure.MONEY_NANO)
+    assert [(KEY, 59), (KEY, 750)] == [(each.level, each.left) for each in some.tightest(asked, 30.0, measures)]
+    some.charge("r", "r-1", Tokens(input_tokens=100, output_tokens=50), 0)
+    some.end("r")
+    assert [(KEY, 59), (TENANT, 850)] == [(each.level, each.left) for each in some.tightest(asked, 60.0, measures)]
+    assert [] == some.tightest(ask(tenant="nobody", key_id="none", project=""), 0.0, measures)
+
+
 def test_what_a_request_held_and_used_is_told_by_budget() -> None:
     """Plain values, also after its end."""
     some = budgets(budget(Measure.TOKENS, 1_000, "calendar day"), key=(budget(Measure.CONCURRENCY, 3),))
