@@ -23,8 +23,11 @@ LOCKED_PYTHON = (3, 11)
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """Fallback only: the ordinary index does not carry torch's local version +cpu, a find-links folder of pip's may."""
 
-WARM = "import vllm.entrypoints.openai.api_server, vllm.v1.engine.core, ray, uvicorn, rich.table"
-"""What a run imports first; compiled ahead where even a user's PYTHONDONTWRITEBYTECODE would repeat it each time."""
+WARM = (
+    "import vllm.entrypoints.openai.api_server, vllm.v1.engine.core, ray, uvicorn, rich.table, scheduler.core.scheduler"
+)
+"""What a run imports first; compiled ahead where even a user's PYTHONDONTWRITEBYTECODE would repeat it each time. With
+the last the core's loops become machine code."""
 STARTED_S = time.monotonic()
 
 
@@ -145,8 +148,8 @@ def install_project() -> None:
 
 
 def warm_and_build_weights() -> None:
-    """On one core the bytecode of what a run imports (its first import is halved), on the other the weights."""
-    say("building two small models' weights (SmolLM2, MiniLM) and the bytecode of engine and Ray, side by side")
+    """On one core what a run imports is compiled (its first import is halved), on the other the weights are built."""
+    say("building two small models' weights (SmolLM2, MiniLM) and compiling engine, Ray and core, side by side")
     python = VENV / "bin" / "python"
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
