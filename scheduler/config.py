@@ -27,6 +27,7 @@ from scheduler.config_sections import (
     WorkerConfig,
 )
 from scheduler.config_tenants import TenantConfig, ZoneConfig, problem_of
+from workers.cache import models_folder
 from workers.types import MeterSpec, WorkerSpec
 
 __all__ = ["BUILTIN_WEIGHTS", "Config", "ConfigError", "load_config", "weights_folder", "worker_specs"]
@@ -291,8 +292,7 @@ def _with_paths(config: Config, folder: Path) -> Config:
 def weights_folder(weights: str) -> Path | None:
     """The folder that ``weights`` names, built or not; None where it is the name of a model on a hub."""
     if weights in (BUILTIN_WEIGHTS, BUILTIN_EMBEDDING_WEIGHTS):
-        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        return Path(cache) / "jouleway" / "models" / weights.removeprefix("builtin:")
+        return models_folder(weights.removeprefix("builtin:"))
     path = Path(weights).expanduser()
     return path if path.is_absolute() or weights.startswith(".") or path.exists() else None
 

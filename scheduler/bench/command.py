@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from scheduler.addresses import root_of
+
 if TYPE_CHECKING:
     from scheduler.bench.client import Target
     from scheduler.bench.drive import Run
@@ -160,17 +162,11 @@ def _write(report: Report, run: Run, json_path: Path | None, plot_path: Path | N
 
 
 def _base_url(url: str) -> str:
-    """The server's root without ``/v1`` and trailing slashes; leaves with a usage error for anything but http(s)."""
-    from urllib.parse import urlsplit
-
+    """The server's root; leaves with a usage error for anything but http(s)."""
     try:
-        parts = urlsplit(url)
-        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_whole = False
-    if not is_whole:
-        _fail(f"{url!r} is no http:// or https:// address", USAGE)
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+        return root_of(url)
+    except ValueError as error:
+        _fail(str(error), USAGE)
 
 
 def _fail(message: str, code: int) -> NoReturn:

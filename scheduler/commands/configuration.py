@@ -5,7 +5,6 @@ Called by the commands. It must never start anything, and it says an error with 
 
 from __future__ import annotations
 
-import os
 import sysconfig
 from pathlib import Path
 
@@ -54,8 +53,3 @@ def model_folders(config: Config) -> dict[str, Path]:
         name: weights_folder(model.weights) for name, model in config.models.items() if model.weights is not None
     }
     return {name: folder for name, folder in folders.items() if folder is not None}
-
-
-def cache_folder() -> Path:
-    """Where weights are built and kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jouleway"

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from scheduler import addresses
 from scheduler.commands import configuration
 from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.commands.http_client import BadAnswer, Reply, fetch
@@ -55,17 +55,11 @@ def tenant_listener(url: str) -> Listener:
 
 
 def root_of(url: str) -> str:
-    """Without ``/v1``, which clients of OpenAI give, and slashes at its end. Raises: CommandError."""
+    """Of the control plane. Raises: CommandError."""
     try:
-        parts = urlsplit(url)
-        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_whole = False
-    if not is_whole:
-        raise CommandError(
-            f"{url!r} is no http:// or https:// address", code=ExitCode.USAGE, remedy="give it as serve prints it"
-        )
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+        return addresses.root_of(url)
+    except ValueError as error:
+        raise CommandError(str(error), code=ExitCode.USAGE, remedy="give it as serve prints it") from None
 
 
 async def send(

@@ -13,6 +13,7 @@ from scheduler.commands import configuration, doctor_checks
 from scheduler.commands.doctor_checks import Finding, Machine, Status
 from scheduler.commands.exits import ExitCode
 from scheduler.commands.output import print_json, print_lines, print_table
+from workers.cache import cache_folder
 from workers.errors import MeterUnavailable
 from workers.power.choose import open_meter
 from workers.types import Grade, MeterSpec
@@ -66,7 +67,7 @@ def examine(config_path: Path | None, machine: Machine, opened: OpenMeter = best
         *doctor_checks.check_ports(machine, configuration.listeners(config)),
         *doctor_checks.check_models(machine, configuration.model_folders(config)),
         doctor_checks.check_memory(machine),
-        doctor_checks.check_disk(machine, configuration.cache_folder()),
+        doctor_checks.check_disk(machine, cache_folder()),
         doctor_checks.check_shared_memory(machine),
         doctor_checks.check_clock(machine),
         doctor_checks.check_open_files(machine),

@@ -67,11 +67,3 @@ def test_errors_carry_their_exit_code(tmp_path: Path, text: str | None, code: Ex
     with pytest.raises(CommandError) as caught:
         configuration.load(path)
     assert code == caught.value.code
-
-
-def test_the_cache_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Else in the home."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert tmp_path / "jouleway" == configuration.cache_folder()
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert Path.home() / ".cache" / "jouleway" == configuration.cache_folder()

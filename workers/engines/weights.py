@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from workers.cache import models_folder
 from workers.engines.tokenizer import tokenizer_digest
 from workers.errors import WorkerError
 
@@ -54,8 +54,7 @@ class Weights:
 
     def default_folder(self) -> Path:
         """Where the weights live: below XDG_CACHE_HOME, else below ~/.cache."""
-        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        return Path(cache) / "jouleway" / "models" / self.name
+        return models_folder(self.name)
 
     def find_source(self) -> Path:
         """Raises: WeightsFailed where the package is missing, or holds another file."""
