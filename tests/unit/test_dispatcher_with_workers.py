@@ -129,12 +129,18 @@ async def test_a_worker_that_dies_under_load_leaves_exact_accounts() -> None:
     assert rows[OPERATOR].attempts == plane.dispatcher.snapshot().retried
 
 
+def has_first_byte(plane: ControlPlane, stream: Stream) -> bool:
+    story = plane.dispatcher.explain(stream.request_id)
+    return story is not None and any(attempt["first_byte_s"] is not None for attempt in story["attempts"])
+
+
 async def test_a_link_that_breaks_and_comes_back_loses_no_record() -> None:
     """The outbox is replayed: what ran is aborted by the worker, and each record is booked once."""
     async with control_plane([simulated_spec(window_s=0.05)]) as plane:
         plane.dispatcher._connections["sim-0"]._reconnect_delays_s = (0.0,) * 3
         streams = [submit(plane, number, tenant="alpha", tokens=500) for number in range(8)]
         reads = [asyncio.create_task(read(stream)) for stream in streams]
+        await until(lambda: all(has_first_byte(plane, stream) for stream in streams), 10.0)  # no try is repeated
         await until(lambda: plane.settlement.accounts.balance().in_flight_mj > 0, 10.0)
         epoch = plane.links[0].worker.epoch
         plane.links[0].cut()

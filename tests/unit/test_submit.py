@@ -290,7 +290,8 @@ def test_a_killed_run_is_gone_on_with(url: str, server: Server, tmp_path: Path) 
         server.hold_from = num_answered
         process = begun(source, url)
         try:
-            wait_for(lambda: server.num_held >= 2)
+            wait_for(lambda num=num_answered: output.exists() and len(ids(output)) >= num)
+            wait_for(lambda: server.num_held >= 2)  # the next two, and no line before them
         finally:
             end(process)
         assert num_answered == len(ids(output))
