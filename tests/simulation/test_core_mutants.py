@@ -12,7 +12,6 @@ from scheduler.core import budgets, fairness, placement
 from scheduler.core.actions import Abort, Action, Dispatch, Finish, Payer, Rejection, Settle, Tokens
 from scheduler.core.admission import Admission, Limits
 from scheduler.core.attempts import Attempt, Entry, Fate
-from scheduler.core.budget_accounts import Account
 from scheduler.core.budgets import Budgets
 from scheduler.core.cluster import Cluster, Row, WorkerView
 from scheduler.core.data_policy import DataPolicy
@@ -354,10 +353,10 @@ def end_unless_cancelled(self: Holds, entry: Entry) -> None:
         END(self, entry)
 
 
-def accounts_of_one_level(self: Budgets, request: Request, at_us: int) -> tuple[Account, ...]:
+def accounts_of_one_level(self: Budgets, request: Request, at_us: int) -> Any:
     """Only the first level is asked."""
-    accounts = ABOVE(self, request, at_us)
-    return tuple(each for each in accounts if each.level == accounts[0].level)
+    above = ABOVE(self, request, at_us)
+    return above.of(tuple(each for each in above.accounts if each.level == above.accounts[0].level))
 
 
 def charge_twice(self: Budgets, request_id: str, attempt_id: str, tokens: Tokens, money_nano: int) -> None:
@@ -372,7 +371,7 @@ def post_all(self: Budgets, attempt_id: str, amounts: Any) -> Any:
     if hold is not None:
         more = [0, 0, 0, 0, *amounts, 0, 0]
         missing = [max(each - held, 0) for each, held in zip(more, hold.held, strict=True)]
-        for account, slot in hold.places:
+        for account, slot in hold.hard + hold.soft:
             account.add(slot, held=account.read(missing))
         hold.held = [each + lacks for each, lacks in zip(hold.held, missing, strict=True)]
     return POST(self, attempt_id, amounts)
