@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.servers import ROOT, Server, ServerError, stop, tail
 from scheduler.config import BUILTIN_WEIGHTS, weights_folder
+from workers.engines.vllm_args import CPU_INFO, computes_bfloat16
 
 OPERATOR_KEY = "jw-benchmark-key-of-loopback-only"
 ADMIN_KEY = "jw-benchmark-admin-key-of-loopback"
@@ -64,6 +65,8 @@ def vllm_arguments() -> dict[str, object]:
         "max_model_len": 2048,
         "max_num_seqs": 32,
         "enforce_eager": True,
+        # Said to both sides: left alone, a bare server emulates bfloat16 where ours computes in float32.
+        "dtype": "bfloat16" if computes_bfloat16(CPU_INFO) else "float32",
     }
 
 
