@@ -136,12 +136,10 @@ class Account:
 
     def __init__(self, level: Level, budget: Budget, at_us: int) -> None:
         self.level = level
-        self.budget = budget
         self.measure = budget.measure
         self.is_energy = budget.measure in ENERGY
         self.window = budget.window or _FOREVER
-        self._window_text = "" if budget.window is None else str(budget.window)
-        self.limit = budget.limit
+        self.change_limit(budget)
         self.read = READS[budget.measure]
         self.used = 0
         """Over all slots that count."""
@@ -157,6 +155,7 @@ class Account:
         """The operator wants more or less; what was used stays used."""
         self.budget = budget
         self.limit = budget.limit
+        self._window_text = "" if budget.window is None else str(budget.window)
 
     @property
     def left(self) -> int:

@@ -5,8 +5,8 @@ windows is the request's own arrival.
 
 ``hold`` takes the worst case from every budget above a request, at once. ``trim`` gives back what the prompt turned out
 not to need, ``charge`` turns the hold of tokens and money into use, ``end`` gives back the rest. Energy, GPU-time and
-carbon are measured later: their hold stays until ``post``. No more than was held is ever taken from
-a budget; what an attempt took beyond it is counted as excess, and the operator's.
+carbon are measured later: their hold stays until ``post``. No more than was held is ever taken from a budget; what an
+attempt took beyond it is counted as excess, and the operator's.
 """
 
 from __future__ import annotations

@@ -420,6 +420,15 @@ def test_states_are_told_from_the_tenant_down() -> None:
     assert 0 == len(some._tasks)
 
 
+def test_a_window_is_told_as_it_is_written_now() -> None:
+    """It may mean the same as before in other words, and keeps what it counted."""
+    some = budgets(budget(Measure.TOKENS, 1_000, "60m"))
+    hold(some)
+    some.reload({TENANT: (budget(Measure.TOKENS, 2_000, "1h"),)}, {})
+    (told,) = some.states(ask())
+    assert ("1h", 2_000, 150) == (told.window, told.limit, told.held)
+
+
 def test_budgets_near_their_limit_the_fullest_first() -> None:
     """From four fifths on; one of which nothing is used or held is none, whatever its limit."""
     some = budgets(
