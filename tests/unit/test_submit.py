@@ -295,6 +295,7 @@ def test_a_killed_run_is_gone_on_with(url: str, server: Server, tmp_path: Path) 
         finally:
             end(process)
         assert num_answered == len(ids(output))
+        wait_for(lambda: server.num_held == 0)  # it has seen that they are gone: what they asked does not run
     server.hold_from = None
     assert ExitCode.OK == submit.run(wishes(source, url), as_json=False)
     assert sorted(map(str, range(40))) == ids(output)
