@@ -69,7 +69,6 @@ class DemoRequest:
             "model": model,
             "max_tokens": self.max_tokens,
             "temperature": 0.7,
-            "seed": self.index,
             "service_tier": self.tier,
         }
         if self.is_chat:
