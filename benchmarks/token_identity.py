@@ -56,7 +56,7 @@ class Load:
                 self._run.call(name, priority=priority, prompt=self._text(30), max_tokens=tokens, stream=True,
                                stream_options={"include_usage": True})  # fmt: skip
             case "n2":
-                self._run.call(name, priority=priority, prompt=self._text(20), n=2, max_tokens=tokens, seed=1)
+                self._run.call(name, priority=priority, prompt=self._text(20), n=2, max_tokens=tokens)
             case "list":
                 self._run.call(name, prompt=[self._text(5), self._text(40), self._text(3)], max_tokens=tokens)
             case "prefix":
