@@ -40,7 +40,6 @@ class World:
     """One core, its workers, and the judge."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
         self.counts: Counter[str] = Counter()
         self._chance = random.Random(seed)
         self._classes = self._drawn_classes()
@@ -101,7 +100,7 @@ class World:
 
     def _end(self) -> None:
         for attempt_id in self._some_attempt():
-            self._heard(self._core.on_progress([Progress(attempt_id, 10, 0, 10, 1)], self._now_s) or [])
+            self._core.on_progress([Progress(attempt_id, 10, 0, 10, 1)], self._now_s)
             self._finish(attempt_id, Outcome.COMPLETED, "")
 
     def _lose(self) -> None:

@@ -27,7 +27,7 @@ from scheduler.config_sections import (
     WorkerConfig,
 )
 from scheduler.config_tenants import TenantConfig, ZoneConfig, problem_of
-from workers.cache import models_folder
+from workers.cache import model_folder
 from workers.types import MeterSpec, WorkerSpec
 
 __all__ = ["BUILTIN_WEIGHTS", "Config", "ConfigError", "load_config", "weights_folder", "worker_specs"]
@@ -292,7 +292,7 @@ def _with_paths(config: Config, folder: Path) -> Config:
 def weights_folder(weights: str) -> Path | None:
     """The folder that ``weights`` names, built or not; None where it is the name of a model on a hub."""
     if weights in (BUILTIN_WEIGHTS, BUILTIN_EMBEDDING_WEIGHTS):
-        return models_folder(weights.removeprefix("builtin:"))
+        return model_folder(weights.removeprefix("builtin:"))
     path = Path(weights).expanduser()
     return path if path.is_absolute() or weights.startswith(".") or path.exists() else None
 

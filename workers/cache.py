@@ -14,6 +14,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jouleway"
 
 
-def models_folder(name: str) -> Path:
+def model_folder(name: str) -> Path:
     """Where the weights of a built-in model are."""
     return cache_folder() / "models" / name

@@ -34,9 +34,8 @@ class Measure(StrEnum):
 
 
 ENERGY = frozenset({Measure.ENERGY_MJ, Measure.GPU_US, Measure.CARBON_UG})
-"""Depend on strangers in the batch: held at a bound that the truth may exceed; the excess is the operator's."""
-HARD = frozenset(Measure) - ENERGY
-"""Never overspent, whatever happens in which order."""
+"""Depend on strangers in the batch: held at a bound that the truth may exceed; the excess is the operator's. The others
+are hard: never overspent, whatever happens in which order."""
 
 
 class Level(NamedTuple):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from scheduler.core.attempts import Entry
 from scheduler.core.deadlines import Deadlines
-from scheduler.core.queue import BANDS, Line, Queue, Rank
+from scheduler.core.queue import BANDS, NO_TURN, Line, Queue, Rank
 from scheduler.core.request import Request
 
 
@@ -124,8 +124,7 @@ class Waiting:
             return Turn(entry)
         if any(line.bands[0] < request.band for line in self._open.values()):
             return None
-        heads = [head for _, head, rank in self._saturated(now_s) if 0 <= rank.urgency < request.band]
-        return Turn(entry, tuple(heads))
+        return Turn(entry, self._closed_to(request.model, Rank(request.band, True, NO_TURN, entry.place), now_s))
 
     def candidates(self, now_s: float) -> Iterator[Turn]:
         """Who may fit, in the order of turns over all lines.
@@ -175,18 +174,13 @@ class Waiting:
 
     def _closed_to(self, model: str, rank: Rank, now_s: float) -> tuple[Request, ...]:
         """Of the model itself whoever goes before; of other models, with which it may share workers, better bands."""
-        heads = [
-            head
-            for name, head, its_rank in self._saturated(now_s)
-            if its_rank < rank and (name == model or 0 <= its_rank.urgency < rank.urgency)
-        ]
-        return tuple(heads)
-
-    def _saturated(self, now_s: float) -> Iterator[tuple[str, Request, Rank]]:
-        """Model, head and turn of every line that was tried in vain."""
+        earlier = []
         for name, state in self._models.items():
             for line in state.saturated.values():
-                yield name, *self._next(line, now_s)
+                request, its_rank = self._next(line, now_s)
+                if its_rank < rank and (name == model or 0 <= its_rank.urgency < rank.urgency):
+                    earlier.append(request)
+        return tuple(earlier)
 
     def _count_start(self, request: Request) -> bool:
         """Lower bands were passed over once more; whether one of them may be owed the next turn."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.cache import models_folder
+from workers.cache import model_folder
 from workers.engines.tokenizer import tokenizer_digest
 from workers.errors import WorkerError
 
@@ -54,7 +54,7 @@ class Weights:
 
     def default_folder(self) -> Path:
         """Where the weights live: below XDG_CACHE_HOME, else below ~/.cache."""
-        return models_folder(self.name)
+        return model_folder(self.name)
 
     def find_source(self) -> Path:
         """Raises: WeightsFailed where the package is missing, or holds another file."""
