@@ -46,7 +46,7 @@ class Bookkeeper:
                 case EnergyPosting() as posting:
                     self._book_posting(worker_id, posting)
                 case WindowRecord() as window:
-                    self._book_window(worker_id, window)
+                    self._book_window(worker_id, window, numbered.number)
 
     def _book_usage(self, connection: Connection, usage: UsageRecord, now_s: float) -> None:
         if self._core.knows(usage.attempt_id):
@@ -60,9 +60,9 @@ class Bookkeeper:
             # Usage comes before its posting: an earlier control plane had it, and its charge with it.
             self._settlement.give_up(posting.attempt_id)
 
-    def _book_window(self, worker_id: str, window: WindowRecord) -> None:
+    def _book_window(self, worker_id: str, window: WindowRecord, number: int) -> None:
         try:
-            self._settlement.window(worker_id, window)
+            self._settlement.window(worker_id, window, number=number)
         except ValueError as error:
             self.bad_windows += 1
             logger.error("a window was not booked: %s", error)

@@ -1,4 +1,4 @@
-"""One commit for everybody: answers end, and workers may forget, only once what they rest on is durable.
+"""One commit for everybody: answers begin and end, and workers may forget, only once what they rest on is durable.
 
 Called by ``scheduler.dispatcher``. It must never know a request's way or what was booked.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 from scheduler.accounting.settlement import Settlement
@@ -26,13 +27,28 @@ NOT_COMMITTED = "not_committed"
 class Committer:
     """Collects what waits for the next commit; while one is under way the next one gathers (group commit)."""
 
-    def __init__(self, settlement: Settlement, *, retry_s: float = RETRY_S) -> None:
+    def __init__(
+        self,
+        settlement: Settlement,
+        *,
+        retry_s: float = RETRY_S,
+        on_problem: Callable[[str], None] = lambda words: None,
+    ) -> None:
+        """``on_problem`` hears after each commit what is wrong with the ledger; empty where nothing is."""
         self._settlement = settlement
+        self._on_problem = on_problem
         self._retry_s = retry_s
+        self._begins: list[Stream] = []
         self._ends: list[tuple[Stream, End]] = []
         self._connections: set[Connection] = set()
         self._has_pending = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
+
+    def add_begin(self, stream: Stream) -> None:
+        """The answer begins after the commit that holds its hold."""
+        stream.hold_back()
+        self._begins.append(stream)
+        self._has_pending.set()
 
     def add_end(self, stream: Stream, end: End) -> None:
         """The answer ends after the commit that holds its charge."""
@@ -71,16 +87,22 @@ class Committer:
         """
         async with self._one_at_a_time:
             self._has_pending.clear()
+            begins, self._begins = self._begins, []
             ends, self._ends = self._ends, []
             connections, self._connections = self._connections, set()
             numbers = {each: self._settlement.watermark(each.worker_id) or 0 for each in connections}
             try:
                 await self._settlement.commit()
-            except BaseException:
+            except BaseException as error:
+                self._on_problem(f"{type(error).__name__}: {error}")
+                self._begins[:0] = begins
                 self._ends[:0] = ends
                 self._connections |= connections
                 self._has_pending.set()
                 raise
+            self._on_problem("")
+            for stream in begins:
+                stream.let_go()
             for stream, end in ends:
                 stream.put_end(end)
             for connection, number in numbers.items():

@@ -3,9 +3,9 @@
 Called by ``scheduler.api`` (submit, streams) and ``scheduler.service`` (links, stop). It must never know HTTP, Ray, a
 price or why the core decided as it did.
 
-What leaves in which order: an answer's bytes as they come; its End only after the charge is committed; a worker's
-acknowledgement only after the commit that holds its records. One task commits for all links (a durable ledger groups
-them there), so that reading reports never waits for a disk.
+What leaves in which order: an answer's first byte only after its hold is committed; its End only after the charge is;
+a worker's acknowledgement only after the commit that holds its records. One task commits for all links (a durable
+ledger groups them there), so that reading reports never waits for a disk.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
-from scheduler.accounting.charging import charge_of
+from scheduler.accounting.charging import charge_of, hold_of
 from scheduler.accounting.settlement import Charge, Settlement
 from scheduler.bookkeeper import Bookkeeper
 from scheduler.committer import Committer
@@ -34,6 +33,7 @@ from scheduler.snapshot import Snapshot, take_snapshot
 from scheduler.stories import with_costs
 from scheduler.strangers import Strangers
 from scheduler.streams import Body, End, Head, Stream, Submission
+from scheduler.underway import Live, Running
 from workers.types import (
     Abort,
     Call,
@@ -74,27 +74,6 @@ RENDER_FAILED = "render_failed"
 """Cause of an attempt that never left this process."""
 
 
-@dataclass(slots=True, eq=False)
-class _Live:
-    """A request that has no End yet."""
-
-    submission: Submission
-    stream: Stream
-    charge: Charge | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Running:
-    """An attempt that is not settled yet."""
-
-    live: _Live
-    connection: Connection
-    started: Started | None = None
-    has_sent: bool = False
-    is_muted: bool = False
-    """Its reader is too slow: what still comes is dropped."""
-
-
 class Dispatcher:
     """One per control plane, on one event loop. ``start`` it, add links, submit; ``stop`` it once."""
 
@@ -116,12 +95,13 @@ class Dispatcher:
         self._unix_clock = unix_clock
         self._tick_s = tick_s
         self._epoch = 0
-        self._live: dict[str, _Live] = {}
-        self._running: dict[str, _Running] = {}
+        self._live: dict[str, Live] = {}
+        self._running: dict[str, Running] = {}
         self._connections: dict[str, Connection] = {}
         self._reported_down: set[Connection] = set()
         self._strangers = Strangers()
-        self._committer = Committer(settlement)
+        self._committer = Committer(settlement, on_problem=self._on_ledger)
+        self.ledger_problem = ""
         self._bookkeeper = Bookkeeper(
             core=scheduler, settlement=settlement, on_usage=lambda actions, usage: self._apply(actions, usage=usage)
         )
@@ -208,7 +188,7 @@ class Dispatcher:
         """Never blocks and never raises for load: a refusal is the stream's only item."""
         request = submission.request
         stream = Stream(request.request_id, on_close=self._on_close)
-        self._live[request.request_id] = _Live(submission, stream)
+        self._live[request.request_id] = Live(submission, stream)
         self._apply(self._core.submit(request, self._clock()))
         return stream
 
@@ -251,7 +231,7 @@ class Dispatcher:
             self._bookkeeper.book(connection, report.records, now_s)
             self._committer.add_records(connection)
 
-    def _on_chunk(self, running: _Running, attempt_id: str, body: bytes, now_s: float) -> None:
+    def _on_chunk(self, running: Running, attempt_id: str, body: bytes, now_s: float) -> None:
         """Bytes to the reader. What an engine says with a status of 500 or more stays here: it is tried again."""
         if running.is_muted or not (running.has_sent or self._send_head(running, attempt_id, now_s)):
             return
@@ -260,7 +240,7 @@ class Dispatcher:
             running.is_muted = True
             self._apply(self._core.cancel(stream.request_id, "slow_reader", now_s))
 
-    def _send_head(self, running: _Running, attempt_id: str, now_s: float) -> bool:
+    def _send_head(self, running: Running, attempt_id: str, now_s: float) -> bool:
         """Status and headers leave with the first byte; False if this attempt may not speak."""
         if running.has_sent:
             return True
@@ -301,16 +281,23 @@ class Dispatcher:
                     self._settle(settle, usage if usage and usage.attempt_id == settle.attempt_id else None)
                 case Reject(request_id=request_id, rejection=rejection):
                     live = self._live.pop(request_id)
+                    self.settlement.release(request_id, rejection.reason)
                     live.stream.put_end(End(rejection=rejection, cause=rejection.reason, charge=live.charge))
                 case Finish() as finish:
                     live = self._live.pop(finish.request_id)
+                    self.settlement.release(finish.request_id, finish.cause or finish.outcome.value)
                     end = End(outcome=finish.outcome, cause=finish.cause, charge=live.charge)
                     self._committer.add_end(live.stream, end)
 
     def _dispatch(self, dispatch: Dispatch) -> list[Action]:
         live = self._live[dispatch.request_id]
+        if not (live.is_held or live.submission.request.is_counting):
+            live.is_held = True
+            seq = self.settlement.hold(hold_of(live.submission.request, dispatch))
+            if not self.settlement.is_durable(seq):
+                self._committer.add_begin(live.stream)
         connection, attempt_id = self._connections[dispatch.worker_id], dispatch.attempt_id
-        self._running[attempt_id] = _Running(live, connection)
+        self._running[attempt_id] = Running(live, connection)
         try:
             body = live.submission.render(dispatch.max_output_tokens, dispatch.priority)
         except Exception as error:
@@ -330,6 +317,13 @@ class Dispatcher:
         if (not settle.is_exact and connection.phase is Phase.CONNECTED) or settle.cause == RENDER_FAILED:
             # Its worker lives and does not know it: no posting will come.
             self.settlement.give_up(settle.attempt_id)
+
+    def _on_ledger(self, problem: str) -> None:
+        """After each commit: what is wrong with the ledger. While anything is, nothing new begins."""
+        if problem != self.ledger_problem:
+            logger.log(logging.ERROR if problem else logging.INFO, "ledger: %s", problem or "writable again")
+            self.ledger_problem = problem
+            self._core.on_ledger(not problem)
 
     # -- clocks
 

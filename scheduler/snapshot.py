@@ -140,8 +140,8 @@ def take_snapshot(
             )
             for band in BANDS
         ),
-        models=tuple(sorted(core.models)),
-        ready_models=tuple(sorted(model for model in core.models if core.cluster.has_ready(model))),
+        models=tuple(sorted(core.admission.models)),
+        ready_models=tuple(sorted(model for model in core.admission.models if core.cluster.has_ready(model))),
         num_open=core.num_open,
         num_running=core.num_running,
         submitted=stats.submitted,

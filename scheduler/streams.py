@@ -71,6 +71,7 @@ class Stream:
         self._unread_bytes = 0
         self._end: End | None = None
         self._is_closed = False
+        self._is_held = False
         self._waiter: asyncio.Future[None] | None = None
 
     # -- the reader's side
@@ -111,6 +112,8 @@ class Stream:
         return self._end
 
     def _take(self) -> Head | Body | End | None:
+        if self._is_held:
+            return None
         if self._head is not None:
             head, self._head = self._head, None
             return head
@@ -122,6 +125,17 @@ class Stream:
         return self._end
 
     # -- the dispatcher's side
+
+    def hold_back(self) -> None:
+        """The reader is given nothing from now on, until ``let_go`` or the End: its hold is not durable yet."""
+        self._is_held = True
+
+    def let_go(self) -> None:
+        """What came meanwhile is the reader's."""
+        if self._is_held:
+            self._is_held = False
+            if self._head is not None or self._parts:
+                self._wake()
 
     def put_head(self, head: Head) -> None:
         """Once, before any body."""
@@ -147,6 +161,7 @@ class Stream:
         """Once; nothing may follow."""
         assert self._end is None, f"{self.request_id} ended twice"
         self._end = end
+        self._is_held = False
         self._wake()
 
     def _wake(self) -> None:

@@ -1,6 +1,6 @@
 """Joules, GPU-time and tokens in accounts: integers, two sides to every movement, nothing made and nothing lost.
 
-Called by ``scheduler.accounting.settlement``, read by admin and metrics. It must never know a link, a file or a clock.
+Changed by ``scheduler.accounting.books``, read by admin and metrics. It must never know a link, a file or a clock.
 
 Energy is booked like money (design §5). A window moves meter -> idle, overhead, unattributed and in flight, all of one
 worker; the posting of an attempt moves in flight -> requests of a tenant. The meter account is the source and goes
@@ -15,11 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from scheduler.accounting.rows import OPERATOR
 from workers.balance import measured_busy_mj
 from workers.types import Grade, Outcome, WindowRecord
-
-OPERATOR = "(operator)"
-"""The account of the house itself: repeated and failed work. No tenant can have this name: brackets are not allowed."""
 
 MAX_CAUSES = 64
 
@@ -247,22 +245,32 @@ class Accounts:
     def windows_of(self, worker_id: str) -> WindowTotals:
         return self.windows.setdefault(worker_id, WindowTotals())
 
+    @staticmethod
+    def check_window(worker_id: str, record: WindowRecord) -> None:
+        """Raises: ValueError where the record does not add up."""
+        parts_mj = record.idle_mj + record.overhead_mj + record.unattributed_mj + record.in_flight_mj
+        if parts_mj != record.meter_mj:
+            raise ValueError(f"window {record.window} of {worker_id} does not add up to its {record.meter_mj} mJ")
+        if sum(energy_mj for _, energy_mj, _ in record.shares) != record.in_flight_mj:
+            raise ValueError(f"the shares of window {record.window} of {worker_id} are not its in-flight part")
+        if record.overhead_gpu_us + sum(gpu_us for _, _, gpu_us in record.shares) != record.busy_gpu_us:
+            raise ValueError(f"the GPU-time of window {record.window} of {worker_id} does not add up")
+
+    @staticmethod
+    def is_calibration(record: WindowRecord) -> bool:
+        """Nothing is in flight while a worker calibrates; if something is, it belongs with the requests."""
+        return record.calibrating and not record.shares
+
     def add_window(self, worker_id: str, record: WindowRecord) -> None:
         """Meter -> idle, overhead, unattributed, in flight. Raises: ValueError where the record does not add up."""
+        self.check_window(worker_id, record)
         parts = {
             Kind.IDLE: (record.idle_mj, 0),
             Kind.OVERHEAD: (record.overhead_mj, record.overhead_gpu_us),
             Kind.UNATTRIBUTED: (record.unattributed_mj, 0),
             Kind.IN_FLIGHT: (record.in_flight_mj, sum(gpu_us for _, _, gpu_us in record.shares)),
         }
-        if sum(energy_mj for energy_mj, _ in parts.values()) != record.meter_mj:
-            raise ValueError(f"window {record.window} of {worker_id} does not add up to its {record.meter_mj} mJ")
-        if sum(energy_mj for _, energy_mj, _ in record.shares) != record.in_flight_mj:
-            raise ValueError(f"the shares of window {record.window} of {worker_id} are not its in-flight part")
-        if sum(gpu_us for _, gpu_us in parts.values()) != record.busy_gpu_us:
-            raise ValueError(f"the GPU-time of window {record.window} of {worker_id} does not add up")
-        # Nothing is in flight while a worker calibrates; if something is, it belongs with the requests.
-        book = self.calibration if record.calibrating and not record.shares else self.serving
+        book = self.calibration if self.is_calibration(record) else self.serving
         meter = Account(Kind.METER, worker_id)
         for kind, (energy_mj, gpu_us) in parts.items():
             book.move(meter, Account(kind, worker_id), energy_mj=energy_mj, gpu_us=gpu_us)

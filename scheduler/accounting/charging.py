@@ -1,16 +1,42 @@
-"""From what ended to what is charged: the core's decision and the worker's usage become one charge.
+"""From what begins to what is held, and from what ended to what is charged: the core's decisions become rows.
 
 Called by ``scheduler.dispatcher``. Pure. It must never know an account's balance or a link.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from scheduler.accounting.rows import Charge, Hold, request_id_of
+from scheduler.core.actions import Dispatch, Payer, Settle, Tokens
+from scheduler.core.budget_needs import needed
+from scheduler.core.request import Band, DataClass, Request
+from workers.types import UsageRecord, WorkerStatus
 
-from scheduler.accounting.settlement import Charge, request_id_of
-from scheduler.core.actions import Payer, Settle
-from scheduler.core.request import Request
-from workers.types import Grade, UsageRecord, WorkerStatus
+MICRO = 1_000_000
+
+
+def hold_of(request: Request, dispatch: Dispatch) -> Hold:
+    """The worst case of a request that starts now, at the rates that were pinned at its admission."""
+    input_tokens, _, output_tokens, cost_nano = needed(
+        request, request.prompt_tokens_bound, dispatch.max_output_tokens, None
+    )[:4]
+    rates = request.rates
+    return Hold(
+        request_id=request.request_id,
+        tenant=request.tenant,
+        project=request.project,
+        key_id=request.key_id,
+        task=request.task,
+        model=request.model,
+        tier=Band(request.band).name.lower(),
+        data_class=DataClass(request.data_class).name.lower(),
+        zones=None if request.zones is None else sorted(request.zones),
+        arrived_us=int(request.arrival_unix_s * MICRO),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cost_nano=cost_nano,
+        currency=rates.currency,
+        rates={name: rate for name, rate in rates._asdict().items() if isinstance(rate, int) and rate},
+    )
 
 
 def charge_of(settle: Settle, request: Request, *, status: WorkerStatus | None, usage: UsageRecord | None) -> Charge:
@@ -23,7 +49,10 @@ def charge_of(settle: Settle, request: Request, *, status: WorkerStatus | None, 
         tenant=request.tenant,
         project=request.project,
         key_id=request.key_id,
+        task=request.task,
         model=request.model,
+        tier=Band(request.band).name.lower(),
+        data_class=DataClass(request.data_class).name.lower(),
         worker_id=settle.worker_id,
         payer=settle.payer,
         outcome=settle.outcome,
@@ -31,21 +60,27 @@ def charge_of(settle: Settle, request: Request, *, status: WorkerStatus | None, 
         input_tokens=tokens.input_tokens,
         cached_tokens=tokens.cached_tokens,
         output_tokens=tokens.output_tokens,
+        arrived_us=int(request.arrival_unix_s * MICRO),
         cost_nano=settle.cost_nano,
-        grade=_grade(status),
+        currency=request.rates.currency,
         is_exact=settle.is_exact,
     )
-    return charge if usage is None else _with_usage(charge, usage)
+    return _with_facts(charge, status=status, usage=usage)
 
 
-def charge_of_stranger(usage: UsageRecord, *, worker_id: str, status: WorkerStatus | None) -> Charge:
-    """Usage of an attempt that nobody here owns (of an earlier control plane): executed in vain, the operator pays."""
+def charge_of_stranger(
+    usage: UsageRecord, *, worker_id: str, status: WorkerStatus | None, hold: Hold | None = None
+) -> Charge:
+    """Usage of an attempt that nobody here owns (of an earlier control plane): executed in vain, the operator pays.
+
+    ``hold``: what the earlier control plane wrote of its request, where that is still known.
+    """
     charge = Charge(
         request_id=request_id_of(usage.attempt_id),
         attempt_id=usage.attempt_id,
         attempt_number=0,
-        tenant="",
-        model="",
+        tenant="" if hold is None else hold.tenant,
+        model="" if hold is None else hold.model,
         worker_id=worker_id,
         payer=Payer.OPERATOR,
         outcome=usage.outcome,
@@ -53,28 +88,51 @@ def charge_of_stranger(usage: UsageRecord, *, worker_id: str, status: WorkerStat
         input_tokens=usage.input_tokens,
         cached_tokens=usage.cached_tokens,
         output_tokens=usage.output_tokens,
-        grade=_grade(status),
     )
-    return _with_usage(charge, usage)
+    return _with_facts(charge, status=status, usage=usage)
 
 
-def _with_usage(charge: Charge, usage: UsageRecord) -> Charge:
-    """With what the worker counted beside the tokens."""
+def request_of(charge: Charge, *, arrival_s: float) -> Request:
+    """As much of a charge's request as budgets and the fair order ask for, when they are rebuilt from the ledger."""
+    return Request(
+        request_id=charge.request_id,
+        tenant=charge.tenant,
+        project=charge.project,
+        key_id=charge.key_id,
+        model=charge.model,
+        band=Band[charge.tier.upper()],
+        prompt_tokens_bound=charge.input_tokens,
+        max_output_tokens=charge.output_tokens,
+        arrival_s=arrival_s,
+        arrival_unix_s=charge.arrived_us / MICRO,
+        task=charge.task,
+        data_class=DataClass[charge.data_class.upper()],
+    )
+
+
+def tokens_of(charge: Charge) -> Tokens:
+    """What it charged."""
+    return Tokens(
+        input_tokens=charge.input_tokens, cached_tokens=charge.cached_tokens, output_tokens=charge.output_tokens
+    )
+
+
+def _with_facts(charge: Charge, *, status: WorkerStatus | None, usage: UsageRecord | None) -> Charge:
+    """With what the worker says of itself, and what it counted beside the tokens."""
+    if status is not None:
+        charge.zone, charge.grade = status.zone, status.grade
+        charge.tokenizer = "" if status.info is None else status.info.tokenizer_digest
+    if usage is None:
+        return charge
     exact = [sequence for sequence in usage.sequences if sequence.exact]
     is_exact = len(exact) == len(usage.sequences)
-    return replace(
-        charge,
-        provisional_mj=usage.provisional_mj,
-        provisional_gpu_us=usage.provisional_gpu_us,
-        token_difference=sum(abs(sequence.token_difference) for sequence in exact),
-        inexact_sequences=len(usage.sequences) - len(exact),
-        scheduled_tokens=sum(sequence.scheduled_tokens for sequence in exact) if is_exact else None,
-        overrun_tokens=sum(sequence.overrun_tokens for sequence in exact),
-        started_s=usage.started_s,
-        first_byte_s=usage.first_byte_s,
-        ended_s=usage.ended_s,
-    )
-
-
-def _grade(status: WorkerStatus | None) -> Grade:
-    return Grade.D if status is None else status.grade
+    charge.provisional_mj = usage.provisional_mj
+    charge.provisional_gpu_us = usage.provisional_gpu_us
+    charge.token_difference = sum(abs(sequence.token_difference) for sequence in exact)
+    charge.inexact_sequences = len(usage.sequences) - len(exact)
+    charge.scheduled_tokens = sum(sequence.scheduled_tokens for sequence in exact) if is_exact else None
+    charge.recomputed_tokens = sum(sequence.recomputed_tokens for sequence in exact)
+    charge.rejected_tokens = sum(sequence.rejected_tokens for sequence in exact)
+    charge.overrun_tokens = sum(sequence.overrun_tokens for sequence in exact)
+    charge.started_s, charge.first_byte_s, charge.ended_s = usage.started_s, usage.first_byte_s, usage.ended_s
+    return charge

@@ -1,107 +1,31 @@
-"""Exactly once: charges, energy postings and windows arrive again, late and by two ways, and are booked one time.
+"""Exactly once: charges, energy postings and windows arrive again, late and by two ways, and become one row each.
 
-Called by ``scheduler.dispatcher``. It must never know a link, a stream or a price's currency.
+Called by ``scheduler.dispatcher`` and ``scheduler.bookkeeper``. It must never know a link, a stream or a disk: what is
+booked is durable when ``commit`` returns.
 
 Two keys make it idempotent. A worker's outbox records carry numbers that rise by one: what is at or below the worker's
 contiguous watermark was booked. And an attempt is charged once and posted once, by whichever way comes first: its own
-usage record, or the dispatcher when the worker died. An attempt stays in the table until both happened; a bounded
-memory of closed attempts then answers stragglers, and energy that still arrives for one goes where the rest went.
+usage record, or the dispatcher when the worker died.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from scheduler.accounting import postings
 from scheduler.accounting.accounts import OPERATOR, Accounts
-from scheduler.core.actions import Payer
+from scheduler.accounting.books import MAX_CLOSED, MAX_DETAILS, Books, OpenAttempt, RequestDetails
+from scheduler.accounting.journal import Journal
+from scheduler.accounting.rows import Charge, Energy, Hold, Row, Void, Window, request_id_of
 from workers.balance import metered_token_difference
-from workers.types import EnergyPosting, Grade, Outcome, WindowRecord
+from workers.types import EnergyPosting, WindowRecord
 
-MAX_DETAILS = 10_000
-"""Requests of which the details are kept in memory."""
-
-MAX_CLOSED = 65_536
-"""Settled attempts that are remembered by id, so that a straggler is recognised."""
+__all__ = ["Charge", "RequestDetails", "Settlement", "request_id_of"]
 
 MAX_AHEAD = 10_000
 """Outbox numbers that may be known beyond a gap."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Charge:
-    """Tokens of one attempt. Times are the worker machine's monotonic seconds; energy is provisional until posted."""
-
-    request_id: str
-    attempt_id: str
-    attempt_number: int = 1
-    tenant: str
-    """Whose request it was; who pays is ``payer``."""
-    project: str = ""
-    key_id: str = ""
-    model: str
-    worker_id: str
-    payer: Payer = Payer.REQUEST
-    outcome: Outcome
-    cause: str = ""
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    cost_nano: int = 0
-    """Money by the rates that were pinned at admission, in 10⁻⁹ units; what the operator pays for costs nobody."""
-    provisional_mj: int = 0
-    provisional_gpu_us: int = 0
-    grade: Grade = Grade.D
-    """Of the worker's meter at the time of the charge."""
-    is_exact: bool = True
-    """False: taken from the last progress, the worker could not say any more."""
-    token_difference: int = 0
-    inexact_sequences: int = 0
-    scheduled_tokens: int | None = None
-    """What the engine scheduled for it; None where not every sequence was counted on both sides."""
-    overrun_tokens: int = 0
-    started_s: float = 0.0
-    first_byte_s: float | None = None
-    ended_s: float = 0.0
-
-    @property
-    def account(self) -> str:
-        """Name of the account that pays."""
-        return OPERATOR if self.payer is Payer.OPERATOR else self.tenant
-
-
-@dataclass(slots=True, kw_only=True)
-class RequestDetails:
-    """What is known of one request: its charges and their postings, by attempt."""
-
-    request_id: str
-    tenant: str
-    charges: dict[str, Charge] = field(default_factory=dict)
-    postings: dict[str, EnergyPosting] = field(default_factory=dict)
-
-    @property
-    def is_final(self) -> bool:
-        """Every charged attempt has its posting."""
-        return bool(self.charges) and self.charges.keys() == self.postings.keys()
-
-
-@dataclass(slots=True)
-class _OpenAttempt:
-    """An attempt that is not yet both charged and posted; what its windows put in flight."""
-
-    worker_id: str
-    energy_mj: int = 0
-    gpu_us: int = 0
-    account: str | None = None
-    """Who pays; None until it is charged."""
-    is_own: bool = False
-    """Charged here, and not begun by an earlier control plane: every window of it was booked here."""
-    posting: EnergyPosting | None = None
-    grade: Grade = Grade.A
-    scheduled_tokens: int | None = None
-    """Of its charge: the tokens that its engine scheduled."""
-    overrun_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -114,19 +38,27 @@ class _Source:
 
 
 class Settlement:
-    """Books what workers report. In memory; ``commit`` is where a durable ledger waits for its disk."""
+    """Decides what is booked, writes it as rows, keeps the books that rows come to."""
 
     def __init__(
-        self, accounts: Accounts | None = None, *, max_details: int = MAX_DETAILS, max_closed: int = MAX_CLOSED
+        self,
+        accounts: Accounts | None = None,
+        *,
+        journal: Journal | None = None,
+        books: Books | None = None,
+        max_details: int = MAX_DETAILS,
+        max_closed: int = MAX_CLOSED,
     ) -> None:
-        self.accounts = accounts or Accounts()
-        self.on_settled: Callable[[str, int, int], None] = lambda attempt_id, energy_mj, gpu_us: None
-        """Hears of every attempt once what it took is booked: (id, mJ, GPU-µs), after its charge and exactly once."""
-        self._max_details = max_details
-        self._max_closed = max_closed
-        self._open: dict[str, _OpenAttempt] = {}
-        self._closed: OrderedDict[str, str] = OrderedDict()
-        self._details: OrderedDict[str, RequestDetails] = OrderedDict()
+        """``journal`` None: rows are forgotten at once. ``books``: as they were recovered."""
+        self.journal = journal or Journal()
+        self.books = books or Books(accounts, max_details=max_details, max_closed=max_closed)
+        self.accounts = self.books.accounts
+        self.on_settled: Callable[[str, int, int], tuple[int, int, int] | None] = lambda attempt_id, energy, gpu: None
+        """Hears of every attempt once what it took is booked: (id, mJ, GPU-µs), after its charge and exactly once.
+        Answers with what its budgets carry of mJ, GPU-µs and µgCO₂e where that is less than all of it.
+        """
+        self.carbon_ug_per_mj: Mapping[str, float] = {}
+        """By zone."""
         self._sources: dict[str, _Source] = {}
         self.duplicates_total = 0
 
@@ -136,7 +68,8 @@ class Settlement:
         """A worker connects. Another incarnation (a new process under the old id) counts its records from anew."""
         source = self._sources.get(worker_id)
         if source is None or source.incarnation != incarnation:
-            self._sources[worker_id] = _Source(incarnation)
+            known, number = self.books.last_numbers.get(worker_id, ("", 0))
+            self._sources[worker_id] = _Source(incarnation, number if known == incarnation else None)
 
     def is_new(self, worker_id: str, number: int) -> bool:
         """Whether this outbox record was not booked yet; from this call on it counts as booked."""
@@ -160,36 +93,34 @@ class Settlement:
         source = self._sources.get(worker_id)
         return None if source is None else source.watermark
 
-    # -- the three records
+    # -- one request's rows
+
+    def hold(self, hold: Hold) -> int:
+        """The worst case of a request is held; the number of its row, which is durable as ``is_durable`` says."""
+        assert hold.request_id not in self.books.holds, f"{hold.request_id} holds already"
+        hold.legs = postings.hold_legs(hold)
+        return self._book(hold)
+
+    def release(self, request_id: str, cause: str) -> None:
+        """The request is over: what it held and was never charged for goes back."""
+        hold = self.books.holds.get(request_id)
+        if hold is not None:
+            void = Void(request_id=request_id, tenant=hold.tenant, cause=cause, legs=postings.void_legs(hold))
+            self._book(void)
 
     def charge(self, charge: Charge) -> bool:
         """Tokens to whoever pays; False if this attempt was charged before."""
         attempt_id = charge.attempt_id
-        attempt = self._open.get(attempt_id)
-        if attempt_id in self._closed or (attempt is not None and attempt.account is not None):
+        attempt = self.books.open.get(attempt_id)
+        if attempt_id in self.books.closed or (attempt is not None and attempt.charge is not None):
             self.duplicates_total += 1
             return False
-        if attempt is None:
-            attempt = self._open[attempt_id] = _OpenAttempt(charge.worker_id)
-        attempt.account, attempt.is_own = charge.account, charge.attempt_number > 0
-        attempt.scheduled_tokens, attempt.overrun_tokens = charge.scheduled_tokens, charge.overrun_tokens
-        totals = self.accounts.tokens_of(charge.account)
-        totals.add(
-            input_tokens=charge.input_tokens,
-            cached_tokens=charge.cached_tokens,
-            output_tokens=charge.output_tokens,
-            cost_nano=charge.cost_nano,
-            outcome=charge.outcome,
-        )
-        totals.estimated += not charge.is_exact
-        self.accounts.generated[charge.worker_id] += charge.output_tokens
-        if charge.attempt_number == 1:
-            self.accounts.tokens_of(charge.tenant).requests += 1
-        self.accounts.token_difference += charge.token_difference
-        self.accounts.inexact_sequences += charge.inexact_sequences
-        self._details_of(charge).charges[attempt_id] = charge
+        hold = None if charge.account == OPERATOR else self.books.holds.get(charge.request_id)
+        charge.legs = postings.charge_legs(charge, hold)
+        self._book(charge)
+        attempt = self.books.open[attempt_id]
         if attempt.posting is not None:
-            self._settle(attempt_id, attempt)
+            self._settle(attempt_id, attempt, charge.account, attempt.posting)
         return True
 
     def post_energy(self, worker_id: str, posting: EnergyPosting) -> bool:
@@ -199,73 +130,74 @@ class Settlement:
         accounts must add up to the meter. (A stranger's first windows may stand in an earlier control plane's book.)
         """
         attempt_id = posting.attempt_id
-        attempt = self._open.get(attempt_id)
-        if attempt_id in self._closed or (attempt is not None and attempt.posting is not None):
+        attempt = self.books.open.get(attempt_id)
+        if attempt_id in self.books.closed or (attempt is not None and attempt.posting is not None):
             self.duplicates_total += 1
             return False
         if attempt is None:
-            attempt = self._open[attempt_id] = _OpenAttempt(worker_id)
+            attempt = self.books.open[attempt_id] = OpenAttempt(worker_id)
         attempt.posting = posting
-        if attempt.account is not None:
-            self._settle(attempt_id, attempt)
+        if attempt.charge is not None:
+            self._settle(attempt_id, attempt, attempt.charge.account, posting)
         return True
 
-    def window(self, worker_id: str, record: WindowRecord) -> None:
+    def window(self, worker_id: str, record: WindowRecord, *, number: int = 0) -> None:
         """Meter -> the worker's accounts. Idempotent by the outbox number alone: ask ``is_new`` first.
 
         Raises: ValueError where the record does not add up; nothing is booked then.
         """
-        self.accounts.add_window(worker_id, record)
+        self.accounts.check_window(worker_id, record)
+        legs = postings.window_legs(worker_id, record, is_calibration=self.accounts.is_calibration(record))
         for attempt_id, energy_mj, gpu_us in record.shares:
-            attempt = self._open.get(attempt_id)
-            if attempt is None and (account := self._closed.get(attempt_id)) is not None:
-                self.accounts.add_posting(worker_id, account, energy_mj=energy_mj, gpu_us=gpu_us)
-                continue
-            if attempt is None:
-                attempt = self._open[attempt_id] = _OpenAttempt(worker_id)
-            attempt.energy_mj += energy_mj
-            attempt.gpu_us += gpu_us
-            attempt.grade = Grade.worst(attempt.grade, record.grade)
+            if attempt_id not in self.books.open and attempt_id in self.books.closed:
+                account, _ = self.books.closed[attempt_id]
+                legs += postings.energy_legs(worker_id, account, energy_mj=energy_mj, gpu_us=gpu_us)
+        source = self._sources.get(worker_id)
+        incarnation = "" if source is None else source.incarnation
+        self._book(Window(worker_id=worker_id, incarnation=incarnation, number=number, window=record, legs=legs))
 
     def give_up(self, attempt_id: str) -> None:
         """No posting will come: what is in flight goes to whoever pays (nobody charged: the operator), incomplete.
 
         If its worker speaks again after all, energy that still arrives follows to the same account.
         """
-        attempt = self._open.get(attempt_id)
+        attempt = self.books.open.get(attempt_id)
         if attempt is None:
             return
-        attempt.account = attempt.account or OPERATOR
-        if attempt.posting is None:
-            attempt.posting = EnergyPosting(
-                attempt_id=attempt_id,
-                energy_mj=attempt.energy_mj,
-                gpu_us=attempt.gpu_us,
-                grade=attempt.grade,
-                policy="given_up",
-                complete=False,
-            )
-        self._settle(attempt_id, attempt)
+        posting = attempt.posting or EnergyPosting(
+            attempt_id=attempt_id,
+            energy_mj=attempt.energy_mj,
+            gpu_us=attempt.gpu_us,
+            grade=attempt.grade,
+            policy="given_up",
+            complete=False,
+        )
+        self._settle(attempt_id, attempt, OPERATOR if attempt.charge is None else attempt.charge.account, posting)
 
     def close_worker(self, worker_id: str) -> int:
         """The worker is given up, and with it every attempt that waits for its posting; returns how many."""
-        left = [attempt_id for attempt_id, attempt in self._open.items() if attempt.worker_id == worker_id]
+        left = [attempt_id for attempt_id, attempt in self.books.open.items() if attempt.worker_id == worker_id]
         for attempt_id in left:
             self.give_up(attempt_id)
         return len(left)
 
     async def commit(self) -> None:
-        """Returns when everything booked so far is durable (here: at once)."""
+        """Returns when everything booked so far is durable."""
+        await self.journal.commit()
 
     # -- what others read
 
+    def is_durable(self, seq: int) -> bool:
+        """Whether a row survives whatever happens to this process."""
+        return seq < self.journal.durable_seq
+
     def is_charged(self, attempt_id: str) -> bool:
-        attempt = self._open.get(attempt_id)
-        return attempt_id in self._closed or (attempt is not None and attempt.account is not None)
+        attempt = self.books.open.get(attempt_id)
+        return attempt_id in self.books.closed or (attempt is not None and attempt.charge is not None)
 
     def details(self, request_id: str) -> RequestDetails | None:
         """None: never seen, or too long ago."""
-        return self._details.get(request_id)
+        return self.books.details.get(request_id)
 
     def last_counter_mj(self, worker_id: str) -> int | None:
         """The last booked reading of this worker's counter: where its successor's first window starts."""
@@ -275,43 +207,42 @@ class Settlement:
     @property
     def num_open(self) -> int:
         """Attempts that miss their charge or their posting."""
-        return len(self._open)
+        return len(self.books.open)
 
     # -- inside
 
-    def _settle(self, attempt_id: str, attempt: _OpenAttempt) -> None:
-        """Both sides are here: in flight -> requests, and the attempt is only remembered."""
-        posting = attempt.posting
-        assert attempt.account is not None
-        assert posting is not None
-        del self._open[attempt_id]
-        if (details := self._details.get(request_id_of(attempt_id))) is not None:
-            details.postings[attempt_id] = posting
-        if attempt.is_own:
-            self.accounts.posting_difference_mj += abs(posting.energy_mj - attempt.energy_mj)
-        if posting.complete and posting.computed_tokens is not None and attempt.scheduled_tokens is not None:
-            # Steps that never reached the meter's side: the split over the others hides them, this sum does not.
-            self.accounts.metered_token_difference += metered_token_difference(
-                computed=posting.computed_tokens, scheduled=attempt.scheduled_tokens, overrun=attempt.overrun_tokens
-            )
-        self.accounts.add_posting(
-            attempt.worker_id, attempt.account, energy_mj=attempt.energy_mj, gpu_us=attempt.gpu_us
+    def _book(self, row: Row) -> int:
+        seq = self.journal.append(row)
+        self.books.apply(row)
+        return seq
+
+    def _settle(self, attempt_id: str, attempt: OpenAttempt, account: str, posting: EnergyPosting) -> None:
+        """Both sides are here: in flight -> requests."""
+        charge, energy_mj, gpu_us = attempt.charge, attempt.energy_mj, attempt.gpu_us
+        zone = "" if charge is None else charge.zone
+        row = Energy(
+            attempt_id=attempt_id,
+            account=account,
+            worker_id=attempt.worker_id,
+            energy_mj=energy_mj,
+            gpu_us=gpu_us,
+            carbon_ug=math.ceil(energy_mj * self.carbon_ug_per_mj.get(zone, 0.0)),
+            grade=posting.grade,
+            policy=posting.policy,
+            complete=posting.complete,
+            posted_mj=posting.energy_mj if posting.energy_mj != energy_mj else None,
+            posted_gpu_us=posting.gpu_us if posting.gpu_us != gpu_us else None,
+            computed_tokens=posting.computed_tokens,
         )
-        self._closed[attempt_id] = attempt.account
-        while len(self._closed) > self._max_closed:
-            self._closed.popitem(last=False)
-        self.on_settled(attempt_id, attempt.energy_mj, attempt.gpu_us)
-
-    def _details_of(self, charge: Charge) -> RequestDetails:
-        details = self._details.get(charge.request_id)
-        if details is None:
-            details = RequestDetails(request_id=charge.request_id, tenant=charge.tenant)
-            self._details[charge.request_id] = details
-            while len(self._details) > self._max_details:
-                self._details.popitem(last=False)
-        return details
-
-
-def request_id_of(attempt_id: str) -> str:
-    """``req-abc-2`` -> ``req-abc``."""
-    return attempt_id.rpartition("-")[0]
+        if posting.complete and posting.computed_tokens is not None and charge and charge.scheduled_tokens is not None:
+            # Steps that never reached the meter's side: the split over the others hides them, this sum does not.
+            row.token_difference = metered_token_difference(
+                computed=posting.computed_tokens, scheduled=charge.scheduled_tokens, overrun=charge.overrun_tokens
+            )
+        row.legs = postings.energy_legs(
+            attempt.worker_id, account, energy_mj=energy_mj, gpu_us=gpu_us, carbon_ug=row.carbon_ug
+        )
+        carried = self.on_settled(attempt_id, energy_mj, gpu_us)
+        if carried is not None:
+            row.budget_mj, row.budget_gpu_us, row.budget_ug = carried
+        self._book(row)

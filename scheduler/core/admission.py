@@ -65,6 +65,7 @@ class Admission:
         self.models = set(models)
         """Every model that was configured or ever served."""
         self.is_draining = False
+        self.is_ledger_writable = True
 
     def estimates_of(self, model: str) -> ModelEstimates:
         estimates = self._estimates.get(model)
@@ -94,6 +95,8 @@ class Admission:
         """Why the request is refused at once, whatever the queue's length; None if it is not."""
         if self.is_draining:
             return refusals.shutting_down()
+        if not self.is_ledger_writable:
+            return refusals.ledger_unavailable()
         if request.model not in self.models:
             return refusals.model_not_found(request.model)
         if (misplaced := self.misplaced(request)) is not None:

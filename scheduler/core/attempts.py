@@ -302,7 +302,7 @@ def is_workers_fault(cause: str) -> bool:
     return cause in WORKER_CAUSES or cause.startswith("worker_")
 
 
-def fate_of(attempt: Attempt, *, has_other: bool, max_retries: int, max_bounces: int) -> Fate:
+def fate_of(attempt: Attempt, max_retries: int, max_bounces: int, *, has_other: bool) -> Fate:
     """Whether its request is tried again: only if this attempt was to answer it and the client saw no byte.
 
     Where the worker is to blame the request may wait for another; an error of the engine itself is worth a second try

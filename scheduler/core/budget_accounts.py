@@ -200,6 +200,17 @@ class Account:
         self.used += used
         self.held += held
 
+    def used_slots(self) -> dict[int, int]:
+        """What is used, by slot."""
+        return {slot: used for slot, (used, _) in self._slots.items() if used}
+
+    def put_back(self, slots: dict[int, int]) -> None:
+        """What was used in an earlier life, into an account that has used nothing yet."""
+        for slot, used in sorted(slots.items()):
+            if slot > self.slot:
+                self.slot, self._until_us = slot, 0  # the next moment it hears of says which slots still count
+            self.add(slot, used=used)
+
     def free_us(self, needed: int) -> int | None:
         """When time alone will have freed ``needed``, at the earliest; None = never."""
         if needed > self.limit:

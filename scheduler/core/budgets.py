@@ -57,6 +57,8 @@ class Excess:
             self.amounts[part] = self.amounts.get(part, 0) + amount
 
 
+UsedSlots = tuple[str, str, str, str, dict[int, int]]
+"""Level, its name, measure, window, use by slot."""
 Place = tuple[Account, int]
 """An account, and the slot of it that a request belongs to."""
 
@@ -219,14 +221,15 @@ class Budgets:
         release[ENERGY_PARTS.start : ENERGY_PARTS.stop] = [0] * len(ENERGY_PARTS)
         self._move(hold, hold.hard, release)
 
-    def post(self, attempt_id: str, amounts: EnergyBound) -> None:
+    def post(self, attempt_id: str, amounts: EnergyBound) -> EnergyBound:
         """What a charged attempt took was measured; what it took beyond the hold is the operator's, and counted.
 
-        Nothing happens for an attempt that was never charged, was posted before, or has no budget of energy above it.
+        Returns what the budgets carry. Nothing happens for an attempt that was never charged, was posted before, or has
+        no budget of energy above it.
         """
         hold = self._unposted.pop(attempt_id, None)
         if hold is None:
-            return
+            return amounts
         self.excess.num_posted += 1
         parts = [0] * NUM_PARTS
         parts[ENERGY_PARTS.start : ENERGY_PARTS.stop] = amounts
@@ -236,6 +239,44 @@ class Budgets:
         self._move(hold, hold.soft, hold.held if is_last else taken, taken)
         if is_last:
             del self._holds[hold.request.request_id]
+        return EnergyBound(*taken[ENERGY_PARTS.start : ENERGY_PARTS.stop])
+
+    # -- what a ledger remembers
+
+    def restore(self, request: Request, amounts: EnergyBound | Amounts) -> None:
+        """Used in an earlier life: tokens and money of one request, or energy of one of its attempts."""
+        parts, at_us = [0] * NUM_PARTS, _at_us(request.arrival_unix_s)
+        if isinstance(amounts, Amounts):
+            parts[: len(amounts)], parts[REQUESTS] = amounts, 1
+        else:
+            parts[ENERGY_PARTS.start : ENERGY_PARTS.stop] = amounts
+        above = self._above(request, at_us)
+        for account in above.accounts:
+            account.advance(at_us)
+            if used := account.read(parts):
+                account.add(account.window.slot_of(at_us), used=used)
+        if request.task and (tasks := tuple(each for each in above.accounts if each.level.kind == "task")):
+            self._tasks.keep(request.tenant, request.task, tasks)
+
+    def used(self) -> list[UsedSlots]:
+        """What all accounts have used, so that ``put_back`` on the same budgets leads to it again."""
+        return [
+            (account.level.kind, account.level.name, account.measure.value, str(account.window), account.used_slots())
+            for account in self._all()
+            if account.used
+        ]
+
+    def put_back(self, used: Iterable[UsedSlots]) -> None:
+        """Of budgets that are not there any more nothing is kept."""
+        for kind, name, measure, window, slots in used:
+            accounts = self._accounts.get(Level(kind, name), ())
+            if kind == "task":
+                tenant, _, task = name.partition("/")
+                accounts = self._tasks.of(tenant, task, 0)
+                self._tasks.keep(tenant, task, accounts)
+            for account in accounts:
+                if account.measure == measure and str(account.window) == window:
+                    account.put_back(slots)
 
     # -- what others read
 

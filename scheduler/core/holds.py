@@ -28,6 +28,8 @@ class Holds:
         self._energy = EnergyBounds(carbon_ug_per_mj=rules.carbon_ug_per_mj)
         self._unbooked: dict[str, Attempt] = {}
         """Settled attempts whose energy is not booked yet."""
+        self._owed: dict[str, tuple[Request, str]] = {}
+        """The same of an earlier life of this core, whose holds are gone: request and zone."""
 
     def reload(self, rules: Rules) -> None:
         """Other limits from now on; what runs keeps what it holds."""
@@ -79,11 +81,21 @@ class Holds:
         """The request is over: what it did not use of tokens, money and concurrency is free."""
         self.budgets.end(entry.request.request_id)
 
-    def book_energy(self, attempt_id: str, *, energy_mj: int, gpu_us: int) -> None:
-        """What a settled attempt took is booked; later words on it are ignored."""
+    def owe(self, attempt_id: str, request: Request, zone: str) -> None:
+        """It was charged in an earlier life; its energy is still to come."""
+        self._owed[attempt_id] = request, zone
+
+    def book_energy(self, attempt_id: str, *, energy_mj: int, gpu_us: int) -> EnergyBound | None:
+        """What a settled attempt took is booked; later words on it are ignored.
+
+        Returns what its budgets carry of it, where that is less: the rest is the operator's.
+        """
+        if (owed := self._owed.pop(attempt_id, None)) is not None:
+            request, zone = owed
+            self.budgets.restore(request, EnergyBound(energy_mj, gpu_us, self._energy.carbon_ug(zone, energy_mj)))
         attempt = self._unbooked.pop(attempt_id, None)
         if attempt is None:
-            return
+            return None
         settle, entry = attempt.settled, attempt.entry
         assert settle is not None
         tokens = settle.tokens
@@ -95,9 +107,11 @@ class Holds:
                 energy_mj=energy_mj,
                 gpu_us=gpu_us,
             )
-        if settle.payer is Payer.REQUEST:
-            took = EnergyBound(energy_mj, gpu_us, self._energy.carbon_ug(attempt.zone, energy_mj))
-            self.budgets.post(attempt_id, took)
+        if settle.payer is not Payer.REQUEST:
+            return None
+        took = EnergyBound(energy_mj, gpu_us, self._energy.carbon_ug(attempt.zone, energy_mj))
+        carried = self.budgets.post(attempt_id, took)
+        return None if carried == took else carried
 
     @property
     def num_unbooked(self) -> int:

@@ -50,6 +50,15 @@ def shutting_down() -> Rejection:
     )
 
 
+def ledger_unavailable() -> Rejection:
+    return Rejection(
+        reason="ledger_unavailable",
+        status=503,
+        retry_after_s=NO_WORKER_RETRY_AFTER_S,
+        message="What is used cannot be booked at the moment: nothing is served unmetered.",
+    )
+
+
 def deadline_exceeded(waited_s: float) -> Rejection:
     return Rejection(
         reason="deadline_exceeded",

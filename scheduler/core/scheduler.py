@@ -31,6 +31,7 @@ from scheduler.core.attempts import (
 from scheduler.core.cluster import Cluster, WorkerView
 from scheduler.core.data_policy import DataPolicy
 from scheduler.core.deadlines import Deadlines
+from scheduler.core.energy_bounds import EnergyBound
 from scheduler.core.fairness import Fairness
 from scheduler.core.history import what_if_of
 from scheduler.core.holds import Holds
@@ -55,9 +56,9 @@ class Scheduler:
         self.queue = Queue(self.limits.queue, self.fairness)
         self.stats = Stats()
         self._policy = DataPolicy(self.rules.zones, self.rules.model_zones)
-        self._admission = Admission(self.cluster, self.queue, self.limits, self._policy, models=models)
+        self.admission = Admission(self.cluster, self.queue, self.limits, self._policy, models=models)
         self._running = Running(self.cluster, self.fairness, self.limits)
-        self._starter = Starter(self.cluster, self._admission, self._running, self._policy, self.rules, self.stats)
+        self._starter = Starter(self.cluster, self.admission, self._running, self._policy, self.rules, self.stats)
         self._deadlines = Deadlines()
         self._waiting = Waiting(
             self.queue,
@@ -76,14 +77,14 @@ class Scheduler:
         """A new request: started, queued or refused."""
         now_s = self._advance(now_s)
         entry = self._lives.begin(request, now_s)
-        if (rejection := self._admission.refusal(request, now_s) or self.holds.hold(entry)) is not None:
+        if (rejection := self.admission.refusal(request, now_s) or self.holds.hold(entry)) is not None:
             return [self._reject(request.request_id, rejection)]
         turn = self._waiting.turn_of_newcomer(entry, now_s)
         dispatch = None if turn is None else self._starter.start(turn, now_s)
         actions: list[Action] = []
         if dispatch is None:
-            actions += [self._reject(*shed) for shed in self._admission.shed_for(request, now_s)]
-            if (rejection := self._admission.no_room(request, now_s)) is not None:
+            actions += [self._reject(*shed) for shed in self.admission.shed_for(request, now_s)]
+            if (rejection := self.admission.no_room(request, now_s)) is not None:
                 return [*actions, self._reject(request.request_id, rejection)]
         if request.deadline_s is not None:
             self._deadlines.push(request.deadline_s, request.request_id, is_open=self._entries.keys())
@@ -116,9 +117,13 @@ class Scheduler:
     def drain(self, now_s: float) -> list[Action]:
         """From now on nothing new: who waits is refused, who runs may end."""
         self._advance(now_s)
-        self._admission.is_draining = True
-        rejection = self._admission.shutting_down()
+        self.admission.is_draining = True
+        rejection = self.admission.shutting_down()
         return [self._reject(request_id, rejection) for request_id in self.queue.request_ids()]
+
+    def on_ledger(self, is_writable: bool) -> None:
+        """Where nothing can be booked nothing may start; who waits goes on waiting."""
+        self.admission.is_ledger_writable = is_writable
 
     def abort_all(self, reason: str, now_s: float) -> list[Action]:
         """Ends whatever is still open."""
@@ -135,10 +140,10 @@ class Scheduler:
         worker = self.cluster.update(view, now_s)
         self._policy.see(view.models, view.zone)
         self.holds.hear(view)
-        self._admission.models.update(view.models)
+        self.admission.models.update(view.models)
         self._waiting.freed(view.models)
         if self.cluster.is_ready(worker):
-            self._admission.is_served(view.models)
+            self.admission.is_served(view.models)
         actions = [
             action
             for each in self._running.uncalled(worker, now_s)
@@ -163,7 +168,7 @@ class Scheduler:
             if attempt is None:
                 continue
             if self._running.advance(attempt, progress, now_s):
-                self._admission.observe_prompt(attempt.entry.request, progress.prompt_tokens)
+                self.admission.observe_prompt(attempt.entry.request, progress.prompt_tokens)
                 self.holds.counted(attempt)
             if attempt.worker is not worker:
                 worker = attempt.worker
@@ -194,12 +199,12 @@ class Scheduler:
             return []
         self._running.note_end(attempt, usage.outcome, usage.cause, now_s)
         if usage.outcome is Outcome.COMPLETED and usage.output_tokens:
-            self._admission.observe_output(attempt.entry.request, usage.output_tokens)
+            self.admission.observe_output(attempt.entry.request, usage.output_tokens)
         return self._close(attempt, tokens_of(usage), is_exact=True, now_s=now_s) + self._place_waiting(now_s)
 
-    def on_energy(self, attempt_id: str, energy_mj: int, gpu_us: int) -> None:
-        """What a settled attempt took is booked: budgets that hold energy for it are settled with it."""
-        self.holds.book_energy(attempt_id, energy_mj=energy_mj, gpu_us=gpu_us)
+    def on_energy(self, attempt_id: str, energy_mj: int, gpu_us: int) -> EnergyBound | None:
+        """What a settled attempt took is booked, and carried by its budgets; what they carry where it is less."""
+        return self.holds.book_energy(attempt_id, energy_mj=energy_mj, gpu_us=gpu_us)
 
     # -- time
 
@@ -213,8 +218,8 @@ class Scheduler:
         for request_id in self._deadlines.due(now_s):
             actions += self._expire(request_id, now_s)
         for entry in self._waiting.overdue(now_s):
-            actions.append(self._reject(entry.request.request_id, self._admission.timed_out(entry.request, now_s)))
-        for request, rejection in self._admission.unserved(now_s):
+            actions.append(self._reject(entry.request.request_id, self.admission.timed_out(entry.request, now_s)))
+        for request, rejection in self.admission.unserved(now_s):
             actions.append(self._reject(request.request_id, rejection))
         for attempt in self._running.silent(now_s):
             actions += self._give_up(attempt, "no_sign", now_s)
@@ -226,7 +231,7 @@ class Scheduler:
 
     def retry_after_s(self, band: int) -> int:
         """Seconds after which a refused request of this band may find room, from the measured drain rate."""
-        return self._admission.retry_after_s(band, self._now_s)
+        return self.admission.retry_after_s(band, self._now_s)
 
     def explain(self, request_id: str) -> dict[str, Any] | None:
         """The life of a request as plain values; None where it was never seen, or too long ago."""
@@ -236,10 +241,10 @@ class Scheduler:
         """What would become of this request now; nothing changes."""
         now_s = self._advance(now_s)
         entry = Entry(request=request, place=0, waits_since_s=now_s)
-        rejection = self._admission.refusal(request, now_s) or self.holds.check(entry)
+        rejection = self.admission.refusal(request, now_s) or self.holds.check(entry)
         decision = self._starter.decide(entry, now_s)
         if rejection is None and decision.worker is None:
-            rejection = self._admission.no_room(request, now_s)
+            rejection = self.admission.no_room(request, now_s)
         num_ahead = sum(self.queue.num_waiting[: request.band + 1])
         return what_if_of(entry, rejection=rejection, num_ahead=num_ahead, decision=decision.explain())
 
@@ -251,11 +256,6 @@ class Scheduler:
         """Whether what this attempt says goes to its client: no answer begins after its request was cancelled."""
         attempt = self._running.get(attempt_id)
         return attempt is not None and attempt.is_answering and not attempt.entry.cancel_reason
-
-    @property
-    def models(self) -> frozenset[str]:
-        """Every model that was configured or ever served."""
-        return frozenset(self._admission.models)
 
     @property
     def num_running(self) -> int:
@@ -286,7 +286,7 @@ class Scheduler:
             return []
         if entry.attempt is not None:
             return self._cancel(request_id, "deadline_exceeded", now_s, by_client=False)
-        return [self._reject(request_id, self._admission.expired(entry.request, now_s))]
+        return [self._reject(request_id, self.admission.expired(entry.request, now_s))]
 
     def _reject(self, request_id: str, rejection: Rejection) -> Reject:
         return self._lives.reject(request_id, rejection, self._now_s)
@@ -295,7 +295,7 @@ class Scheduler:
 
     def _refuse_misplaced(self) -> list[Action]:
         """Who waits and may run nowhere any more, after the rules have changed."""
-        refused = [(each, self._admission.misplaced(self._entries[each].request)) for each in self.queue.request_ids()]
+        refused = [(each, self.admission.misplaced(self._entries[each].request)) for each in self.queue.request_ids()]
         return [self._reject(request_id, why) for request_id, why in refused if why is not None]
 
     def _wait(self, entry: Entry, cause: str, now_s: float) -> None:
@@ -314,10 +314,10 @@ class Scheduler:
         """Starts whoever may start now and fits; whose deadline has passed since the last tick is refused instead."""
         actions: list[Action] = []
         aborts: list[Abort] = []
-        for turn in self._waiting.candidates(now_s):
+        for turn in self._waiting.candidates(now_s) if self.admission.is_ledger_writable else ():
             entry, request = turn.entry, turn.entry.request
             if is_late(request, now_s):
-                actions.append(self._reject(request.request_id, self._admission.expired(request, now_s)))
+                actions.append(self._reject(request.request_id, self.admission.expired(request, now_s)))
             elif (dispatch := self._starter.start(turn, now_s)) is not None:
                 self._waiting.remove(request.request_id)
                 actions.append(dispatch)
@@ -354,18 +354,17 @@ class Scheduler:
         return actions
 
     def _fate(self, attempt: Attempt) -> Fate:
-        if self._admission.is_draining or not attempt.is_repeatable:
+        if self.admission.is_draining or not attempt.is_repeatable:
             return Fate.END
         has_other = self.cluster.has_ready(attempt.entry.request.model, other_than=attempt.worker)
-        limits = self.limits
-        return fate_of(attempt, has_other=has_other, max_retries=limits.max_retries, max_bounces=limits.max_bounces)
+        return fate_of(attempt, self.limits.max_retries, self.limits.max_bounces, has_other=has_other)
 
     def _requeue(self, attempt: Attempt, now_s: float) -> list[Action]:
         """Back to its old place, unless it is too late; the attempt stays, owing its usage."""
         entry, request = attempt.entry, attempt.entry.request
         entry.attempt = None
         if is_late(request, now_s):
-            return [self._reject(request.request_id, self._admission.expired(request, now_s))]
+            return [self._reject(request.request_id, self.admission.expired(request, now_s))]
         if attempt.cause == BUSY_CAUSE:
             entry.num_bounces += 1
             self.stats.bounced += 1

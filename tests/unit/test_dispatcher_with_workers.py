@@ -62,7 +62,7 @@ def assert_exact(plane: ControlPlane) -> None:
     assert balance.busy_gpu_us == balance.requests_gpu_us + balance.overhead_gpu_us
     assert balance.requests_mj == sum(row.energy_mj for row in rows)
     assert found.dispatched == sum(row.attempts for row in rows)
-    assert (0, 0) == (found.bad_windows, len(plane.settlement._open))
+    assert (0, 0) == (found.bad_windows, len(plane.settlement.books.open))
 
 
 async def test_many_streams_and_aborts_leave_exact_accounts() -> None:

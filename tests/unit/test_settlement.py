@@ -369,7 +369,7 @@ def test_closed_attempts_are_remembered_up_to_a_bound() -> None:
     for name in "abcd":
         settlement.charge(charge_of(f"req-{name}-1"))
         settlement.post_energy("w-0", posting_of(f"req-{name}-1", 0, 0))
-    assert 2 == len(settlement._closed)
+    assert 2 == len(settlement.books.closed)
     settlement.window("w-0", window_of(("req-d-1", 5, 1)))
     assert ((5, 1), 0) == (energy_of(settlement, "alpha"), settlement.num_open)
 
@@ -496,9 +496,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def what_is_in_flight_belongs_to_open_attempts(self) -> None:
-        open_mj = sum(attempt.energy_mj for attempt in self.settlement._open.values())
+        open_mj = sum(attempt.energy_mj for attempt in self.settlement.books.open.values())
         assert open_mj == self.settlement.accounts.balance().in_flight_mj
-        assert self.settlement._open.keys().isdisjoint(self.settlement._closed)
+        assert self.settlement.books.open.keys().isdisjoint(self.settlement.books.closed)
 
     def teardown(self) -> None:
         if hasattr(self, "settlement"):

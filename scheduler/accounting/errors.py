@@ -1,0 +1,19 @@
+"""What can go wrong with a ledger, in words for an operator: what it was, and what to do."""
+
+from __future__ import annotations
+
+
+class LedgerError(Exception):
+    """The ledger cannot be used; the text says why and names the remedy."""
+
+
+class LedgerInUse(LedgerError):
+    """Another control plane writes it."""
+
+
+class LedgerLost(LedgerError):
+    """Another control plane has taken it over: nothing of ours may be written any more."""
+
+
+class LedgerBroken(LedgerError):
+    """What is stored is not what was written."""

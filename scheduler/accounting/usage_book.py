@@ -1,0 +1,99 @@
+"""Who used what, summed by minute as rows are booked, and handed to the ledger with its next state.
+
+Owned by ``scheduler.accounting.books``. Pure. It must never know a database: what was taken from it is flushed there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from scheduler.accounting.rows import OPERATOR, Charge
+
+GROUPS = ("tenant", "project", "key_id", "model", "task", "tier", "currency")
+SUMS = (
+    "requests",
+    "attempts",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "image_tokens",
+    "audio_tokens",
+    "input_bytes",
+    "output_bytes",
+    "gpu_us",
+    "energy_mj",
+    "carbon_ug",
+    "cost_nano",
+    "accepted",
+    "rejected",
+)
+MINUTE_US = 60_000_000
+_PLACES = {name: place for place, name in enumerate(SUMS)}
+_CHARGED = (*SUMS[2:10], "cost_nano")
+
+Key = tuple[int, str, str, str, str, str, str, str]
+"""Minute of the request's arrival, and ``GROUPS``."""
+
+
+def usage_key(charge: Charge) -> Key:
+    """Where a charge counts: with its request; work in vain with the operator, by model alone."""
+    minute_us = (charge.arrived_us or max(charge.at_us, 0)) // MINUTE_US * MINUTE_US
+    if charge.account == OPERATOR:
+        return (minute_us, OPERATOR, "", "", charge.model, "", charge.tier, charge.currency)
+    return (
+        minute_us,
+        charge.tenant,
+        charge.project,
+        charge.key_id,
+        charge.model,
+        charge.task,
+        charge.tier,
+        charge.currency,
+    )
+
+
+class UsageBook:
+    """Sums since they were last taken; as many as there are groups with traffic meanwhile."""
+
+    def __init__(self) -> None:
+        self._sums: dict[Key, list[int]] = {}
+
+    def add_charge(self, charge: Charge) -> None:
+        """Tokens and money."""
+        sums = self._of(usage_key(charge))
+        sums[0] += charge.account != OPERATOR
+        sums[1] += 1
+        for name in _CHARGED:
+            sums[_PLACES[name]] += getattr(charge, name)
+
+    def add_energy(self, key: Key, *, energy_mj: int, gpu_us: int, carbon_ug: int = 0, cost_nano: int = 0) -> None:
+        """What was measured of a charged attempt, and what that changed of its price."""
+        sums = self._of(key)
+        for name, amount in (
+            ("energy_mj", energy_mj), ("gpu_us", gpu_us), ("carbon_ug", carbon_ug), ("cost_nano", cost_nano)
+        ):  # fmt: skip
+            sums[_PLACES[name]] += amount
+
+    def add_outcome(self, key: Key, *, accepted: int = 0, rejected: int = 0) -> None:
+        """Results that were judged; negative where a later word replaces an earlier one."""
+        sums = self._of(key)
+        sums[_PLACES["accepted"]] += accepted
+        sums[_PLACES["rejected"]] += rejected
+
+    def rows(self) -> Iterator[tuple[object, ...]]:
+        """Minute, groups, sums of each."""
+        for key, sums in self._sums.items():
+            yield (*key, *sums)
+
+    def take(self) -> list[tuple[object, ...]]:
+        """All of them; what follows is counted from 0."""
+        taken = list(self.rows())
+        self._sums.clear()
+        return taken
+
+    def _of(self, key: Key) -> list[int]:
+        sums = self._sums.get(key)
+        if sums is None:
+            sums = self._sums[key] = [0] * len(SUMS)
+        return sums

@@ -1,0 +1,36 @@
+"""What the dispatcher keeps of a request without an End, and of an attempt that is not settled.
+
+Owned by ``scheduler.dispatcher``. It must never know why anything was decided.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scheduler.accounting.rows import Charge
+from scheduler.connection import Connection
+from scheduler.streams import Stream, Submission
+from workers.types import Started
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """A request that has no End yet."""
+
+    submission: Submission
+    stream: Stream
+    charge: Charge | None = None
+    is_held: bool = False
+    """Its worst case is written to the ledger; the first attempt does it."""
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """An attempt that is not settled yet."""
+
+    live: Live
+    connection: Connection
+    started: Started | None = None
+    has_sent: bool = False
+    is_muted: bool = False
+    """Its reader is too slow: what still comes is dropped."""
