@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from scheduler.accounting.charging import charge_of_stranger
+from scheduler.accounting.rows import request_id_of
 from scheduler.accounting.settlement import Settlement
 from scheduler.connection import Connection
 from scheduler.core.actions import Action
@@ -52,7 +53,10 @@ class Bookkeeper:
         if self._core.knows(usage.attempt_id):
             self._on_usage(self._core.on_finished(usage, now_s), usage)
         else:
-            self._settlement.charge(charge_of_stranger(usage, worker_id=connection.worker_id, status=connection.status))
+            hold = self._settlement.orphans.get(request_id_of(usage.attempt_id))
+            self._settlement.charge(
+                charge_of_stranger(usage, worker_id=connection.worker_id, status=connection.status, hold=hold)
+            )
 
     def _book_posting(self, worker_id: str, posting: EnergyPosting) -> None:
         self._settlement.post_energy(worker_id, posting)

@@ -1,4 +1,4 @@
-"""The command line: `jouleway serve | submit | explain | top | workers | demo | down | doctor | bench`.
+"""The command line: `jouleway serve | submit | explain | receipt | ledger | top | workers | demo | down | bench`…
 
 Called by the shell. A command's file is imported when that command runs, so that `--help` answers at once and never
 loads Ray, an engine or numpy. It must never decide anything: arguments in, exit code out.
@@ -16,6 +16,7 @@ import typer
 
 from scheduler.bench.command import EPILOG as BENCH_EPILOG
 from scheduler.bench.command import bench
+from scheduler.cli_ledger import ledger_app, receipt, trace
 from scheduler.commands.exits import EXIT_CODES_HELP, CommandError, ExitCode
 
 app = typer.Typer(
@@ -86,6 +87,10 @@ def demo(
     ] = None,
     requests: Annotated[int, typer.Option("--requests", "-n", min=12, max=10_000, help="How many requests.")] = 40,
     seed: Annotated[int, typer.Option("--seed", help="The same seed plans the same requests.")] = 0,
+    ledger: Annotated[
+        Path | None,
+        typer.Option("--ledger", metavar="FILE", help="Leave the ledger here, to be verified; default: it is dropped."),
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Real vLLM on Ray with a small model: mixed requests of three tenants, then who used what, and the joule balance.
@@ -94,7 +99,9 @@ def demo(
     """
     from scheduler.commands import demo as command
 
-    raise typer.Exit(command.run(json_path=json_path, num_requests=requests, seed=seed, config_path=config))
+    raise typer.Exit(
+        command.run(json_path=json_path, num_requests=requests, seed=seed, config_path=config, ledger_path=ledger)
+    )
 
 
 @app.command(epilog=EXIT_CODES_HELP)
@@ -234,6 +241,9 @@ def doctor(config: ConfigOption = None, as_json: JsonFlag = False) -> None:
     raise typer.Exit(command.run(config_path=config, as_json=as_json))
 
 
+app.command(epilog=EXIT_CODES_HELP)(receipt)
+app.command(epilog=EXIT_CODES_HELP)(trace)
+app.add_typer(ledger_app)
 app.command(epilog=BENCH_EPILOG)(bench)
 
 

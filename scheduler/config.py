@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from scheduler.config_errors import ConfigError, problems_of
 from scheduler.config_sections import (
     AdminConfig,
+    LedgerConfig,
     LimitsConfig,
     ModelConfig,
     Name,
@@ -59,6 +60,7 @@ class Config(BaseSettings):
     server: ServerConfig = ServerConfig()
     admin: AdminConfig = AdminConfig()
     ray: RayConfig = RayConfig()
+    ledger: LedgerConfig = LedgerConfig()
     limits: LimitsConfig = LimitsConfig()
     models: dict[str, ModelConfig] = {}
     zones: dict[Name, ZoneConfig] = {}
@@ -69,7 +71,7 @@ class Config(BaseSettings):
     workers: Annotated[tuple[WorkerConfig, ...], Field(min_length=1)]
     tenants: Annotated[tuple[TenantConfig, ...], Field(min_length=1)]
     state_dir: Path = Field(default_factory=lambda: _default_state_dir())
-    """Admin key and, later, the ledger."""
+    """Admin key, ledger and its signing key."""
     generate_keys: bool = False
     """Tenants without a key get one that lives as long as the process; for demos, on loopback only."""
 
@@ -259,7 +261,7 @@ def _with_paths(config: Config, folder: Path) -> Config:
             return model
         return model.model_copy(update={"weights": str(full(Path(model.weights)))})
 
-    server, admin = config.server, config.admin
+    server, admin, ledger = config.server, config.admin, config.ledger
     tenants = tuple(
         tenant.model_copy(
             update={"keys": tuple(key.model_copy(update={"file": full(key.file)}) for key in tenant.keys)}
@@ -278,6 +280,9 @@ def _with_paths(config: Config, folder: Path) -> Config:
                 update={"tls_cert_file": full(server.tls_cert_file), "tls_key_file": full(server.tls_key_file)}
             ),
             "admin": admin.model_copy(update={"key_file": full(admin.key_file)}),
+            "ledger": ledger.model_copy(
+                update={name: full(getattr(ledger, name)) for name in ("url_file", "key_file", "checkpoint_dir")}
+            ),
             "state_dir": full(config.state_dir),
             "models": {name: weights(model) for name, model in config.models.items()},
             "tenants": tenants,

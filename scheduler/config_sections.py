@@ -121,6 +121,29 @@ class RayConfig(Section):
     """Own cluster only: cores that Ray may hand out; None = all."""
 
 
+class LedgerConfig(Section):
+    """Where everything that is used is booked. The file's owner can read all of it, and nobody can change it unseen."""
+
+    url: str | None = None
+    """``sqlite:////PATH`` or ``postgresql://…``; None = ``ledger.db`` in state_dir. A URL with a password belongs into
+    the environment (JOULEWAY_LEDGER__URL) or into url_file.
+    """
+    url_file: Path | None = None
+    """Holds the URL in its first line; readable by its owner only."""
+    key_file: Path | None = None
+    """The signing key; None = ``ledger.key`` in state_dir; made at the first start. Keep a copy elsewhere."""
+    checkpoint_dir: Path | None = None
+    """Signed checkpoints are also kept here, away from the ledger; None = state_dir with ``-checkpoints`` behind its
+    name. Best on another disk or machine: who has them can prove that a ledger was rolled back.
+    """
+
+    @model_validator(mode="after")
+    def _check(self) -> LedgerConfig:
+        if self.url is not None and self.url_file is not None:
+            raise ValueError("give one of url and url_file")
+        return self
+
+
 class LimitsConfig(Section):
     """Bounds of what clients may ask and of what may wait."""
 

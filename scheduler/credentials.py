@@ -19,6 +19,7 @@ from scheduler.core.request import Band, DataClass
 MIN_KEY_CHARS = 16
 MAX_KEY_BYTES = 4096
 KEY_PREFIX = "jw-"
+SEED_BYTES = 32
 
 
 def new_key() -> str:
@@ -91,8 +92,26 @@ def read_key(path: Path, *, where: str) -> str:
     return line.decode("ascii")
 
 
+def kept_seed(path: Path, *, where: str) -> bytes:
+    """The secret of the ledger's signatures: 32 bytes, as hex in a file of its owner's. Raises: ConfigError."""
+    made = secrets.token_hex(SEED_BYTES)
+    text, _ = _kept(path, made, where=where)
+    try:
+        seed = bytes.fromhex(text)
+    except ValueError:
+        seed = b""
+    if len(seed) != SEED_BYTES:
+        raise ConfigError("configuration", [f"{where}: {path} must hold {2 * SEED_BYTES} hexadecimal digits"])
+    return seed
+
+
 def kept_key(path: Path, *, where: str) -> tuple[str, bool]:
     """A key of the house itself, and whether it was made now; readable by its owner only. Raises: ConfigError."""
+    return _kept(path, new_key(), where=where)
+
+
+def _kept(path: Path, made: str, *, where: str) -> tuple[str, bool]:
+    """What the file holds, or ``made`` where there was none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -100,7 +119,6 @@ def kept_key(path: Path, *, where: str) -> tuple[str, bool]:
         return read_key(path, where=where), False
     except OSError as error:
         raise ConfigError("configuration", [f"{where}: {path} cannot be written: {error.strerror}"]) from None
-    key = new_key()
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(key + "\n")
-    return key, True
+        file.write(made + "\n")
+    return made, True

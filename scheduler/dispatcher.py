@@ -358,6 +358,11 @@ class Dispatcher:
         """What would become of this request now; nothing changes."""
         return self._core.what_if(request, self._clock())
 
+    @property
+    def worker_ids(self) -> tuple[str, ...]:
+        """Of every link, whatever its state."""
+        return tuple(self._connections)
+
     def quota(self, request: Request, at_unix_s: float, measures: Iterable[str]) -> list[BudgetState]:
         """How the tightest budget of each of these measures above a request stands; empty where it has none."""
         return self._core.holds.budgets.tightest(request, at_unix_s, measures)
@@ -371,6 +376,7 @@ class Dispatcher:
             now_unix_s=self._unix_clock(),
             bad_windows=self._bookkeeper.bad_windows,
             is_draining=self._is_draining,
+            ledger_problem=self.ledger_problem,
         )
 
 

@@ -10,7 +10,9 @@ import logging
 import time
 from collections.abc import Callable
 
-from scheduler.accounting.settlement import Settlement
+from scheduler.accounting.errors import LedgerError
+from scheduler.accounting.receipts import Receipt, make_receipt
+from scheduler.accounting.recovery import recover
 from scheduler.api.access import Hosts, Keys, digest_of
 from scheduler.api.admin import AdminApp
 from scheduler.api.app import RelayApp
@@ -22,10 +24,12 @@ from scheduler.core.scheduler import Scheduler
 from scheduler.credentials import kept_key, tenant_keys
 from scheduler.dispatcher import Dispatcher
 from scheduler.fleet import RESTART_DELAYS_S, Fleet
+from scheduler.ledger_files import open_ledger
 from scheduler.listeners import Listener, Tls, bind
 from scheduler.metrics import Metrics
 from scheduler.policies import rates_of, rules_of, slo_of, zone_names
 from scheduler.snapshot import Snapshot, WorkerSnapshot
+from scheduler.statement import STATEMENT, version
 from workers.errors import WorkerError
 from workers.ray_worker import RayCluster
 from workers.types import WorkerState
@@ -37,7 +41,17 @@ EXPANSIONS = {"none": 1, "nfc": 3, "nfkc": 11}
 
 READY_POLL_S = 0.1
 
-RESTART_SECTIONS = ("server", "admin", "ray", "limits", "models", "workers", "state_dir", "generate_keys")
+RESTART_SECTIONS = (
+    "server",
+    "admin",
+    "ray",
+    "ledger",
+    "limits",
+    "models",
+    "workers",
+    "state_dir",
+    "generate_keys",
+)
 """What is read at the start only."""
 
 
@@ -45,9 +59,9 @@ class Service:
     """One control plane. ``start``, optionally ``wait_ready``, then ``stop`` on every way out, also after a failure."""
 
     def __init__(self, config: Config) -> None:
-        """Binds both ports and reads the keys, so that mistakes show before Ray starts.
+        """Binds both ports, reads the keys and opens the ledger, so that mistakes show before Ray starts.
 
-        Raises: PortTaken, OSError, ConfigError.
+        Raises: PortTaken, OSError, ConfigError, LedgerError.
         """
         self._config = config
         keys, self.generated_keys = tenant_keys(config.tenants, generate=config.generate_keys)
@@ -75,7 +89,15 @@ class Service:
             ),
             rules=rules_of(config),
         )
-        self.settlement = Settlement()
+        try:
+            self.ledger = open_ledger(config)
+        except BaseException:
+            self._close_sockets()
+            raise
+        self.settlement, self.recovered = recover(
+            self.ledger, self._core, statement=STATEMENT, version=version(), now_s=time.monotonic()
+        )
+        self.settlement.carbon_ug_per_mj = self._core.rules.carbon_ug_per_mj
         self.dispatcher = Dispatcher(
             scheduler=self._core, settlement=self.settlement, on_worker_down=self._on_worker_down
         )
@@ -101,12 +123,14 @@ class Service:
         target = self._config.ray.address
         progress("starting Ray on this machine" if target is None else f"joining Ray at {target}")
         await asyncio.to_thread(self.cluster.connect)
+        await self.settlement.commit()  # who opened the ledger, and what was voided, before anything new
         await self.dispatcher.start()
         adopted, started = await self.fleet.start(adopt=self.cluster.is_standing)
         if adopted:
             progress(f"adopted {adopted} standing workers; no weights are loaded again")
         if started:
             progress(f"starting {started} workers")
+        self.settlement.give_up_workers(others_than=self.dispatcher.worker_ids)
         await self._listen()
         progress(f"listening on {self.url}, admin on {self.admin_url}")
 
@@ -140,12 +164,14 @@ class Service:
             metrics=metrics,
             cache_salt_key=self._cache_salt_key.encode(),
             zones=zone_names(config),
+            receipts=self._receipt,
         )
         admin = AdminApp(
             dispatcher=self.dispatcher,
             admin_key_digest=digest_of(self.admin_key),
             hosts=Hosts(),
             metrics=metrics,
+            receipts=self._receipt,
         )
         server = config.server
         tls = None
@@ -190,8 +216,8 @@ class Service:
         await self.dispatcher.stop(drain_s=drain_s, stop_workers=stop_workers)
         for listener in self._listeners:
             await listener.stop()
-        self._server_socket.close()
-        self._admin_socket.close()
+        self._close_sockets()
+        await self._close_ledger()
         await asyncio.to_thread(self.cluster.shutdown)
 
     def reload(self, config: Config) -> list[str]:
@@ -203,8 +229,24 @@ class Service:
         if not config.generate_keys:  # those that were made live as long as this process
             self._keys.reload(tenant_keys(config.tenants, generate=False)[0])
         self.dispatcher.reload(rules)
+        self.settlement.carbon_ug_per_mj = rules.carbon_ug_per_mj
         before, self._config = self._config, config
         return [name for name in RESTART_SECTIONS if getattr(before, name) != getattr(config, name)]
+
+    def _receipt(self, request_id: str, tenant: str | None) -> Receipt | None:
+        return make_receipt(self.ledger, request_id, statement=STATEMENT, tenant=tenant)
+
+    def _close_sockets(self) -> None:
+        self._server_socket.close()
+        self._admin_socket.close()
+
+    async def _close_ledger(self) -> None:
+        """With a state and a checkpoint of all of it, so that the next start replays nothing."""
+        try:
+            await self.settlement.journal.commit(with_state=True)
+        except LedgerError as error:
+            logger.error("ledger: not closed in order, the next start replays its last rows: %s", error)
+        self.ledger.close()
 
     def snapshot(self) -> Snapshot:
         """Everything at this moment."""

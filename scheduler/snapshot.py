@@ -113,6 +113,11 @@ class Snapshot:
     """Used or held to 80 % or more, the fullest first; at most 100."""
     budget_excess: Excess
     is_draining: bool
+    ledger_problem: str = ""
+    """Why nothing can be booked, and so nothing new begins; empty where all is well."""
+    ledger_rows: int = 0
+    """That are durable."""
+    ledger_pending_rows: int = 0
 
 
 def take_snapshot(
@@ -123,6 +128,7 @@ def take_snapshot(
     now_unix_s: float,
     bad_windows: int,
     is_draining: bool,
+    ledger_problem: str = "",
 ) -> Snapshot:
     """Everything at this moment; costs workers × tenants, so at most once a second please."""
     accounts, stats, budgets = settlement.accounts, core.stats, core.holds.budgets
@@ -162,6 +168,9 @@ def take_snapshot(
         budgets_near_limit=tuple(map(BudgetSnapshot.of, budgets.near_limit(now_unix_s))),
         budget_excess=deepcopy(budgets.excess),
         is_draining=is_draining,
+        ledger_problem=ledger_problem,
+        ledger_rows=settlement.journal.durable_seq,
+        ledger_pending_rows=settlement.journal.next_seq - settlement.journal.durable_seq,
     )
 
 

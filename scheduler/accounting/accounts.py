@@ -67,6 +67,10 @@ class Book:
             balance[0] += energy_mj
             balance[1] += gpu_us
 
+    def put(self, account: Account, *, energy_mj: int, gpu_us: int) -> None:
+        """An account as it was saved; all of them together balance."""
+        self._add(account, energy_mj, gpu_us)
+
     def balance(self, account: Account) -> tuple[int, int]:
         """(mJ, GPU-µs) of one account."""
         energy_mj, gpu_us = self._balances.get(account, (0, 0))

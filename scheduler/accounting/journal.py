@@ -25,12 +25,16 @@ STATE_S = 30.0
 """A state is handed over after so many rows, or so long after the one before where there are any."""
 
 
+UsageRows = list[tuple[object, ...]]
+
+
 class State(NamedTuple):
-    """What the rows before ``seq`` come to: recovery starts here. ``usage`` are its sums since the state before."""
+    """What the rows before ``seq`` come to: recovery starts here."""
 
     seq: int
     data: bytes
-    usage: list[tuple[object, ...]]
+    usage: list[tuple[int, UsageRows]]
+    """Sums since the state before; one more entry, with its seq, for each try whose outcome is not known."""
 
 
 class Store(Protocol):
@@ -48,6 +52,7 @@ class Journal:
         store: Store | None = None,
         *,
         next_seq: int = 0,
+        state_seq: int = 0,
         last_at_us: int = 0,
         unix_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -55,12 +60,14 @@ class Journal:
         self._unix_clock = unix_clock
         self._pending: list[Row] = []
         self._last_at_us = last_at_us
-        self._state_seq = next_seq
+        self._state_seq = state_seq
         self._state_unix_s = unix_clock()
         self.next_seq = next_seq
         self.durable_seq = next_seq
         """Rows below it are durable."""
-        self.take_state: Callable[[], tuple[bytes, list[tuple[object, ...]]]] | None = None
+        self._usage: list[tuple[int, UsageRows]] = []
+        """Taken from the books and not known to be durable."""
+        self.take_state: Callable[[], tuple[bytes, UsageRows]] | None = None
         """What all rows appended so far come to, and its usage since the last time: set by who recovers from it."""
 
     def append(self, row: Row) -> int:
@@ -92,7 +99,11 @@ class Journal:
             await asyncio.to_thread(self._store.write, rows, state)
         except BaseException:
             self._pending[:0] = rows
+            if state is not None:
+                self._state_seq = -STATE_ROWS  # at the next try
             raise
+        if state is not None:
+            self._usage.clear()
         if rows:
             self.durable_seq = rows[-1].seq + 1
 
@@ -107,4 +118,5 @@ class Journal:
             return None
         self._state_seq, self._state_unix_s = self.next_seq, now_s
         data, usage = self.take_state()
-        return State(self.next_seq, data, usage)
+        self._usage.append((self.next_seq, usage))
+        return State(self.next_seq, data, list(self._usage))

@@ -125,6 +125,14 @@ class Reader:
                 return
             after = found[-1].size
 
+    def duplicate(self) -> tuple[str, str] | None:
+        """A (kind, row_id) that is there twice; the index forbids it, unless somebody took the index away."""
+        key = (ROWS.c.row_id, ROWS.c.kind)
+        ask = sa.select(*key).group_by(*key).having(sa.func.count() > 1).limit(1)
+        with self._reading() as connection:
+            row = connection.execute(ask).first()
+        return None if row is None else (row.kind, row.row_id)
+
     def state(self) -> tuple[int, bytes] | None:
         """The newest state: what the rows before its seq come to."""
         with self._reading() as connection:
@@ -253,12 +261,15 @@ class Ledger(Reader):
             self._on_checkpoint(tree.size, note)
 
     def _write_state(self, connection: sa.Connection, state: State) -> None:
+        before = connection.execute(sa.select(sa.func.max(STATES.c.seq))).scalar()
         connection.execute(sa.delete(STATES))
         connection.execute(sa.insert(STATES), {"seq": state.seq, "data": state.data})
-        if state.usage:
+        # A try of which nobody knew the outcome may have been written after all.
+        usage = [each for seq, rows in state.usage if before is None or seq > before for each in rows]
+        if usage:
             dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
             names = ("minute_us", *GROUPS, *SUMS)
-            values = [dict(zip(names, each, strict=True)) for each in state.usage]
+            values = [dict(zip(names, each, strict=True)) for each in usage]
             insert: Any = dialect.insert(USAGE)
             sums = {name: USAGE.c[name] + insert.excluded[name] for name in SUMS}
             connection.execute(insert.on_conflict_do_update(index_elements=["minute_us", *GROUPS], set_=sums), values)

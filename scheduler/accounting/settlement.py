@@ -11,7 +11,7 @@ usage record, or the dispatcher when the worker died.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from scheduler.accounting import postings
@@ -59,6 +59,8 @@ class Settlement:
         """
         self.carbon_ug_per_mj: Mapping[str, float] = {}
         """By zone."""
+        self.orphans: Mapping[str, Hold] = {}
+        """What was open when an earlier control plane ended, by request: whose usage may still come."""
         self._sources: dict[str, _Source] = {}
         self.duplicates_total = 0
 
@@ -69,6 +71,8 @@ class Settlement:
         source = self._sources.get(worker_id)
         if source is None or source.incarnation != incarnation:
             known, number = self.books.last_numbers.get(worker_id, ("", 0))
+            if known != incarnation:
+                self.close_worker(worker_id)  # nobody will speak for the process before
             self._sources[worker_id] = _Source(incarnation, number if known == incarnation else None)
 
     def is_new(self, worker_id: str, number: int) -> bool:
@@ -92,6 +96,10 @@ class Settlement:
         """Every record up to this number is booked: what may be acknowledged. None before the first."""
         source = self._sources.get(worker_id)
         return None if source is None else source.watermark
+
+    def note(self, row: Row) -> int:
+        """A row that moves nothing: who opened the ledger, what was changed, how a result was judged."""
+        return self._book(row)
 
     # -- one request's rows
 
@@ -180,6 +188,12 @@ class Settlement:
         for attempt_id in left:
             self.give_up(attempt_id)
         return len(left)
+
+    def give_up_workers(self, *, others_than: Iterable[str]) -> None:
+        """Of an earlier life, and not there any more."""
+        kept = set(others_than)
+        for worker_id in {attempt.worker_id for attempt in self.books.open.values()} - kept:
+            self.close_worker(worker_id)
 
     async def commit(self) -> None:
         """Returns when everything booked so far is durable."""

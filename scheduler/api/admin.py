@@ -19,6 +19,7 @@ from scheduler.api.errors import ApiError
 from scheduler.api.exchange import JSON, NO_STORE, Exchange, Header, Receive, Scope, Send
 from scheduler.api.exchange import new_request_id as random_request_id
 from scheduler.api.explain import PREFIX, REQUESTS_PREFIX, life_of
+from scheduler.api.receipts import RECEIPTS_PREFIX, Receipts, receipt_body
 from scheduler.metrics import CONTENT_TYPE, Metrics
 from scheduler.snapshot import Snapshot
 
@@ -44,8 +45,10 @@ class AdminApp:
         hosts: Hosts,
         metrics: Metrics,
         new_request_id: Callable[[], str] = random_request_id,
+        receipts: Receipts | None = None,
     ) -> None:
         """``admin_key_digest`` is ``access.digest_of`` of the key."""
+        self._receipts = receipts
         self._dispatcher = dispatcher
         self._admin_key_digest = admin_key_digest
         self._hosts = hosts
@@ -57,7 +60,7 @@ class AdminApp:
             return
         exchange = Exchange(scope, receive, send, request_id=self._new_request_id())
         try:
-            body, content_type = self._answer(exchange)
+            body, content_type = await self._answer(exchange)
             await exchange.respond(200, body, [content_type, NO_STORE])
         except ApiError as error:
             logger.info("admin %s: status %d, %s", exchange.request_id, error.status, error.code)
@@ -68,7 +71,7 @@ class AdminApp:
             if not exchange.is_begun:
                 await exchange.fail(ApiError(500, "This question could not be answered.", code="internal_error"))
 
-    def _answer(self, exchange: Exchange) -> tuple[bytes, Header]:
+    async def _answer(self, exchange: Exchange) -> tuple[bytes, Header]:
         """Body and content type. Raises: ApiError."""
         self._hosts.check(exchange.headers.get(b"host", []), setting="the admin listener answers loopback names only")
         if exchange.method not in ("GET", "HEAD"):
@@ -83,6 +86,8 @@ class AdminApp:
             return self._metrics.render(), (b"content-type", CONTENT_TYPE.encode())
         if path.startswith(REQUESTS_PREFIX):
             return life_of(self._dispatcher, path.removeprefix(REQUESTS_PREFIX)), JSON
+        if path.startswith(RECEIPTS_PREFIX):
+            return await receipt_body(self._receipts, path.removeprefix(RECEIPTS_PREFIX)), JSON
         return msgspec.json.encode(self._seen(path)), JSON
 
     def _check_key(self, values: list[bytes]) -> None:

@@ -24,6 +24,7 @@ from scheduler.api.explain import REQUESTS_PREFIX, WHAT_IF_PATH, Explains, life_
 from scheduler.api.intake import MODEL_MISSING, Intake
 from scheduler.api.limits import RelayLimits, ServedModel
 from scheduler.api.openai import Relay, Submits
+from scheduler.api.receipts import RECEIPTS_PREFIX, Receipts, receipt_body
 from scheduler.api.schemas import ROUTES
 from scheduler.metrics import Metrics
 from scheduler.snapshot import Snapshot
@@ -42,7 +43,7 @@ METHODS = {
     "/health": READS,
     "/ready": READS,
 }
-PREFIXES = (f"{MODELS_PATH}/", REQUESTS_PREFIX)
+PREFIXES = (f"{MODELS_PATH}/", REQUESTS_PREFIX, RECEIPTS_PREFIX)
 """What follows is a name; all of them are read."""
 OPEN_PATHS = ("/health", "/ready")
 
@@ -70,10 +71,12 @@ class RelayApp:
         new_request_id: Callable[[], str] = random_request_id,
         cache_salt_key: bytes | None = None,
         zones: frozenset[str] | None = None,
+        receipts: Receipts | None = None,
     ) -> None:
         """``cache_salt_key`` None: a new one, so that prefix caches are not shared with the process before. ``zones``:
-        every configured one; None = any name may be one.
+        every configured one; None = any name may be one. ``receipts`` None: there is no ledger.
         """
+        self._receipts = receipts
         self._dispatcher = dispatcher
         self._keys = keys
         self._hosts = hosts
@@ -153,7 +156,7 @@ class RelayApp:
         elif self._is_ready(now_s):
             await exchange.respond(200, b'{"status":"ready"}', [JSON])
         else:
-            await exchange.respond(503, b'{"status":"no worker is ready"}', [JSON])
+            await exchange.respond(503, b'{"status":"no worker is ready, or the ledger cannot be written"}', [JSON])
 
     async def _read(self, exchange: Exchange, caller: Caller) -> None:
         """Raises: ApiError 404."""
@@ -161,6 +164,11 @@ class RelayApp:
         if path.startswith(REQUESTS_PREFIX):
             life = life_of(self._dispatcher, path.removeprefix(REQUESTS_PREFIX), tenant=caller.tenant)
             await exchange.respond(200, life, [JSON, NO_STORE])
+            return
+        if path.startswith(RECEIPTS_PREFIX):
+            request_id = path.removeprefix(RECEIPTS_PREFIX)
+            receipt = await receipt_body(self._receipts, request_id, tenant=caller.tenant)
+            await exchange.respond(200, receipt, [JSON, NO_STORE])
             return
         body = self._models.get(path)
         if body is None:
@@ -181,7 +189,8 @@ class RelayApp:
         """Whether some worker takes work; at most a second old."""
         if self._ready is None or now_s - self._ready[0] >= READY_MAX_AGE_S:
             snapshot = self._dispatcher.snapshot()
-            self._ready = (now_s, bool(snapshot.ready_models) and not snapshot.is_draining)
+            is_ready = bool(snapshot.ready_models) and not snapshot.is_draining and not snapshot.ledger_problem
+            self._ready = (now_s, is_ready)
         return self._ready[1]
 
 

@@ -54,6 +54,14 @@ def tenant_listener(url: str) -> Listener:
     return Listener(url=root_of(url), key=key, remedy=remedy)
 
 
+def listener_of(config_path: Path | None, url: str | None) -> Listener:
+    """As the operator where a configuration is named or the operator's key is the only one; else as a tenant."""
+    has_own_key = bool(os.environ.get(KEY_VARIABLE, "").strip())
+    if config_path is not None or (not has_own_key and os.environ.get(ADMIN_KEY_VARIABLE, "").strip()):
+        return admin_listener(config_path, url)
+    return tenant_listener(url or SERVER_URL)
+
+
 def root_of(url: str) -> str:
     """Of the control plane. Raises: CommandError."""
     try:

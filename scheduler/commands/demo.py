@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from pathlib import Path
 import uvloop
 
 from scheduler.accounting.accounts import OPERATOR, TenantRow
+from scheduler.accounting.checkpoints import PublicKey
+from scheduler.accounting.errors import LedgerError
+from scheduler.accounting.ledger import Reader, sqlite_url
+from scheduler.accounting.verify import Fault, verify
 from scheduler.commands import configuration
 from scheduler.commands.demo_drive import Met, drive
 from scheduler.commands.demo_report import (
@@ -32,6 +37,8 @@ from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.commands.output import Progress, print_json, print_lines, print_table
 from scheduler.commands.serve import make_service, set_up_logging
 from scheduler.config import Config
+from scheduler.config_sections import LedgerConfig
+from scheduler.ledger_files import key_path, ledger_url
 from scheduler.service import Service
 from workers.errors import WorkerError
 
@@ -40,18 +47,50 @@ SETTLE_TIMEOUT_S = 30.0
 HEARTBEAT_S = 5.0
 
 
-def run(*, json_path: Path | None, num_requests: int, seed: int, config_path: Path | None) -> ExitCode:
+def run(
+    *, json_path: Path | None, num_requests: int, seed: int, config_path: Path | None, ledger_path: Path | None = None
+) -> ExitCode:
     """Serve, ask, settle, stop, print. Exit code 7 where the figures do not add up."""
     progress = Progress()
     path = config_path or configuration.demo_path()
     config = configuration.load(path)
     _check(config)
+    if ledger_path is not None and ledger_path.exists():
+        raise CommandError(f"{ledger_path} is there already", code=ExitCode.USAGE, remedy="name a new file")
     set_up_logging("WARNING")  # the progress lines say the rest
     progress(f"demo: {num_requests} requests, seed {seed}, {path.name}")
-    figures = uvloop.run(_demo(config, progress, num_requests=num_requests, seed=seed))
-    broken = faults(figures)
+    with tempfile.TemporaryDirectory(prefix="jouleway-demo-") as folder:
+        config = with_ledger(config, (ledger_path or Path(folder) / "ledger.db").absolute())
+        figures = uvloop.run(_demo(config, progress, num_requests=num_requests, seed=seed))
+        verified = _verify(config, progress)
+    broken = [*faults(figures), *verified]
     _print(figures, broken, json_path)
+    if ledger_path is not None:
+        key = f"{ledger_path}.key.pub"
+        print_lines([f"ledger: {ledger_path}; jouleway ledger verify {ledger_path} --key {key}"])
     return ExitCode.VERIFICATION if broken else ExitCode.OK
+
+
+def with_ledger(config: Config, path: Path) -> Config:
+    """The ledger in this file, its key and its checkpoints beside it."""
+    ledger = LedgerConfig(
+        url=sqlite_url(path), key_file=path.with_name(f"{path.name}.key"), checkpoint_dir=path.with_name("checkpoints")
+    )
+    return config.model_copy(update={"ledger": ledger})
+
+
+def _verify(config: Config, progress: Progress) -> list[str]:
+    """What is wrong with the ledger that was left, as anybody would find it."""
+    reader = Reader(ledger_url(config))
+    try:
+        public_key = key_path(config).with_name(f"{key_path(config).name}.pub").read_text(encoding="ascii")
+        found = verify(reader, key=PublicKey.parse(public_key))
+    except (Fault, LedgerError) as error:
+        return [f"the ledger: {error}"]
+    finally:
+        reader.close()
+    progress(f"ledger: {found.num_rows} rows verified, {found.num_open_holds} holds open")
+    return ["the ledger: a hold is still open"] if found.num_open_holds else []
 
 
 def _check(config: Config) -> None:

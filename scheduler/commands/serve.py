@@ -15,6 +15,7 @@ from pathlib import Path
 
 import uvloop
 
+from scheduler.accounting.errors import LedgerBroken, LedgerError, LedgerInUse
 from scheduler.commands import configuration
 from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.commands.output import Progress
@@ -50,6 +51,12 @@ def make_service(config: Config) -> Service:
         raise CommandError(str(error), code=ExitCode.UNAVAILABLE, remedy=remedy) from None
     except ConfigError as error:
         raise CommandError(str(error), code=ExitCode.USAGE) from None
+    except LedgerInUse as error:
+        raise CommandError(str(error), code=ExitCode.UNAVAILABLE) from None
+    except LedgerBroken as error:
+        raise CommandError(str(error), code=ExitCode.VERIFICATION) from None
+    except LedgerError as error:
+        raise CommandError(str(error)) from None
     except OSError as error:
         message = f"server.host {config.server.host} cannot be bound: {error.strerror}"
         raise CommandError(message, code=ExitCode.USAGE, remedy="give an address of this machine") from None

@@ -1,0 +1,171 @@
+"""A control plane begins where the last one ended: books, budgets and the fair order are rebuilt from the ledger.
+
+Called by ``scheduler.service`` before the first admission. What a hold was open for is gone with the process that held
+it: it is voided; what its attempts executed comes with the outboxes of workers that lived on, and is the operator's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from scheduler.accounting import book_state
+from scheduler.accounting.accounts import OPERATOR
+from scheduler.accounting.books import Books
+from scheduler.accounting.charging import request_of, tokens_of
+from scheduler.accounting.journal import Journal
+from scheduler.accounting.ledger import Ledger
+from scheduler.accounting.rows import Charge, Energy, Genesis, Opened, decode
+from scheduler.accounting.settlement import Settlement
+from scheduler.core.budget_accounts import Amounts
+from scheduler.core.budgets import UsedSlots
+from scheduler.core.energy_bounds import EnergyBound
+from scheduler.core.request import Request
+from scheduler.core.scheduler import Scheduler
+
+logger = logging.getLogger("jouleway.ledger")
+
+LOST = "control_plane_lost"
+"""Why a hold was voided: the process that would have charged it is gone."""
+FAIR_ROWS = 20_000
+"""The last rows, from which the fair order is rebuilt: whoever was silent for longer is lifted anyway."""
+
+
+class Saved(msgspec.Struct, array_like=True):
+    """A state in the ledger."""
+
+    books: bytes
+    budgets: list[UsedSlots]
+
+
+class Recovered(NamedTuple):
+    """What was found."""
+
+    num_rows: int
+    num_replayed: int
+    """Rows behind the state; all of them where there was none."""
+    num_voided: int
+    took_s: float
+
+
+def recover(
+    ledger: Ledger,
+    core: Scheduler,
+    *,
+    statement: str,
+    version: str,
+    now_s: float = 0.0,
+    unix_clock: Callable[[], float] = time.time,
+    use_state: bool = True,
+) -> tuple[Settlement, Recovered]:
+    """A settlement that writes to the ledger, its books and the core's budgets as they were. Raises: LedgerError."""
+    began_s, size = time.perf_counter(), ledger.size
+    start_seq, books = _load_state(ledger, core) if use_state else (0, Books())
+    last_at_us = 0
+    replay = _Replay(books, core, now_s)
+    for seq, _, _, body, _ in ledger.stored(min(start_seq, max(size - FAIR_ROWS, 0)), size):
+        if body is None:
+            continue  # compacted; the state is behind it
+        row = decode(body)
+        last_at_us = row.at_us
+        if isinstance(row, Charge):
+            replay.fair(row)
+        if seq >= start_seq:
+            replay.book(row)
+    journal = Journal(ledger, next_seq=size, state_seq=start_seq, last_at_us=last_at_us, unix_clock=unix_clock)
+    settlement = Settlement(journal=journal, books=books)
+    journal.take_state = lambda: (_save(settlement.books, core), settlement.books.usage.take())
+    if not size:
+        head = ledger.head()
+        settlement.note(
+            Genesis(
+                ledger_id=head["ledger_id"],
+                origin=head["origin"],
+                public_key=head["public_key"],
+                statement=statement,
+            )
+        )
+    settlement.note(Opened(epoch=ledger.epoch, version=version, statement=statement))
+    settlement.orphans = dict(books.holds)
+    for request_id in settlement.orphans:
+        settlement.release(request_id, LOST)
+    for attempt_id, attempt in books.open.items():
+        if attempt.charge is not None and attempt.charge.account != OPERATOR:
+            core.holds.owe(attempt_id, request_of(attempt.charge, arrival_s=now_s), attempt.charge.zone)
+    recovered = Recovered(size, size - start_seq, len(settlement.orphans), time.perf_counter() - began_s)
+    logger.info("ledger: %d rows, %d replayed, %d holds voided, in %.2f s", *recovered)
+    return settlement, recovered
+
+
+def _load_state(ledger: Ledger, core: Scheduler) -> tuple[int, Books]:
+    found = ledger.state()
+    if found is None:
+        return 0, Books()
+    seq, data = found
+    try:
+        saved = msgspec.msgpack.decode(data, type=Saved)
+        books = book_state.load(saved.books)
+    except (msgspec.DecodeError, ValueError) as error:
+        logger.warning("ledger: its state is of another version (%s): all rows are replayed", type(error).__name__)
+        return 0, Books()
+    core.holds.budgets.put_back(saved.budgets)
+    return seq, books
+
+
+def _save(books: Books, core: Scheduler) -> bytes:
+    return msgspec.msgpack.encode(Saved(book_state.dump(books), core.holds.budgets.used()))
+
+
+class _Replay:
+    """Rows of an earlier life, applied in their order."""
+
+    def __init__(self, books: Books, core: Scheduler, now_s: float) -> None:
+        self._books = books
+        self._core = core
+        self._now_s = now_s
+
+    def book(self, row: object) -> None:
+        """Into the books, and what was used into the budgets that it was used of."""
+        budgets = self._core.holds.budgets
+        match row:
+            case Charge() if row.account != OPERATOR:
+                tokens = tokens_of(row)
+                amounts = Amounts(tokens.input_tokens, tokens.cached_tokens, tokens.output_tokens, row.cost_nano)
+                budgets.restore(self._request(row), amounts)
+            case Energy() if row.account != OPERATOR:
+                attempt = self._books.open.get(row.attempt_id)
+                if attempt is not None and attempt.charge is not None:
+                    budgets.restore(self._request(attempt.charge), _carried(row))
+        self._books.apply(row)  # type: ignore[arg-type]
+
+    def fair(self, charge: Charge) -> None:
+        """What a tenant was served counts in the fair order."""
+        if charge.attempt_number < 1 or charge.account == OPERATOR:
+            return
+        fairness, tokens = self._core.fairness, tokens_of(charge)
+        fairness.start(
+            charge.attempt_id,
+            self._request(charge),
+            prompt_tokens=tokens.input_tokens,
+            cached_tokens=tokens.cached_tokens,
+            output_tokens=tokens.output_tokens,
+        )
+        fairness.close(
+            charge.attempt_id,
+            input_tokens=tokens.input_tokens,
+            cached_tokens=tokens.cached_tokens,
+            output_tokens=tokens.output_tokens,
+        )
+
+    def _request(self, charge: Charge) -> Request:
+        return request_of(charge, arrival_s=self._now_s)
+
+
+def _carried(row: Energy) -> EnergyBound:
+    if row.budget_mj is None:
+        return EnergyBound(row.energy_mj, row.gpu_us, row.carbon_ug)
+    return EnergyBound(row.budget_mj, row.budget_gpu_us or 0, row.budget_ug or 0)

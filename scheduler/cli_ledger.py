@@ -1,0 +1,94 @@
+"""The command line of the ledger: `jouleway ledger verify`, `receipt`, `trace`.
+
+Called by ``scheduler.cli``. As there: arguments in, exit code out, a command's file is imported when it runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scheduler.commands.exits import EXIT_CODES_HELP
+
+ledger_app = typer.Typer(
+    name="ledger",
+    help="Check a ledger: is it what was signed, and does it add up.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--key", metavar="PUB", help="Public key that you trust: its text, or the file that holds it."),
+]
+ReceiptsOption = Annotated[list[Path] | None, typer.Option("--receipt", metavar="FILE", help="May be given again.")]
+
+
+@ledger_app.callback()
+def _ledger() -> None:
+    """One command so far; more follow."""
+
+
+@ledger_app.command(epilog=EXIT_CODES_HELP)
+def verify(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A copy of a ledger's SQLite file, or its URL.")],
+    key: KeyOption = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option("--checkpoint", metavar="FILE", help="Checkpoints kept elsewhere; may be given again."),
+    ] = None,
+    receipt: ReceiptsOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check every row: hash, place in the signed tree, legs, price; offline, on a copy, in bounded memory.
+
+    Exit code 7 names the first row that was changed, moved, removed or added, or says that the ledger is a fork, was
+    truncated, or is older than a checkpoint kept elsewhere. Without --key it cannot say who signed it.
+    """
+    from scheduler.commands import ledger as command
+
+    raise typer.Exit(
+        command.run_verify(source, key=key, checkpoints=checkpoint or [], receipts=receipt or [], as_json=as_json)
+    )
+
+
+def receipt(
+    request_id: Annotated[str | None, typer.Argument(metavar="[REQUEST_ID]", help="The x-request-id.")] = None,
+    check: Annotated[
+        Path | None, typer.Option("--check", metavar="FILE", help="Check this receipt, ask nobody.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="PATH", help="Write it here.")] = None,
+    key: KeyOption = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="Endpoint (or, with the admin key alone, the admin listener).")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="PATH", help="Ask the admin listener of this configuration."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Get the receipt of a request, checked: its rows, each with its proof, and the signed checkpoint.
+
+    Asks as the tenant of JOULEWAY_API_KEY, which gets those of its own requests. Exit code 7: it proves nothing.
+    """
+    from scheduler.commands import receipt as command
+
+    raise typer.Exit(
+        command.run(request_id, check=check, output=output, key=key, url=url, config=config, as_json=as_json)
+    )
+
+
+def trace(
+    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A file with exactly the text of one answer.")],
+    receipts: Annotated[list[Path], typer.Option("--receipt", metavar="FILE", help="May be given again.")],
+    key: KeyOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Tell whether a text was produced here: by the salted digests of receipts that you hold. Exit code 3: by none."""
+    from scheduler.commands import receipt as command
+
+    raise typer.Exit(command.run_trace(text, receipts=receipts, key=key, as_json=as_json))

@@ -1,0 +1,123 @@
+"""`jouleway ledger verify`: what a ledger says is checked, offline and without trust.
+
+Called by ``scheduler.cli``. It must never change a ledger.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from scheduler.accounting.checkpoints import PublicKey
+from scheduler.accounting.errors import LedgerError
+from scheduler.accounting.ledger import Reader, sqlite_url
+from scheduler.accounting.receipts import check_receipt
+from scheduler.accounting.verify import Fault, Verified, verify
+from scheduler.commands.exits import CommandError, ExitCode
+from scheduler.commands.output import print_json, print_lines
+from scheduler.commands.receipt import NOT_AUTHENTICATED, read_file, read_public_key, read_receipt
+
+MAX_CHECKPOINT_BYTES = 64 << 20
+
+
+def run_verify(
+    source: str, *, key: str | None, checkpoints: list[Path], receipts: list[Path], as_json: bool
+) -> ExitCode:
+    """Exit code 7 at the first thing that is wrong."""
+    public_key = read_public_key(key)
+    notes = [note for path in checkpoints for note in read_notes(path)]
+    began_s = time.perf_counter()
+    try:
+        reader = Reader(source if "://" in source else sqlite_url(Path(source).absolute()))
+        try:
+            with _Progress(is_silent=as_json) as on_progress:
+                found = verify(reader, key=public_key, checkpoints=notes, on_progress=on_progress)
+            for path in receipts:
+                _verify_receipt(path, reader, public_key)
+        finally:
+            reader.close()
+    except (Fault, LedgerError) as error:
+        if as_json:
+            seq = error.seq if isinstance(error, Fault) else None
+            print_json({"ok": False, "fault": str(error), "row": seq})
+        raise CommandError(f"{source}: {error}", code=ExitCode.VERIFICATION) from None
+    _print_verified(found, took_s=time.perf_counter() - began_s, num_receipts=len(receipts), as_json=as_json)
+    return ExitCode.OK
+
+
+def read_notes(path: Path) -> list[str]:
+    """Checkpoints of a file, three line ends between them."""
+    text = read_file(path, MAX_CHECKPOINT_BYTES).decode("utf-8", "replace")
+    return [f"{note.strip(chr(10))}\n" for note in text.split("\n\n\n") if note.strip()]
+
+
+def _verify_receipt(path: Path, reader: Reader, key: PublicKey | None) -> None:
+    receipt = read_receipt(path)
+    if receipt.public_key != reader.head()["public_key"]:
+        raise Fault(f"{path} is a receipt of another ledger")
+    try:
+        check_receipt(receipt, key=key)
+    except ValueError as error:
+        raise Fault(f"{path}: {error}") from None
+    for proven in receipt.rows:
+        stored = next(reader.stored(proven.seq, proven.seq + 1), None)
+        if stored is None or stored[3] not in (None, proven.body):
+            raise Fault(f"{path}: this row is another one in the ledger", proven.seq)
+
+
+def _print_verified(found: Verified, *, took_s: float, num_receipts: int, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "ok": True,
+                "origin": found.origin,
+                "rows": found.num_rows,
+                "is_authenticated": found.is_authenticated,
+                "checkpoints": found.num_checkpoints,
+                "compacted_rows": found.num_compacted,
+                "open_holds": found.num_open_holds,
+                "receipts": num_receipts,
+                "took_s": round(took_s, 3),
+            }
+        )
+        return
+    per_s = found.num_rows / took_s if took_s else 0.0
+    print_lines(
+        [
+            f"{found.origin}: {found.num_rows} rows are those that were signed; every one balances "
+            f"({found.num_checkpoints} checkpoints, {found.num_compacted} rows compacted, {found.num_open_holds} holds "
+            f"open, {took_s:.1f} s, {per_s:,.0f} rows/s)"
+        ]
+    )
+    if num_receipts:
+        print_lines([f"{num_receipts} receipts are of this ledger"])
+    if not found.is_authenticated:
+        print_lines([NOT_AUTHENTICATED])
+
+
+class _Progress:
+    """A bar on standard error where somebody watches."""
+
+    def __init__(self, *, is_silent: bool) -> None:
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("rows"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=is_silent or not console.is_terminal,
+        )
+        self._task = self._bar.add_task("rows", total=None)
+
+    def __enter__(self) -> Any:
+        self._bar.start()
+        return lambda done, size: self._bar.update(self._task, completed=done, total=size)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

@@ -1,0 +1,90 @@
+"""Where a configuration keeps its ledger: its URL, the key that signs it, the checkpoints beside it.
+
+Called by ``scheduler.service`` and by the commands that read a ledger. It must never know a row.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from scheduler.accounting.errors import LedgerError
+from scheduler.accounting.ledger import Ledger, sqlite_url
+from scheduler.config import Config
+from scheduler.credentials import kept_seed, read_key
+
+logger = logging.getLogger("jouleway.ledger")
+
+MAX_CHECKPOINT_BYTES = 16 << 20
+"""About three weeks of one checkpoint every 30 s; then the older half goes."""
+
+
+def ledger_url(config: Config) -> str:
+    """Of the configured ledger. Raises: ConfigError where its file cannot be used."""
+    ledger = config.ledger
+    if ledger.url_file is not None:
+        return read_key(ledger.url_file, where="ledger.url_file")
+    return ledger.url or sqlite_url(config.state_dir / "ledger.db")
+
+
+def key_path(config: Config) -> Path:
+    """Of the signing key, written or not."""
+    return config.ledger.key_file or config.state_dir / "ledger.key"
+
+
+def checkpoint_dir(config: Config) -> Path:
+    """Away from the ledger."""
+    state_dir = config.state_dir
+    return config.ledger.checkpoint_dir or state_dir.with_name(f"{state_dir.name}-checkpoints")
+
+
+def open_ledger(config: Config) -> Ledger:
+    """Made or migrated, and locked; its public key lies beside the secret one. Raises: LedgerError, ConfigError."""
+    path = key_path(config)
+    seed = kept_seed(path, where="ledger.key_file")
+    keeper = CheckpointKeeper(checkpoint_dir(config))
+    ledger = Ledger(ledger_url(config), seed=seed, on_checkpoint=keeper)
+    try:
+        keeper.open(ledger.head()["ledger_id"])
+        public_path = path.with_name(f"{path.name}.pub")
+        public_path.write_text(f"{ledger.signer.public_key}\n")
+    except OSError as error:
+        ledger.close()
+        raise LedgerError(f"{error.filename} cannot be written: {error.strerror}") from None
+    return ledger
+
+
+class CheckpointKeeper:
+    """Appends every checkpoint that the ledger keeps to a file of that ledger, three line ends between them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path: Path | None = None
+
+    def open(self, ledger_id: str) -> None:
+        """Raises: OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._path = self._folder / f"{ledger_id}.checkpoints"
+        self._path.touch(mode=0o600)
+
+    def __call__(self, size: int, note: str) -> None:
+        """Best effort: a disk beside the ledger that fails must not stop it; it is said in the log."""
+        if self._path is None:
+            return
+        try:
+            if self._path.stat().st_size > MAX_CHECKPOINT_BYTES:
+                self._halve(self._path)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{note}\n\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            logger.error("checkpoint of %d rows: %s cannot be written: %s", size, error.filename, error.strerror)
+
+    @staticmethod
+    def _halve(path: Path) -> None:
+        notes = path.read_text(encoding="utf-8").split("\n\n\n")
+        kept = path.with_suffix(".new")
+        kept.write_text("\n\n\n".join(notes[len(notes) // 2 :]), encoding="utf-8")
+        kept.replace(path)
