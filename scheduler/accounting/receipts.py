@@ -152,8 +152,9 @@ def summary_of(rows: list[Row]) -> dict[str, Any]:
 def _attempt(charge: Charge, energy: Energy | None) -> dict[str, Any]:
     names = (
         "attempt_id", "worker_id", "zone", "payer", "outcome", "cause", "input_tokens", "cached_tokens",
-        "output_tokens", "reasoning_tokens", "image_tokens", "audio_tokens", "input_bytes", "output_bytes", "recomputed_tokens",
-        "rejected_tokens", "overrun_tokens", "cost_nano", "tokenizer", "salt", "input_digest", "output_digests",
+        "output_tokens", "reasoning_tokens", "image_tokens", "audio_tokens", "input_bytes", "output_bytes",
+        "recomputed_tokens", "rejected_tokens", "overrun_tokens", "cost_nano", "tokenizer", "salt", "input_digest",
+        "output_digests",
     )  # fmt: skip
     told = {name: getattr(charge, name) for name in names}
     if energy is None:
