@@ -11,6 +11,7 @@ from pathlib import Path
 
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.ledger import Ledger, sqlite_url
+from scheduler.accounting.spool import Spool
 from scheduler.config import Config
 from scheduler.credentials import kept_seed, read_key
 
@@ -53,6 +54,18 @@ def open_ledger(config: Config) -> Ledger:
         ledger.close()
         raise LedgerError(f"{error.filename} cannot be written: {error.strerror}") from None
     return ledger
+
+
+def open_spool(config: Config, ledger: Ledger) -> Spool | None:
+    """Of a ledger on a server; a ledger in a file needs none. Raises: LedgerError."""
+    if not ledger.is_on_server:
+        return None
+    folder = config.state_dir / "spool"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return Spool(ledger, folder / f"{ledger.head()['ledger_id']}.rows")
+    except OSError as error:
+        raise LedgerError(f"{error.filename} cannot be written: {error.strerror}") from None
 
 
 class CheckpointKeeper:

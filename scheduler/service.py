@@ -24,7 +24,7 @@ from scheduler.core.scheduler import Scheduler
 from scheduler.credentials import kept_key, tenant_keys
 from scheduler.dispatcher import Dispatcher
 from scheduler.fleet import RESTART_DELAYS_S, Fleet
-from scheduler.ledger_files import open_ledger
+from scheduler.ledger_files import open_ledger, open_spool
 from scheduler.listeners import Listener, Tls, bind
 from scheduler.metrics import Metrics
 from scheduler.policies import rates_of, rules_of, slo_of, zone_names
@@ -91,11 +91,17 @@ class Service:
         )
         try:
             self.ledger = open_ledger(config)
+            self.spool = open_spool(config, self.ledger)
         except BaseException:
             self._close_sockets()
             raise
         self.settlement, self.recovered = recover(
-            self.ledger, self._core, statement=STATEMENT, version=version(), now_s=time.monotonic()
+            self.ledger,
+            self._core,
+            store=self.spool,
+            statement=STATEMENT,
+            version=version(),
+            now_s=time.monotonic(),
         )
         self.settlement.carbon_ug_per_mj = self._core.rules.carbon_ug_per_mj
         self.dispatcher = Dispatcher(
@@ -246,6 +252,8 @@ class Service:
             await self.settlement.journal.commit(with_state=True)
         except LedgerError as error:
             logger.error("ledger: not closed in order, the next start replays its last rows: %s", error)
+        if self.spool is not None:
+            self.spool.close()
         self.ledger.close()
 
     def snapshot(self) -> Snapshot:

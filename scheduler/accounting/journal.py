@@ -40,8 +40,11 @@ class State(NamedTuple):
 class Store(Protocol):
     """Where rows become durable; called from one thread at a time."""
 
-    def write(self, rows: list[Row], state: State | None) -> None:
-        """All of them or none. Raises: whatever kept it from it; the same rows are then given again."""
+    def write(self, rows: list[Row], state: State | None) -> bool:
+        """All of them or none; whether a state that was given is stored.
+
+        Raises: whatever kept it from it; the same rows are then given again.
+        """
 
 
 class Journal:
@@ -96,13 +99,13 @@ class Journal:
         rows, self._pending = self._pending, []
         state = self._state(rows, with_state=with_state)
         try:
-            await asyncio.to_thread(self._store.write, rows, state)
+            is_state_stored = await asyncio.to_thread(self._store.write, rows, state)
         except BaseException:
             self._pending[:0] = rows
             if state is not None:
                 self._state_seq = -STATE_ROWS  # at the next try
             raise
-        if state is not None:
+        if state is not None and is_state_stored:
             self._usage.clear()
         if rows:
             self.durable_seq = rows[-1].seq + 1

@@ -221,11 +221,16 @@ class Ledger(Reader):
         self._checkpoint_size = size
 
     @property
+    def is_on_server(self) -> bool:
+        """Whether it may be away for a while."""
+        return self._engine.dialect.name != "sqlite"
+
+    @property
     def size(self) -> int:
         """Rows that are durable."""
         return self._tree.size
 
-    def write(self, rows: list[Row], state: State | None) -> None:
+    def write(self, rows: list[Row], state: State | None) -> bool:
         """Raises: LedgerError (try again), LedgerLost (never again)."""
         if not self._is_sure:
             rows = rows[self._find_written(rows) :]
@@ -259,6 +264,7 @@ class Ledger(Reader):
         if is_kept:
             self._checkpoint_size = tree.size
             self._on_checkpoint(tree.size, note)
+        return state is not None
 
     def _write_state(self, connection: sa.Connection, state: State) -> None:
         before = connection.execute(sa.select(sa.func.max(STATES.c.seq))).scalar()
@@ -354,7 +360,12 @@ def _engine(url: str, *, is_read_only: bool) -> sa.Engine:
     except SQLAlchemyError:
         raise LedgerError("the ledger's URL cannot be read; remedy: sqlite:////PATH or postgresql://…") from None
     if parsed.get_backend_name() == "postgresql":
-        return sa.create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=2)
+        return sa.create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,
+            pool_size=2,
+            connect_args={"connect_timeout": 5, "tcp_user_timeout": 10_000, "options": "-c statement_timeout=60000"},
+        )
     if parsed.get_backend_name() != "sqlite" or not parsed.database:
         raise LedgerError(f"a ledger is sqlite:////PATH or postgresql://…, not {parsed.get_backend_name()}")
     path = Path(parsed.database)

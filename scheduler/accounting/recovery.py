@@ -17,7 +17,7 @@ from scheduler.accounting import book_state
 from scheduler.accounting.accounts import OPERATOR
 from scheduler.accounting.books import Books
 from scheduler.accounting.charging import request_of, tokens_of
-from scheduler.accounting.journal import Journal
+from scheduler.accounting.journal import Journal, Store
 from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.rows import Charge, Energy, Genesis, Opened, decode
 from scheduler.accounting.settlement import Settlement
@@ -58,11 +58,15 @@ def recover(
     *,
     statement: str,
     version: str,
+    store: Store | None = None,
     now_s: float = 0.0,
     unix_clock: Callable[[], float] = time.time,
     use_state: bool = True,
 ) -> tuple[Settlement, Recovered]:
-    """A settlement that writes to the ledger, its books and the core's budgets as they were. Raises: LedgerError."""
+    """A settlement that writes to the ledger, its books and the core's budgets as they were. Raises: LedgerError.
+
+    ``store``: what rows are handed to in the ledger's place.
+    """
     began_s, size = time.perf_counter(), ledger.size
     start_seq, books = _load_state(ledger, core) if use_state else (0, Books())
     last_at_us = 0
@@ -76,7 +80,7 @@ def recover(
             replay.fair(row)
         if seq >= start_seq:
             replay.book(row)
-    journal = Journal(ledger, next_seq=size, state_seq=start_seq, last_at_us=last_at_us, unix_clock=unix_clock)
+    journal = Journal(store or ledger, next_seq=size, state_seq=start_seq, last_at_us=last_at_us, unix_clock=unix_clock)
     settlement = Settlement(journal=journal, books=books)
     journal.take_state = lambda: (_save(settlement.books, core), settlement.books.usage.take())
     if not size:

@@ -122,7 +122,7 @@ async def test_health_and_readiness_need_no_key_and_no_host() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("ready", [Ready(ready_models=()), Ready(is_draining=True)])
+@pytest.mark.parametrize("ready", [Ready(ready_models=()), Ready(is_draining=True), Ready(ledger_problem="disk full")])
 async def test_not_ready_without_a_worker_or_while_it_drains(ready: Ready) -> None:
     """Alive, but send nothing here."""
     bench = Bench()
