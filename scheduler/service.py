@@ -111,7 +111,7 @@ class Service:
             worker_specs(config),
             cluster=self.cluster,
             links=self.dispatcher,
-            last_counter_mj=self.settlement.last_counter_mj,
+            last_counter_mj=self.settlement.durable_counter_mj,
             clock=time.monotonic,
             restart_delays_s=RESTART_DELAYS_S,
         )

@@ -62,6 +62,7 @@ class Journal:
         self._store = store
         self._unix_clock = unix_clock
         self._pending: list[Row] = []
+        self._one_at_a_time = asyncio.Lock()
         self._last_at_us = last_at_us
         self._state_seq = state_seq
         self._state_unix_s = unix_clock()
@@ -94,12 +95,17 @@ class Journal:
 
     async def commit(self, *, with_state: bool = False) -> None:
         """Returns when everything appended so far is durable. Raises: the store's error; all waits for the next try."""
-        if self._store is None or not (self._pending or with_state):
+        if self._store is None:
             return
+        async with self._one_at_a_time:  # rows reach the store in their order
+            if self._pending or with_state:
+                await self._write(self._store, with_state=with_state)
+
+    async def _write(self, store: Store, *, with_state: bool) -> None:
         rows, self._pending = self._pending, []
-        state = self._state(rows, with_state=with_state)
+        state = self._state(with_state=with_state)
         try:
-            is_state_stored = await asyncio.to_thread(self._store.write, rows, state)
+            is_state_stored = await asyncio.to_thread(store.write, rows, state)
         except BaseException:
             self._pending[:0] = rows
             if state is not None:
@@ -110,7 +116,7 @@ class Journal:
         if rows:
             self.durable_seq = rows[-1].seq + 1
 
-    def _state(self, rows: list[Row], *, with_state: bool) -> State | None:
+    def _state(self, *, with_state: bool) -> State | None:
         if self.take_state is None:
             return None
         now_s = self._unix_clock()

@@ -218,6 +218,15 @@ class Settlement:
         totals = self.accounts.windows.get(worker_id)
         return None if totals is None else totals.counter_mj
 
+    async def durable_counter_mj(self, worker_id: str) -> int | None:
+        """The same once it is durable: a successor that began at one that is lost would leave a gap for ever.
+
+        Raises: LedgerError.
+        """
+        counter_mj = self.last_counter_mj(worker_id)
+        await self.commit()
+        return counter_mj
+
     @property
     def num_open(self) -> int:
         """Attempts that miss their charge or their posting."""
