@@ -16,7 +16,7 @@ import typer
 
 from scheduler.bench.command import EPILOG as BENCH_EPILOG
 from scheduler.bench.command import bench
-from scheduler.cli_ledger import ledger_app, receipt, trace
+from scheduler.cli_ledger import ledger_app, receipt, reconcile, trace
 from scheduler.commands.exits import EXIT_CODES_HELP, CommandError, ExitCode
 
 app = typer.Typer(
@@ -243,6 +243,7 @@ def doctor(config: ConfigOption = None, as_json: JsonFlag = False) -> None:
 
 app.command(epilog=EXIT_CODES_HELP)(receipt)
 app.command(epilog=EXIT_CODES_HELP)(trace)
+app.command(epilog=EXIT_CODES_HELP)(reconcile)
 app.add_typer(ledger_app)
 app.command(epilog=BENCH_EPILOG)(bench)
 

@@ -82,6 +82,24 @@ def receipt(
     )
 
 
+def reconcile(
+    source: Annotated[str | None, typer.Argument(metavar="[FILE]", help="A ledger's SQLite file, or its URL.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="PATH", help="The ledger of this configuration.")
+    ] = None,
+    from_: Annotated[str | None, typer.Option("--from", metavar="TIME", help="2026-11-27T06:00:00Z; UTC.")] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="TIME", help="The first moment after the period.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Hold the ledger, the engines' counters and the meters against each other; every difference with its source.
+
+    Exit code 7 where something is unexplained.
+    """
+    from scheduler.commands import reconcile as command
+
+    raise typer.Exit(command.run(source, config=config, from_text=from_, to_text=to, as_json=as_json))
+
+
 def trace(
     text: Annotated[Path, typer.Argument(metavar="TEXT", help="A file with exactly the text of one answer.")],
     receipts: Annotated[list[Path], typer.Option("--receipt", metavar="FILE", help="May be given again.")],

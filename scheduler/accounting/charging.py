@@ -131,6 +131,8 @@ def _with_facts(charge: Charge, *, status: WorkerStatus | None, usage: UsageReco
     charge.token_difference = sum(abs(sequence.token_difference) for sequence in exact)
     charge.inexact_sequences = len(usage.sequences) - len(exact)
     charge.scheduled_tokens = sum(sequence.scheduled_tokens for sequence in exact) if is_exact else None
+    charge.computed_prompt_tokens = sum(sequence.computed_prompt_tokens for sequence in exact)
+    charge.num_generating = sum(sequence.generated_tokens > 0 for sequence in exact)
     charge.recomputed_tokens = sum(sequence.recomputed_tokens for sequence in exact)
     charge.rejected_tokens = sum(sequence.rejected_tokens for sequence in exact)
     charge.overrun_tokens = sum(sequence.overrun_tokens for sequence in exact)

@@ -158,6 +158,11 @@ class Charge(Row, tag="charge", kw_only=True):
     inexact_sequences: int = 0
     scheduled_tokens: int | None = None
     """What the engine scheduled for it; None where not every sequence was counted on both sides."""
+    computed_prompt_tokens: int = 0
+    num_generating: int = 0
+    """Positions of prompts that were computed, and sequences that put out anything (the last token of each is never
+    scheduled): what leads from billed to scheduled tokens.
+    """
     recomputed_tokens: int = 0
     rejected_tokens: int = 0
     overrun_tokens: int = 0
