@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 from scheduler.accounting.rows import Charge, Hold
 from scheduler.accounting.settlement import Settlement
@@ -22,10 +23,18 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 class Load:
     """Makes rows of whole requests, each window followed by the postings of its attempts."""
 
-    def __init__(self, settlement: Settlement, *, seed: int = 0, num_tenants: int = 20) -> None:
+    def __init__(
+        self,
+        settlement: Settlement,
+        *,
+        seed: int = 0,
+        num_tenants: int = 20,
+        on_charge: Callable[[Charge], None] = lambda charge: None,
+    ) -> None:
         self._settlement = settlement
         self._chance = random.Random(seed)
         self._num_tenants = num_tenants
+        self._on_charge = on_charge
         self._num = 0
         self._windows = 0
         self._counter_mj = 0
@@ -99,19 +108,19 @@ class Load:
             )
         )
         attempt_id = f"{request_id}-1"
-        self._settlement.charge(
-            Charge(
-                request_id=request_id,
-                attempt_id=attempt_id,
-                worker_id=WORKER_ID,
-                outcome=Outcome.COMPLETED,
-                input_tokens=input_tokens,
-                cached_tokens=0,
-                output_tokens=output_tokens,
-                cost_nano=cost_nano,
-                grade=Grade.D,
-                scheduled_tokens=input_tokens + output_tokens - 1,
-                **whose,  # type: ignore[arg-type]
-            )
+        charge = Charge(
+            request_id=request_id,
+            attempt_id=attempt_id,
+            worker_id=WORKER_ID,
+            outcome=Outcome.COMPLETED,
+            input_tokens=input_tokens,
+            cached_tokens=0,
+            output_tokens=output_tokens,
+            cost_nano=cost_nano,
+            grade=Grade.D,
+            scheduled_tokens=input_tokens + output_tokens - 1,
+            **whose,  # type: ignore[arg-type]
         )
+        self._settlement.charge(charge)
+        self._on_charge(charge)
         self._open.append(attempt_id)
