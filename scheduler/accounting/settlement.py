@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from scheduler.accounting.accounts import OPERATOR, Accounts
 from scheduler.core.actions import Payer
+from scheduler.core.request import FREE, Rates
 from workers.balance import metered_token_difference
 from workers.types import EnergyPosting, Grade, Outcome, WindowRecord
 
@@ -50,6 +51,12 @@ class Charge:
     output_tokens: int
     cost_nano: int = 0
     """Money by the rates that were pinned at admission, in 10⁻⁹ units; what the operator pays for costs nobody."""
+    rates: Rates = FREE
+    """Those rates, with the price version that they are from."""
+    plus_nano: int = 0
+    """Of ``cost_nano``: for energy and GPU-time as they were estimated (cost-plus)."""
+    most_plus_nano: int | None = None
+    """The most that these may cost it, measured or not; None: nothing was held for it."""
     provisional_mj: int = 0
     provisional_gpu_us: int = 0
     grade: Grade = Grade.D
@@ -69,6 +76,15 @@ class Charge:
     def account(self) -> str:
         """Name of the account that pays."""
         return OPERATOR if self.payer is Payer.OPERATOR else self.tenant
+
+    def difference_nano(self, *, energy_mj: int, gpu_us: int) -> int:
+        """What is posted once, when its energy is measured: cost-plus by the measurement less what was charged by the
+        estimate; negative where less was taken, never more than was held, 0 where it pays for tokens only.
+        """
+        if self.payer is Payer.OPERATOR:
+            return 0
+        cost_nano = self.rates.cost_plus_nano(energy_mj=energy_mj, gpu_us=gpu_us, most_nano=self.most_plus_nano)
+        return cost_nano - self.plus_nano
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,6 +111,7 @@ class _OpenAttempt:
     gpu_us: int = 0
     account: str | None = None
     """Who pays; None until it is charged."""
+    charge: Charge | None = None
     is_own: bool = False
     """Charged here, and not begun by an earlier control plane: every window of it was booked here."""
     posting: EnergyPosting | None = None
@@ -171,7 +188,7 @@ class Settlement:
             return False
         if attempt is None:
             attempt = self._open[attempt_id] = _OpenAttempt(charge.worker_id)
-        attempt.account, attempt.is_own = charge.account, charge.attempt_number > 0
+        attempt.account, attempt.is_own, attempt.charge = charge.account, charge.attempt_number > 0, charge
         attempt.scheduled_tokens, attempt.overrun_tokens = charge.scheduled_tokens, charge.overrun_tokens
         totals = self.accounts.tokens_of(charge.account)
         totals.add(
@@ -297,6 +314,10 @@ class Settlement:
         self.accounts.add_posting(
             attempt.worker_id, attempt.account, energy_mj=attempt.energy_mj, gpu_us=attempt.gpu_us
         )
+        if attempt.charge is not None:
+            self.accounts.tokens_of(attempt.account).cost_nano += attempt.charge.difference_nano(
+                energy_mj=attempt.energy_mj, gpu_us=attempt.gpu_us
+            )
         self._closed[attempt_id] = attempt.account
         while len(self._closed) > self._max_closed:
             self._closed.popitem(last=False)

@@ -5,8 +5,9 @@ windows is the request's own arrival.
 
 ``hold`` takes the worst case from every budget above a request, at once. ``trim`` gives back what the prompt turned out
 not to need, ``charge`` turns the hold of tokens and money into use, ``end`` gives back the rest. Energy, GPU-time and
-carbon are measured later: their hold stays until ``post``. No more than was held is ever taken from a budget; what an
-attempt took beyond it is counted as excess, and the operator's.
+carbon are measured later: their hold stays until ``post``, and with it the money that they cost where they are paid for
+(cost-plus). No more than was held is ever taken from a budget; what an attempt took beyond it is counted as excess, and
+the operator's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from scheduler.core.budget_accounts import (
     Vector,
     renewed,
 )
-from scheduler.core.budget_needs import ENERGY_PARTS, Bound, most_covered, needed, short
+from scheduler.core.budget_needs import ENERGY_PARTS, Bound, most_covered, needed, plus_of, short
 from scheduler.core.budget_tasks import TaskAccounts
 from scheduler.core.budget_windows import SECOND_US
 from scheduler.core.energy_bounds import EnergyBound
@@ -39,6 +40,7 @@ MAX_TASKS_PER_TENANT = 10_000
 MAX_KNOWN = 10_000
 """Tenants' keys of which it is kept which accounts are above them; then all are looked up anew."""
 PART_NAMES = (*Amounts._fields, "requests", "concurrency")
+MONEY = Amounts._fields.index("money_nano")
 
 
 @dataclass(slots=True)
@@ -80,7 +82,7 @@ class Hold:
 
     request: Request
     bound: Bound | None
-    """None where no budget of energy is above it."""
+    """None where no budget of energy is above it and no money is paid for energy."""
     accounts: tuple[Account, ...]
     """From the tenant down."""
     hard: list[Place]
@@ -93,6 +95,8 @@ class Hold:
     """As it was granted."""
     held: Vector
     used: Vector
+    plus_nano: int = 0
+    """Of the money: the most that its energy and GPU-time may cost it; stays held until they are measured."""
     charged: list[str] = field(default_factory=list)
     """Attempts; as many as a request is tried."""
     num_unposted: int = 0
@@ -184,6 +188,7 @@ class Budgets:
             return
         hold.prompt_tokens = prompt_tokens
         worst = needed(hold.request, prompt_tokens, hold.output_tokens, hold.bound)
+        hold.plus_nano = min(hold.plus_nano, plus_of(hold.request, worst))
         release = [max(held - still, 0) for held, still in zip(hold.held, worst, strict=True)]
         self._move(hold, hold.hard + hold.soft, release)
 
@@ -217,12 +222,14 @@ class Budgets:
             return
         release = hold.held.copy()
         release[ENERGY_PARTS.start : ENERGY_PARTS.stop] = [0] * len(ENERGY_PARTS)
+        release[MONEY] = max(release[MONEY] - hold.plus_nano, 0)
         self._move(hold, hold.hard, release)
 
-    def post(self, attempt_id: str, amounts: EnergyBound) -> None:
+    def post(self, attempt_id: str, amounts: EnergyBound, *, money_nano: int = 0) -> None:
         """What a charged attempt took was measured; what it took beyond the hold is the operator's, and counted.
 
-        Nothing happens for an attempt that was never charged, was posted before, or has no budget of energy above it.
+        ``money_nano``: what that costs beyond the estimate that was charged, negative where it costs less. Nothing
+        happens for an attempt that was never charged or was posted before, and where nothing was held for energy.
         """
         hold = self._unposted.pop(attempt_id, None)
         if hold is None:
@@ -230,10 +237,12 @@ class Budgets:
         self.excess.num_posted += 1
         parts = [0] * NUM_PARTS
         parts[ENERGY_PARTS.start : ENERGY_PARTS.stop] = amounts
+        parts[MONEY] = max(money_nano, -hold.used[MONEY])  # what was charged beyond the hold used nothing
         taken = self._taken(hold, parts)
         hold.num_unposted -= 1
         is_last = hold.is_over and not hold.num_unposted
-        self._move(hold, hold.soft, hold.held if is_last else taken, taken)
+        release = hold.held if is_last else [max(amount, 0) for amount in taken]
+        self._move(hold, hold.soft + hold.hard if hold.plus_nano else hold.soft, release, taken)
         if is_last:
             del self._holds[hold.request.request_id]
 
@@ -330,6 +339,7 @@ class Budgets:
             first=covered.needs,
             held=covered.needs.copy(),
             used=[0] * NUM_PARTS,
+            plus_nano=0 if request.rates.plus is None else plus_of(request, covered.needs),
         )
 
     def _taken(self, hold: Hold, amounts: Vector) -> Vector:

@@ -97,7 +97,10 @@ class Holds:
             )
         if settle.payer is Payer.REQUEST:
             took = EnergyBound(energy_mj, gpu_us, self._energy.carbon_ug(attempt.zone, energy_mj))
-            self.budgets.post(attempt_id, took)
+            cost_nano = entry.request.rates.cost_plus_nano(
+                energy_mj=energy_mj, gpu_us=gpu_us, most_nano=settle.most_plus_nano
+            )
+            self.budgets.post(attempt_id, took, money_nano=cost_nano - settle.plus_nano)
 
     @property
     def num_unbooked(self) -> int:
