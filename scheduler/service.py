@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from scheduler.accounting.prices import PriceBook
 from scheduler.accounting.settlement import Settlement
 from scheduler.api.access import Hosts, Keys, digest_of
 from scheduler.api.admin import AdminApp
@@ -24,7 +25,7 @@ from scheduler.dispatcher import Dispatcher
 from scheduler.fleet import RESTART_DELAYS_S, Fleet
 from scheduler.listeners import Listener, Tls, bind
 from scheduler.metrics import Metrics
-from scheduler.policies import rates_of, rules_of, slo_of, zone_names
+from scheduler.policies import prices_of, rules_of, slo_of, zone_names
 from scheduler.snapshot import Snapshot, WorkerSnapshot
 from workers.errors import WorkerError
 from workers.ray_worker import RayCluster
@@ -87,6 +88,7 @@ class Service:
             clock=time.monotonic,
             restart_delays_s=RESTART_DELAYS_S,
         )
+        self._relay: RelayApp | None = None
         self._listeners: list[Listener] = []
         self.url = ""
         self.admin_url = ""
@@ -115,7 +117,7 @@ class Service:
         metrics = Metrics()
         metrics.set_source(self.dispatcher.snapshot)
         now_unix_s = int(time.time())
-        relay = RelayApp(
+        relay = self._relay = RelayApp(
             dispatcher=self.dispatcher,
             keys=self._keys,
             hosts=Hosts(config.server.allowed_hosts),
@@ -125,7 +127,6 @@ class Service:
                     default_output_tokens=model.default_output_tokens,
                     expansion=EXPANSIONS[model.normalizer],
                     created_unix_s=now_unix_s,
-                    rates=rates_of(model, currency=config.currency),
                     slo=slo_of(model),
                 )
                 for name, model in config.models.items()
@@ -140,6 +141,7 @@ class Service:
             metrics=metrics,
             cache_salt_key=self._cache_salt_key.encode(),
             zones=zone_names(config),
+            prices=self._prices(config),
         )
         admin = AdminApp(
             dispatcher=self.dispatcher,
@@ -195,16 +197,25 @@ class Service:
         await asyncio.to_thread(self.cluster.shutdown)
 
     def reload(self, config: Config) -> list[str]:
-        """Keys, budgets, weights, zones and scheduling as they are written now; running requests go on as admitted.
+        """Keys, budgets, prices, weights, zones and scheduling as they are written; running requests go on as admitted.
 
         Returns the sections that changed too and need a restart. Raises: ConfigError; nothing changes then.
         """
-        rules = rules_of(config)
+        rules, prices = rules_of(config), self._prices(config)
         if not config.generate_keys:  # those that were made live as long as this process
             self._keys.reload(tenant_keys(config.tenants, generate=False)[0])
         self.dispatcher.reload(rules)
+        if self._relay is not None:
+            self._relay.reload(prices)
         before, self._config = self._config, config
-        return [name for name in RESTART_SECTIONS if getattr(before, name) != getattr(config, name)]
+        return [name for name in RESTART_SECTIONS if _read_at_start(before, name) != _read_at_start(config, name)]
+
+    def _prices(self, config: Config) -> PriceBook:
+        """The book, after saying what an operator should know of it."""
+        book = prices_of(config)
+        for words in book.warnings(config.models, time.time()):
+            logger.warning("prices: %s", words)
+        return book
 
     def snapshot(self) -> Snapshot:
         """Everything at this moment."""
@@ -212,6 +223,13 @@ class Service:
 
     def _on_worker_down(self, worker_id: str, cause: str) -> None:
         self.fleet.on_worker_down(worker_id, cause)
+
+
+def _read_at_start(config: Config, section: str) -> object:
+    """A section without what is read at each reload."""
+    if section == "models":
+        return {name: model.model_copy(update={"price": None}) for name, model in config.models.items()}
+    return getattr(config, section)
 
 
 def state_words(worker: WorkerSnapshot) -> str:
