@@ -39,15 +39,15 @@ def unix_s_of(value: object) -> int:
     """A date or a time as whole unix seconds; one without a zone is UTC. Raises: ValueError."""
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if isinstance(moment, date) and not isinstance(moment, datetime):
+            moment = datetime(moment.year, moment.month, moment.day)
+        if isinstance(moment, datetime) and not moment.microsecond:
+            return int((moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp())
     except ValueError:
-        moment = None
-    if isinstance(moment, date) and not isinstance(moment, datetime):
-        moment = datetime(moment.year, moment.month, moment.day)
-    if not isinstance(moment, datetime) or moment.microsecond:
-        raise ValueError(
-            "is a date or a time in whole seconds, as 2026-11-01 or 2026-11-01T00:00:00Z (there are no leap seconds)"
-        )
-    return int((moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp())
+        pass
+    raise ValueError(
+        "is a date or a time in whole seconds, as 2026-11-01 or 2026-11-01T00:00:00Z (there are no leap seconds)"
+    )
 
 
 def _as_text(value: object) -> object:

@@ -94,8 +94,10 @@ class PriceBook:
         self.currency = currency
         self.approvals = approvals
         self.is_free_where_missing = is_free_where_missing
+        self.versions = tuple(given)
+        """All of them, in order of their beginnings."""
         self.pending = tuple(version for version in given if len(version.approved_by) < approvals)
-        """Versions that are not approved by enough people."""
+        """Those that are not approved by enough people."""
         approved = [version for version in given if len(version.approved_by) >= approvals]
         self._forces = [_Force(version, _end_of(approved, place)) for place, version in enumerate(approved)]
         self._begins = [force.begin_s for force in self._forces]

@@ -49,6 +49,7 @@ def test_the_next_version_takes_over_at_its_first_second() -> None:
     assert [first.version_id(), second.version_id()] == [
         book.rates(MODEL, Band.FLEX, moment).version for moment in (0.0, edge)
     ]
+    assert (first, second) == book.versions
     assert [first, second] == [book.version_at(moment) for moment in (0.0, edge)]
 
 
