@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 from scheduler.accounting.rows import Charge, Hold
 from scheduler.accounting.settlement import Settlement
+from scheduler.core.request import Rates
 from workers.types import EnergyPosting, Grade, Outcome, WindowRecord
 
 WORKER_ID = "sim-0"
 WINDOW_REQUESTS = 50
 """Requests whose energy one window measures."""
-RATES = {"input_nano": 200_000_000, "cached_nano": 50_000_000, "output_nano": 800_000_000}
+RATES = Rates(input_nano=200_000_000, cached_nano=50_000_000, output_nano=800_000_000, version="2026-11-01/0123abcd")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
 
@@ -94,16 +95,16 @@ class Load:
             "key_id": f"key-{self._num % self._num_tenants:010x}",
             "model": "chat",
             "arrived_us": arrived_us,
+            "rates": RATES,
         }
         input_tokens, output_tokens = chance.randint(20, 2_000), chance.randint(1, 400)
-        cost_nano = -(-(input_tokens * RATES["input_nano"] + output_tokens * RATES["output_nano"]) // 1_000_000)
+        cost_nano = RATES.cost_nano(input_tokens=input_tokens, cached_tokens=0, output_tokens=output_tokens)
         self._settlement.hold(
             Hold(
                 request_id=request_id,
                 input_tokens=2 * input_tokens,
                 output_tokens=512,
                 cost_nano=2 * cost_nano + 512_000,
-                rates=RATES,
                 **whose,  # type: ignore[arg-type]
             )
         )

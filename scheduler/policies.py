@@ -6,15 +6,16 @@ Called by ``scheduler.service`` at its start and at each reload. It must never d
 from __future__ import annotations
 
 from collections.abc import Iterable
-from decimal import Decimal
 
+from scheduler.accounting.prices import PriceBook
 from scheduler.api.access import key_id_of
 from scheduler.config import Config
-from scheduler.config_sections import NANO_PLACES, ModelConfig, WorkConfig, ledger_amount
+from scheduler.config_prices import book_of
+from scheduler.config_sections import NANO_PLACES, ModelConfig, WorkConfig
 from scheduler.config_tenants import BudgetConfig
 from scheduler.core.budget_accounts import Budget, Level
 from scheduler.core.fairness import WorkWeights
-from scheduler.core.request import DataClass, Rates, Slo
+from scheduler.core.request import DataClass, Slo
 from scheduler.core.rules import Rules
 from scheduler.credentials import key_digest
 
@@ -65,11 +66,9 @@ def zone_names(config: Config) -> frozenset[str]:
     return frozenset(config.zones) | {worker.zone for worker in config.workers}
 
 
-def rates_of(model: ModelConfig, *, currency: str) -> Rates:
-    """Its prices, as a request is admitted with them."""
-    price = model.price
-    cached: Decimal = price.input if price.cached_input is None else price.cached_input
-    return Rates(*(ledger_amount(each, NANO_PLACES) for each in (price.input, cached, price.output)), currency)
+def prices_of(config: Config) -> PriceBook:
+    """What requests are admitted with; that its versions can be a book was checked when it was loaded."""
+    return book_of(config.prices, config.models, currency=config.currency)
 
 
 def slo_of(model: ModelConfig) -> Slo:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from scheduler.accounting.errors import LedgerError
+from scheduler.accounting.prices import PriceBook
 from scheduler.accounting.receipts import Receipt, make_receipt
 from scheduler.accounting.recovery import recover
 from scheduler.api.access import Hosts, Keys, digest_of
@@ -27,7 +28,7 @@ from scheduler.fleet import RESTART_DELAYS_S, Fleet
 from scheduler.ledger_files import open_ledger, open_spool
 from scheduler.listeners import Listener, Tls, bind
 from scheduler.metrics import Metrics
-from scheduler.policies import rates_of, rules_of, slo_of, zone_names
+from scheduler.policies import prices_of, rules_of, slo_of, zone_names
 from scheduler.snapshot import Snapshot, WorkerSnapshot
 from scheduler.statement import STATEMENT, version
 from workers.errors import WorkerError
@@ -115,6 +116,7 @@ class Service:
             clock=time.monotonic,
             restart_delays_s=RESTART_DELAYS_S,
         )
+        self._relay: RelayApp | None = None
         self._listeners: list[Listener] = []
         self.url = ""
         self.admin_url = ""
@@ -145,7 +147,7 @@ class Service:
         metrics = Metrics()
         metrics.set_source(self.dispatcher.snapshot)
         now_unix_s = int(time.time())
-        relay = RelayApp(
+        relay = self._relay = RelayApp(
             dispatcher=self.dispatcher,
             keys=self._keys,
             hosts=Hosts(config.server.allowed_hosts),
@@ -155,7 +157,6 @@ class Service:
                     default_output_tokens=model.default_output_tokens,
                     expansion=EXPANSIONS[model.normalizer],
                     created_unix_s=now_unix_s,
-                    rates=rates_of(model, currency=config.currency),
                     slo=slo_of(model),
                 )
                 for name, model in config.models.items()
@@ -171,6 +172,7 @@ class Service:
             cache_salt_key=self._cache_salt_key.encode(),
             zones=zone_names(config),
             receipts=self._receipt,
+            prices=self._prices(config),
         )
         admin = AdminApp(
             dispatcher=self.dispatcher,
@@ -227,17 +229,26 @@ class Service:
         await asyncio.to_thread(self.cluster.shutdown)
 
     def reload(self, config: Config) -> list[str]:
-        """Keys, budgets, weights, zones and scheduling as they are written now; running requests go on as admitted.
+        """Keys, budgets, prices, weights, zones and scheduling as they are written; running requests go on as admitted.
 
         Returns the sections that changed too and need a restart. Raises: ConfigError; nothing changes then.
         """
-        rules = rules_of(config)
+        rules, prices = rules_of(config), self._prices(config)
         if not config.generate_keys:  # those that were made live as long as this process
             self._keys.reload(tenant_keys(config.tenants, generate=False)[0])
         self.dispatcher.reload(rules)
         self.settlement.carbon_ug_per_mj = rules.carbon_ug_per_mj
+        if self._relay is not None:
+            self._relay.reload(prices)
         before, self._config = self._config, config
-        return [name for name in RESTART_SECTIONS if getattr(before, name) != getattr(config, name)]
+        return [name for name in RESTART_SECTIONS if _read_at_start(before, name) != _read_at_start(config, name)]
+
+    def _prices(self, config: Config) -> PriceBook:
+        """The book, after saying what an operator should know of it."""
+        book = prices_of(config)
+        for words in book.warnings(config.models, time.time()):
+            logger.warning("prices: %s", words)
+        return book
 
     def _receipt(self, request_id: str, tenant: str | None) -> Receipt | None:
         return make_receipt(self.ledger, request_id, statement=STATEMENT, tenant=tenant)
@@ -262,6 +273,13 @@ class Service:
 
     def _on_worker_down(self, worker_id: str, cause: str) -> None:
         self.fleet.on_worker_down(worker_id, cause)
+
+
+def _read_at_start(config: Config, section: str) -> object:
+    """A section without what is read at each reload."""
+    if section == "models":
+        return {name: model.model_copy(update={"price": None}) for name, model in config.models.items()}
+    return getattr(config, section)
 
 
 def state_words(worker: WorkerSnapshot) -> str:

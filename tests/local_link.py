@@ -21,6 +21,7 @@ from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
 from scheduler.dispatcher import Dispatcher
 from scheduler.metrics import Metrics
+from tests.price_words import book_of_one
 from workers.build import build_worker
 from workers.errors import WorkerDead
 from workers.types import Command, MeterSpec, Report, WorkerSpec
@@ -143,11 +144,11 @@ async def control_plane(
                         default_output_tokens=64,
                         expansion=1,
                         created_unix_s=1_700_000_000,
-                        rates=rates,
                     )
                 },
                 limits=limits or RelayLimits(),
                 metrics=metrics,
+                prices=book_of_one(MODEL, rates),
             ),
             admin=AdminApp(
                 dispatcher=dispatcher,

@@ -19,7 +19,6 @@ def hold_of(request: Request, dispatch: Dispatch) -> Hold:
     input_tokens, _, output_tokens, cost_nano = needed(
         request, request.prompt_tokens_bound, dispatch.max_output_tokens, None
     )[:4]
-    rates = request.rates
     return Hold(
         request_id=request.request_id,
         tenant=request.tenant,
@@ -34,8 +33,7 @@ def hold_of(request: Request, dispatch: Dispatch) -> Hold:
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         cost_nano=cost_nano,
-        currency=rates.currency,
-        rates={name: rate for name, rate in rates._asdict().items() if isinstance(rate, int) and rate},
+        rates=request.rates,
     )
 
 
@@ -62,7 +60,9 @@ def charge_of(settle: Settle, request: Request, *, status: WorkerStatus | None, 
         output_tokens=tokens.output_tokens,
         arrived_us=int(request.arrival_unix_s * MICRO),
         cost_nano=settle.cost_nano,
-        currency=request.rates.currency,
+        rates=request.rates,
+        plus_nano=settle.plus_nano,
+        most_plus_nano=settle.most_plus_nano,
         is_exact=settle.is_exact,
     )
     return _with_facts(charge, status=status, usage=usage)

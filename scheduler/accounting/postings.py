@@ -22,7 +22,7 @@ MILLIJOULES, GPU_MICROSECONDS, CARBON = "mJ", "gpu_us", "ugCO2e"
 
 def hold_legs(hold: Hold) -> list[Leg]:
     """The worst case is drawn and held."""
-    amounts = ((INPUT, hold.input_tokens), (OUTPUT, hold.output_tokens), (hold.currency, hold.cost_nano))
+    amounts = ((INPUT, hold.input_tokens), (OUTPUT, hold.output_tokens), (hold.rates.currency, hold.cost_nano))
     return [
         leg for unit, amount in amounts for leg in _move(f"drawn/{hold.tenant}", f"held/{hold.tenant}", unit, amount)
     ]
@@ -43,7 +43,7 @@ def charge_legs(charge: Charge, hold: Hold | None) -> list[Leg]:
     amounts = (
         (INPUT, charge.input_tokens, hold.input_tokens if hold else 0),
         (OUTPUT, charge.output_tokens, hold.output_tokens if hold else 0),
-        (charge.currency, charge.cost_nano, hold.cost_nano if hold else 0),
+        (charge.rates.currency, charge.cost_nano, hold.cost_nano if hold else 0),
     )
     for unit, amount, held_amount in amounts:
         parts = ((held, -held_amount), (used, amount), (drawn, held_amount - amount))

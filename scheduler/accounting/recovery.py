@@ -23,7 +23,6 @@ from scheduler.accounting.rows import Charge, Energy, Genesis, Opened, decode
 from scheduler.accounting.settlement import Settlement
 from scheduler.core.budget_accounts import Amounts
 from scheduler.core.budgets import UsedSlots
-from scheduler.core.energy_bounds import EnergyBound
 from scheduler.core.request import Request
 from scheduler.core.scheduler import Scheduler
 
@@ -139,7 +138,7 @@ class _Replay:
             case Charge() if row.account != OPERATOR:
                 tokens = tokens_of(row)
                 amounts = Amounts(tokens.input_tokens, tokens.cached_tokens, tokens.output_tokens, row.cost_nano)
-                budgets.restore(self._request(row), amounts)
+                budgets.restore(self._request(row), amounts, num_requests=1)
             case Energy() if row.account != OPERATOR:
                 attempt = self._books.open.get(row.attempt_id)
                 if attempt is not None and attempt.charge is not None:
@@ -169,7 +168,9 @@ class _Replay:
         return request_of(charge, arrival_s=self._now_s)
 
 
-def _carried(row: Energy) -> EnergyBound:
+def _carried(row: Energy) -> Amounts:
     if row.budget_mj is None:
-        return EnergyBound(row.energy_mj, row.gpu_us, row.carbon_ug)
-    return EnergyBound(row.budget_mj, row.budget_gpu_us or 0, row.budget_ug or 0)
+        energy_mj, gpu_us, carbon_ug = row.energy_mj, row.gpu_us, row.carbon_ug
+    else:
+        energy_mj, gpu_us, carbon_ug = row.budget_mj, row.budget_gpu_us or 0, row.budget_ug or 0
+    return Amounts(money_nano=row.cost_nano, energy_mj=energy_mj, gpu_us=gpu_us, carbon_ug=carbon_ug)

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from scheduler.core.actions import Payer
+from scheduler.core.request import FREE, Rates
 from workers.types import Grade, Outcome, WindowRecord
 
 OPERATOR = "(operator)"
@@ -88,11 +89,8 @@ class Hold(Row, tag="hold", kw_only=True):
     """Held, over all sequences."""
     cost_nano: int = 0
     """Held."""
-    currency: str = "USD"
-    price: str = ""
-    """Version of the price book."""
-    rates: dict[str, int] = {}
-    """10⁻⁹ currency units per million tokens, by class; empty = free."""
+    rates: Rates = FREE
+    """Pinned at admission, with the version of the price book that they are from."""
 
     @property
     def row_id(self) -> str:
@@ -146,8 +144,12 @@ class Charge(Row, tag="charge", kw_only=True):
     """UTF-8 of the texts."""
     cost_nano: int = 0
     """Money by the rates that were pinned at admission, in 10⁻⁹ units; what the operator pays for costs nobody."""
-    currency: str = "USD"
-    price: str = ""
+    rates: Rates = FREE
+    """Those rates, with the price version that they are from."""
+    plus_nano: int = 0
+    """Of ``cost_nano``: for energy and GPU-time as they were estimated (cost-plus)."""
+    most_plus_nano: int | None = None
+    """The most that these may cost it, measured or not; None: nothing was held for it."""
     provisional_mj: int = 0
     provisional_gpu_us: int = 0
     grade: Grade = Grade.D
@@ -185,6 +187,15 @@ class Charge(Row, tag="charge", kw_only=True):
     def account(self) -> str:
         """Name of the account that pays."""
         return OPERATOR if self.payer is Payer.OPERATOR else self.tenant
+
+    def difference_nano(self, *, energy_mj: int, gpu_us: int) -> int:
+        """What is posted once, when its energy is measured: cost-plus by the measurement less what was charged by the
+        estimate; negative where less was taken, never more than was held, 0 where it pays for tokens only.
+        """
+        if self.payer is Payer.OPERATOR:
+            return 0
+        cost_nano = self.rates.cost_plus_nano(energy_mj=energy_mj, gpu_us=gpu_us, most_nano=self.most_plus_nano)
+        return cost_nano - self.plus_nano
 
 
 class Energy(Row, tag="energy", kw_only=True):

@@ -262,8 +262,17 @@ class Settlement:
             row.token_difference = metered_token_difference(
                 computed=posting.computed_tokens, scheduled=charge.scheduled_tokens, overrun=charge.overrun_tokens
             )
+        if charge is not None:
+            row.cost_nano = charge.difference_nano(energy_mj=energy_mj, gpu_us=gpu_us)
+            row.currency = charge.rates.currency
         row.legs = postings.energy_legs(
-            attempt.worker_id, account, energy_mj=energy_mj, gpu_us=gpu_us, carbon_ug=row.carbon_ug
+            attempt.worker_id,
+            account,
+            energy_mj=energy_mj,
+            gpu_us=gpu_us,
+            carbon_ug=row.carbon_ug,
+            cost_nano=row.cost_nano,
+            currency=row.currency,
         )
         carried = self.on_settled(attempt_id, energy_mj, gpu_us)
         if carried is not None:

@@ -40,7 +40,7 @@ def usage_key(charge: Charge) -> Key:
     """Where a charge counts: with its request; work in vain with the operator, by model alone."""
     minute_us = (charge.arrived_us or max(charge.at_us, 0)) // MINUTE_US * MINUTE_US
     if charge.account == OPERATOR:
-        return (minute_us, OPERATOR, "", "", charge.model, "", charge.tier, charge.currency)
+        return (minute_us, OPERATOR, "", "", charge.model, "", charge.tier, charge.rates.currency)
     return (
         minute_us,
         charge.tenant,
@@ -49,7 +49,7 @@ def usage_key(charge: Charge) -> Key:
         charge.model,
         charge.task,
         charge.tier,
-        charge.currency,
+        charge.rates.currency,
     )
 
 

@@ -18,7 +18,6 @@ from scheduler.accounting.ledger import Reader, Stored
 from scheduler.accounting.merkle import Tree, leaf_hash
 from scheduler.accounting.postings import charge_legs, differences, energy_legs, hold_legs, void_legs
 from scheduler.accounting.rows import OPERATOR, Charge, Daily, Energy, Genesis, Hold, Row, Void, decode
-from scheduler.core.request import Rates
 
 
 class Fault(Exception):
@@ -74,6 +73,8 @@ class _Verification:
         self._outside = sorted(outside, key=lambda each: each.size)
         self._tree = Tree()
         self._holds: dict[str, Hold] = {}
+        self._plus: dict[str, Charge] = {}
+        """Charges whose price waits for what is measured."""
         self._blanks: list[list[int]] = []
         """Ranges of rows without their text."""
         self._compacted: list[Daily] = []
@@ -172,8 +173,12 @@ class _Verification:
             case Charge():
                 hold = self._holds.pop(row.request_id, None)
                 self._expect(row, charge_legs(row, hold))
-                if hold is not None and hold.rates and not _is_price(row, hold):
+                if hold is not None and hold.rates != row.rates:
+                    raise Fault("is charged at other rates than were pinned when it was admitted", row.seq)
+                if row.cost_nano != _price(row) + row.plus_nano:
                     raise Fault("costs something else than its rates say", row.seq)
+                if row.rates.plus is not None:
+                    self._plus[row.attempt_id] = row
             case Energy():
                 legs = energy_legs(
                     row.worker_id,
@@ -185,6 +190,12 @@ class _Verification:
                     currency=row.currency,
                 )
                 self._expect(row, legs)
+                charge = self._plus.pop(row.attempt_id, None)
+                cost_nano = 0
+                if charge is not None:
+                    cost_nano = charge.difference_nano(energy_mj=row.energy_mj, gpu_us=row.gpu_us)
+                if row.cost_nano != cost_nano:
+                    raise Fault("costs something else than what was measured", row.seq)
             case Daily():
                 self._compacted.append(row)
 
@@ -242,15 +253,11 @@ class _Verification:
         self.found.num_open_holds = len(self._holds)
 
 
-def _is_price(charge: Charge, hold: Hold) -> bool:
-    known = {name: rate for name, rate in hold.rates.items() if name in Rates._fields}
-    if known != hold.rates:
-        return True  # of a price book with more classes than are known here
-    rates = Rates(**known)  # type: ignore[arg-type]
-    cost_nano = rates.cost_nano(
+def _price(charge: Charge) -> int:
+    """Of its tokens, at its rates."""
+    return charge.rates.cost_nano(
         input_tokens=charge.input_tokens, cached_tokens=charge.cached_tokens, output_tokens=charge.output_tokens
     )
-    return cost_nano == charge.cost_nano
 
 
 def _public_key(text: str) -> PublicKey:

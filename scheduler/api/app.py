@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 
+from scheduler.accounting.prices import NO_PRICES, PriceBook
 from scheduler.api.access import Caller, Hosts, Keys
 from scheduler.api.dialects import authorizations
 from scheduler.api.errors import ApiError
@@ -72,6 +73,7 @@ class RelayApp:
         cache_salt_key: bytes | None = None,
         zones: frozenset[str] | None = None,
         receipts: Receipts | None = None,
+        prices: PriceBook = NO_PRICES,
     ) -> None:
         """``cache_salt_key`` None: a new one, so that prefix caches are not shared with the process before. ``zones``:
         every configured one; None = any name may be one. ``receipts`` None: there is no ledger.
@@ -89,6 +91,7 @@ class RelayApp:
             limits=limits,
             salt_key=secrets.token_bytes(32) if cache_salt_key is None else cache_salt_key,
             zones=zones,
+            prices=prices,
             unix_clock=unix_clock,
         )
         self._relay = Relay(
@@ -103,6 +106,10 @@ class RelayApp:
         listed = b",".join(self._models[path] for path in sorted(self._models))
         self._models[MODELS_PATH] = b'{"object":"list","data":[%b]}' % listed
         self._ready: tuple[float, bool] | None = None
+
+    def reload(self, prices: PriceBook) -> None:
+        """Other prices from now on; what was admitted keeps its own."""
+        self._intake.reload(prices)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

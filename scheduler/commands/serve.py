@@ -107,7 +107,7 @@ def _reload(service: Service, config_path: Path, progress: Progress) -> None:
     except (CommandError, ConfigError) as error:
         progress(f"not reloaded, the old rules stay: {error}")
         return
-    progress("reloaded: keys, budgets, weights, zones and scheduling are those of the file")
+    progress("reloaded: keys, budgets, prices, weights, zones and scheduling are those of the file")
     if needs_restart:
         progress(f"changes of {', '.join(needs_restart)} need a restart")
 

@@ -101,6 +101,10 @@ class Settle:
     tokens: Tokens
     cost_nano: int = 0
     """Money by the rates pinned at admission, in 10⁻⁹ units; what the operator pays costs nobody."""
+    plus_nano: int = 0
+    """Of that money: for energy and GPU-time as they are estimated; corrected once when they are measured."""
+    most_plus_nano: int | None = None
+    """The most that they may cost it, measured or not; None: nothing was held for it."""
     is_exact: bool = True
 
 

@@ -15,7 +15,8 @@ from scheduler import service as service_module
 from scheduler.commands.http_client import fetch
 from scheduler.config import load_config
 from scheduler.config_errors import ConfigError
-from scheduler.config_sections import LimitsConfig
+from scheduler.config_prices import PricesConfig
+from scheduler.config_sections import LimitsConfig, PriceConfig
 from scheduler.config_tenants import BudgetConfig
 from scheduler.listeners import PortTaken, bind
 from scheduler.service import Service, state_words
@@ -255,6 +256,33 @@ async def test_rules_and_keys_change_while_it_serves(tmp_path: Path) -> None:
         assert ["limits"] == service.reload(changed)
         assert 429 == (await complete(service, key)).status
         assert 200 == (await complete(service, service.generated_keys["beta"])).status
+
+
+async def test_prices_change_while_it_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The next request pays the new price, one that runs its own; what has no price is refused and told in the log."""
+    slow = {"fixed_step_s": 0.02}
+    async with running(tmp_path, **slow) as service:
+        await service.wait_ready()
+        key, metered = service.generated_keys["alpha"], {"x-jouleway-metering": "1"}
+        running_one = asyncio.create_task(complete(service, key, headers=metered, max_tokens=20))
+        async with asyncio.timeout(10):
+            while not service.snapshot().num_running:
+                await asyncio.sleep(0.005)
+        before = service._config
+        dearer = before.models["m"].model_copy(update={"price": PriceConfig(input=Decimal(70), output=Decimal(70))})
+        assert [] == service.reload(before.model_copy(update={"models": {"m": dearer}})), "no restart for a price"
+        first, second = await running_one, await complete(service, key, headers=metered)
+        assert [10_000, 70_000] == [
+            reply.json()["jouleway"]["cost_nano"] // reply.json()["usage"]["total_tokens"] for reply in (first, second)
+        ]
+        unpriced = before.models["m"].model_copy(update={"price": None})
+        refuse = PricesConfig(missing="refuse")
+        service.reload(before.model_copy(update={"models": {"m": unpriced}, "prices": refuse}))
+        reply = await complete(service, key)
+        assert (503, "no_price", "false") == (
+            reply.status, reply.json()["error"]["code"], reply.headers["x-should-retry"]
+        )  # fmt: skip
+    assert "prices: no price version is in force now: requests are refused (no_price)" in caplog.text
 
 
 def test_states_are_said_in_words() -> None:
