@@ -1,4 +1,5 @@
-"""The operator's ASGI application, on its own loopback listener: metrics, workers, queues, budgets, balance, requests.
+"""The operator's ASGI application, on its own loopback listener: metrics, workers, queues, budgets, balance, requests,
+who used what.
 
 Called by ``scheduler.service`` through uvicorn, opened by one admin key. It must never change anything, and it shows no
 prompt and no key.
@@ -19,6 +20,7 @@ from scheduler.api.errors import ApiError
 from scheduler.api.exchange import JSON, NO_STORE, Exchange, Header, Receive, Scope, Send
 from scheduler.api.exchange import new_request_id as random_request_id
 from scheduler.api.explain import PREFIX, REQUESTS_PREFIX, life_of
+from scheduler.api.usage import USAGE_PATHS, UsageDesk
 from scheduler.metrics import CONTENT_TYPE, Metrics
 from scheduler.snapshot import Snapshot
 
@@ -44,20 +46,22 @@ class AdminApp:
         hosts: Hosts,
         metrics: Metrics,
         new_request_id: Callable[[], str] = random_request_id,
+        usage: UsageDesk | None = None,
     ) -> None:
-        """``admin_key_digest`` is ``access.digest_of`` of the key."""
+        """``admin_key_digest`` is ``access.digest_of`` of the key. ``usage`` None: there are no such routes."""
         self._dispatcher = dispatcher
         self._admin_key_digest = admin_key_digest
         self._hosts = hosts
         self._metrics = metrics
         self._new_request_id = new_request_id
+        self._usage = usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         exchange = Exchange(scope, receive, send, request_id=self._new_request_id())
         try:
-            body, content_type = self._answer(exchange)
+            body, content_type = await self._answer(exchange)
             await exchange.respond(200, body, [content_type, NO_STORE])
         except ApiError as error:
             logger.info("admin %s: status %d, %s", exchange.request_id, error.status, error.code)
@@ -68,7 +72,7 @@ class AdminApp:
             if not exchange.is_begun:
                 await exchange.fail(ApiError(500, "This question could not be answered.", code="internal_error"))
 
-    def _answer(self, exchange: Exchange) -> tuple[bytes, Header]:
+    async def _answer(self, exchange: Exchange) -> tuple[bytes, Header]:
         """Body and content type. Raises: ApiError."""
         self._hosts.check(exchange.headers.get(b"host", []), setting="the admin listener answers loopback names only")
         if exchange.method not in ("GET", "HEAD"):
@@ -83,6 +87,8 @@ class AdminApp:
             return self._metrics.render(), (b"content-type", CONTENT_TYPE.encode())
         if path.startswith(REQUESTS_PREFIX):
             return life_of(self._dispatcher, path.removeprefix(REQUESTS_PREFIX)), JSON
+        if path in USAGE_PATHS and self._usage is not None:
+            return await self._usage.answer(path, exchange.query, None), JSON
         return msgspec.json.encode(self._seen(path)), JSON
 
     def _check_key(self, values: list[bytes]) -> None:

@@ -3,7 +3,8 @@
 Called by ``scheduler.api.app`` for tenants and by ``scheduler.api.admin`` for the operator. It must never change
 anything. Whose rows an answer may hold is decided in ``scheduler.api.usage_page`` alone.
 
-Questions are answered on threads, because a ledger reads its disk: a few at a time, a few more wait, the rest is refused.
+Questions are answered on threads, because a ledger reads its disk: a few at a time; a few more wait; others are refused
+at once.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from scheduler.accounting.usage import DAY_US, HOUR_US, MINUTE_US, UsageSource, 
 from scheduler.api.access import Caller
 from scheduler.api.errors import ApiError
 from scheduler.api.query import LIMIT, PAGE, Cursor, Query, bad_value, cursor_of
-from scheduler.api.usage_openai import COMPLETIONS, COMPLETIONS_PATH, COSTS, COSTS_PATH
+from scheduler.api.usage_openai import COMPLETIONS, COSTS
 from scheduler.api.usage_openai import answer as answer_openai
 from scheduler.api.usage_page import MAX_ROWS, SECOND_US, Scope, Span, span_of
 from scheduler.core.request import Rates
 
 USAGE_PATH = "/v1/jouleway/usage"
 MODELS_PATH = "/v1/jouleway/models"
-USAGE_PATHS = (USAGE_PATH, MODELS_PATH, COMPLETIONS_PATH, COSTS_PATH)
+OPENAI_SHAPES = {shape.path: shape for shape in (COMPLETIONS, COSTS)}
+USAGE_PATHS = (USAGE_PATH, MODELS_PATH, *OPENAI_SHAPES)
 
 GROUP_WORDS = {
     "tenant": "tenant", "project": "project", "key": "key_id", "model": "model", "task": "task", "tier": "tier",
@@ -114,9 +116,7 @@ def answer(
         return usage(text, source, caller, now_us=now_us)
     if path == MODELS_PATH:
         return models(text, source, caller, now_us=now_us, prices=prices)
-    return answer_openai(
-        {shape.path: shape for shape in (COMPLETIONS, COSTS)}[path], text, source, caller, now_us=now_us
-    )
+    return answer_openai(OPENAI_SHAPES[path], text, source, caller, now_us=now_us)
 
 
 class UsageDesk:

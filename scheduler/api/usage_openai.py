@@ -32,9 +32,6 @@ from scheduler.api.access import Caller
 from scheduler.api.query import LIMIT, PAGE, Cursor, Query, cursor_of
 from scheduler.api.usage_page import MAX_ROWS, SECOND_US, Scope, Span, span_of
 
-COMPLETIONS_PATH = "/v1/organization/usage/completions"
-COSTS_PATH = "/v1/organization/costs"
-
 Result = dict[str, object]
 
 
@@ -235,7 +232,7 @@ def _quantity(row: UsageRow, named: Mapping[str, object]) -> Result:
 
 
 COMPLETIONS = Shape(
-    path=COMPLETIONS_PATH,
+    path="/v1/organization/usage/completions",
     widths={"1d": Width(DAY_US, 7, 31), "1h": Width(HOUR_US, 24, 168), "1m": Width(MINUTE_US, 60, 1440)},
     filters={"project_ids": "project_id", "user_ids": "user_id", "api_key_ids": "api_key_id", "models": "model"},
     fields=("project_id", "user_id", "api_key_id", "model", "batch", "service_tier"),
@@ -243,7 +240,7 @@ COMPLETIONS = Shape(
     result=_completion,
 )
 COSTS = Shape(
-    path=COSTS_PATH,
+    path="/v1/organization/costs",
     widths={"1d": Width(DAY_US, 7, 180)},
     filters={"project_ids": "project_id", "api_key_ids": "api_key_id"},
     fields=("project_id", "line_item", "api_key_id"),
