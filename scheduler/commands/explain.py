@@ -7,7 +7,6 @@ computes is whether the terms of each score add up.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,8 @@ import msgspec
 
 from scheduler.commands import explain_view
 from scheduler.commands.control_plane import (
-    ADMIN_KEY_VARIABLE,
-    KEY_VARIABLE,
     SERVER_URL,
-    Listener,
-    admin_listener,
+    own_listener,
     read,
     send,
     tenant_listener,
@@ -84,7 +80,7 @@ def _life_of(request_id: str, wishes: Wishes) -> dict[str, Any]:
         raise CommandError(
             "this is no request id", code=ExitCode.USAGE, remedy="it is the x-request-id header of an answer"
         )
-    listener = _listener(wishes)
+    listener = own_listener(wishes.config, wishes.url)
     path = REQUESTS_PATH + request_id
     reply = asyncio.run(send(listener, path))
     if reply.status == 404:
@@ -94,14 +90,6 @@ def _life_of(request_id: str, wishes: Wishes) -> dict[str, Any]:
             remedy="the last 10,000 that ended are remembered; a tenant sees its own only",
         )
     return read(listener, path, reply)
-
-
-def _listener(wishes: Wishes) -> Listener:
-    """As the operator where a configuration is named or the operator's key is the only one; else as a tenant."""
-    has_own_key = bool(os.environ.get(KEY_VARIABLE, "").strip())
-    if wishes.config is not None or (not has_own_key and os.environ.get(ADMIN_KEY_VARIABLE, "").strip()):
-        return admin_listener(wishes.config, wishes.url)
-    return tenant_listener(wishes.url or SERVER_URL)
 
 
 def _what_if(wishes: Wishes) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from scheduler.accounting.usage import (
     key_of,
     summed,
 )
+from tests.usage_contract import check_source
+from tests.usage_rows import ROWS
 
 NAMES = ("", "a", "b", "Z", "é", "a/b")
 amounts = st.integers(-(10**6), 10**15)
@@ -142,3 +144,30 @@ def test_pages_are_the_whole(rows: list[UsageRow], by: tuple[str, ...], width_us
         assert len(page) <= limit
         paged += page
     assert whole == paged
+
+
+class Wrong(MemoryUsage):
+    """A source with one fault."""
+
+    def __init__(self, rows: list[UsageRow], **fault: Any) -> None:
+        super().__init__(rows)
+        self._fault = fault
+
+    def usage(self, **how: Any) -> list[UsageRow]:
+        return super().usage(**{**how, **self._fault})
+
+
+@pytest.mark.parametrize(
+    "fault", [{"from_us": 0}, {"to_us": 10 * DAY_US}, {"width_us": None}, {"by": ()}, {"where": {}}, {"limit": 2}]
+)
+def test_the_contract_finds_a_source_that_answers_something_else(fault: dict[str, Any]) -> None:
+    """Whatever it forgets of a question; the list itself holds it."""
+    check_source(MemoryUsage(ROWS), ROWS)
+    with pytest.raises(AssertionError, match="where"):
+        check_source(Wrong(ROWS, **fault), ROWS)
+
+
+def test_the_contract_finds_a_source_that_turns_no_page() -> None:
+    """It would begin again for ever."""
+    with pytest.raises(AssertionError, match="after"):
+        check_source(Wrong(ROWS, after=None), ROWS)
