@@ -121,8 +121,8 @@ def read_words(listener: Listener, path: str, reply: Reply) -> dict[str, Any]:
         value = reply.json()
     except BadAnswer as error:
         raise unreachable(listener, error) from None
-    error = value.get("error") if isinstance(value, dict) else None
-    words = error if isinstance(error, dict) else {}
+    told = value.get("error") if isinstance(value, dict) else None
+    words = told if isinstance(told, dict) else {}
     if words.get("code") == "route_not_found":
         raise CommandError(
             f"{listener.url} has no {path}",
