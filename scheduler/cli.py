@@ -1,4 +1,5 @@
-"""The command line: `jouleway serve | submit | explain | receipt | ledger | top | workers | demo | down | bench`…
+"""The command line: `jouleway serve | submit | explain | top | workers | demo | down | doctor | bench`, and what
+``scheduler.cli_ledger`` and ``scheduler.cli_accounts`` add to it.
 
 Called by the shell. A command's file is imported when that command runs, so that `--help` answers at once and never
 loads Ray, an engine or numpy. It must never decide anything: arguments in, exit code out.
@@ -16,6 +17,7 @@ import typer
 
 from scheduler.bench.command import EPILOG as BENCH_EPILOG
 from scheduler.bench.command import bench
+from scheduler.cli_accounts import models, outcome, usage
 from scheduler.cli_ledger import ledger_app, receipt, reconcile, trace
 from scheduler.commands.exits import EXIT_CODES_HELP, CommandError, ExitCode
 
@@ -241,9 +243,8 @@ def doctor(config: ConfigOption = None, as_json: JsonFlag = False) -> None:
     raise typer.Exit(command.run(config_path=config, as_json=as_json))
 
 
-app.command(epilog=EXIT_CODES_HELP)(receipt)
-app.command(epilog=EXIT_CODES_HELP)(trace)
-app.command(epilog=EXIT_CODES_HELP)(reconcile)
+for _command in (usage, models, outcome, receipt, trace, reconcile):
+    app.command(epilog=EXIT_CODES_HELP)(_command)
 app.add_typer(ledger_app)
 app.command(epilog=BENCH_EPILOG)(bench)
 

@@ -110,8 +110,8 @@ def ask(
     scope = {
         "type": "http",
         "method": method or ("GET" if body is None else "POST"),
-        "path": path,
-        "query_string": b"",
+        "path": path.partition("?")[0],
+        "query_string": path.partition("?")[2].encode(),
         "headers": fields if raw_headers is None else raw_headers,
     }
     return Asked(app, scope, parts, ends=ends)

@@ -1,4 +1,5 @@
-"""The operator's ASGI application, on its own loopback listener: metrics, workers, queues, budgets, balance, requests.
+"""The operator's ASGI application, on its own loopback listener: metrics, workers, queues, budgets, balance, requests,
+who used what.
 
 Called by ``scheduler.service`` through uvicorn, opened by one admin key. It must never change anything, and it shows no
 prompt and no key.
@@ -20,6 +21,7 @@ from scheduler.api.exchange import JSON, NO_STORE, Exchange, Header, Receive, Sc
 from scheduler.api.exchange import new_request_id as random_request_id
 from scheduler.api.explain import PREFIX, REQUESTS_PREFIX, life_of
 from scheduler.api.receipts import RECEIPTS_PREFIX, Receipts, receipt_body
+from scheduler.api.usage import USAGE_PATHS, UsageDesk
 from scheduler.metrics import CONTENT_TYPE, Metrics
 from scheduler.snapshot import Snapshot
 
@@ -46,14 +48,16 @@ class AdminApp:
         metrics: Metrics,
         new_request_id: Callable[[], str] = random_request_id,
         receipts: Receipts | None = None,
+        usage: UsageDesk | None = None,
     ) -> None:
-        """``admin_key_digest`` is ``access.digest_of`` of the key."""
+        """``admin_key_digest`` is ``access.digest_of`` of the key. What is None has no routes."""
         self._receipts = receipts
         self._dispatcher = dispatcher
         self._admin_key_digest = admin_key_digest
         self._hosts = hosts
         self._metrics = metrics
         self._new_request_id = new_request_id
+        self._usage = usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,6 +92,8 @@ class AdminApp:
             return life_of(self._dispatcher, path.removeprefix(REQUESTS_PREFIX)), JSON
         if path.startswith(RECEIPTS_PREFIX):
             return await receipt_body(self._receipts, path.removeprefix(RECEIPTS_PREFIX)), JSON
+        if path in USAGE_PATHS and self._usage is not None:
+            return await self._usage.answer(path, exchange.query, None), JSON
         return msgspec.json.encode(self._seen(path)), JSON
 
     def _check_key(self, values: list[bytes]) -> None:

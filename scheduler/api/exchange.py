@@ -46,6 +46,7 @@ class Exchange:
         "late_headers",
         "method",
         "path",
+        "query",
         "receive",
         "request_id",
         "send",
@@ -54,6 +55,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, request_id: str) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.query: bytes = scope.get("query_string", b"")
         self.dialect = dialect(self.path)
         self.headers: dict[bytes, list[bytes]] = {}
         """Every header with all its values in order; ASGI gives the names in lower case."""

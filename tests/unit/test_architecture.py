@@ -19,6 +19,7 @@ HOMES = {
     "pynvml": {"workers/power/nvml.py"},
     "sqlalchemy": {"scheduler/accounting/ledger.py", "scheduler/accounting/migrations/"},
     "alembic": {"scheduler/accounting/ledger.py", "scheduler/accounting/migrations/"},
+    "pyarrow": {"scheduler/commands/usage_parquet.py"},
     "prometheus_client": {"scheduler/metrics.py"},
     "numba": {"scheduler/core/compiled.py"},
     "torch": {"workers/engines/smollm2.py", "workers/engines/vllm"},

@@ -64,6 +64,16 @@ def test_headers_keep_every_value_in_order() -> None:
     assert {b"host": [b"a", b"b"], b"accept": [b"x"]} == given.headers
 
 
+def test_the_query_is_kept_as_it_was_written() -> None:
+    """Whoever reads it decides what it may hold; a server may leave it out."""
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": []}
+    wire = Wire()
+    for query in (b"", b"a=%C3%A9&b[]=1"):
+        told = Exchange({**scope, "query_string": query}, wire.receive, wire.send, request_id="r")
+        assert query == told.query
+    assert b"" == Exchange(scope, wire.receive, wire.send, request_id="r").query
+
+
 async def test_a_body_in_one_part() -> None:
     """The ordinary case."""
     assert b"hello" == await read(Wire([part(b"hello")]), ("content-length", "5"))
