@@ -11,16 +11,20 @@ import time
 from collections.abc import Callable
 
 from scheduler.accounting.errors import LedgerError
-from scheduler.accounting.prices import PriceBook
+from scheduler.accounting.prices import NO_PRICES, NoPrice, PriceBook
 from scheduler.accounting.receipts import Receipt, make_receipt
 from scheduler.accounting.recovery import recover
+from scheduler.accounting.usage_log import LedgerOutcomes, LedgerUsage
 from scheduler.api.access import Hosts, Keys, digest_of
 from scheduler.api.admin import AdminApp
 from scheduler.api.app import RelayApp
 from scheduler.api.limits import RelayLimits, ServedModel
+from scheduler.api.outcomes import OutcomeDesk
+from scheduler.api.usage import UsageDesk
 from scheduler.config import Config, worker_specs
 from scheduler.core.admission import Limits
 from scheduler.core.queue import QueueLimits
+from scheduler.core.request import Band, Rates
 from scheduler.core.scheduler import Scheduler
 from scheduler.credentials import kept_key, tenant_keys
 from scheduler.dispatcher import Dispatcher
@@ -72,6 +76,7 @@ class Service:
         # Kept, so that prefix caches of engines that outlive us stay warm, and each tenant's its own.
         self._cache_salt_key, _ = kept_key(config.state_dir / "cache-salt.key", where="state_dir")
         self._keys = Keys(keys)
+        self._book = NO_PRICES
         self._server_socket = bind("server", config.server.host, config.server.port)
         try:
             self._admin_socket = bind("admin", config.admin.host, config.admin.port)
@@ -147,6 +152,8 @@ class Service:
         metrics = Metrics()
         metrics.set_source(self.dispatcher.snapshot)
         now_unix_s = int(time.time())
+        source = LedgerUsage(self.ledger, self.settlement)
+        usage = UsageDesk(source, prices=self._rates_now)
         relay = self._relay = RelayApp(
             dispatcher=self.dispatcher,
             keys=self._keys,
@@ -173,6 +180,8 @@ class Service:
             zones=zone_names(config),
             receipts=self._receipt,
             prices=self._prices(config),
+            usage=usage,
+            outcomes=OutcomeDesk(LedgerOutcomes(self.ledger, self.settlement, source)),
         )
         admin = AdminApp(
             dispatcher=self.dispatcher,
@@ -180,6 +189,7 @@ class Service:
             hosts=Hosts(),
             metrics=metrics,
             receipts=self._receipt,
+            usage=usage,
         )
         server = config.server
         tls = None
@@ -245,10 +255,20 @@ class Service:
 
     def _prices(self, config: Config) -> PriceBook:
         """The book, after saying what an operator should know of it."""
-        book = prices_of(config)
+        book = self._book = prices_of(config)
         for words in book.warnings(config.models, time.time()):
             logger.warning("prices: %s", words)
         return book
+
+    def _rates_now(self) -> dict[str, Rates]:
+        """What each model costs at this moment, at the default tier; models without a price are left out."""
+        found, book = {}, self._book
+        for model in self._config.models:
+            try:
+                found[model] = book.rates(model, Band.DEFAULT, time.time())
+            except NoPrice:
+                continue
+        return found
 
     def _receipt(self, request_id: str, tenant: str | None) -> Receipt | None:
         return make_receipt(self.ledger, request_id, statement=STATEMENT, tenant=tenant)

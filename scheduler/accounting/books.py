@@ -13,8 +13,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from scheduler.accounting.accounts import OPERATOR, Accounts
-from scheduler.accounting.rows import Charge, Daily, Energy, Hold, Row, Void, Window, request_id_of
-from scheduler.accounting.usage_book import Key, UsageBook, usage_key
+from scheduler.accounting.rows import Charge, Daily, Energy, Hold, Judged, Row, Void, Window, request_id_of
+from scheduler.accounting.usage_book import Key, UsageBook, key_of_facts, usage_key
 from workers.types import EnergyPosting, Grade
 
 MAX_DETAILS = 10_000
@@ -89,6 +89,14 @@ class Books:
                 self.holds[row.request_id] = row
             case Void():
                 self.holds.pop(row.request_id, None)
+            case Judged():
+                change = row.change
+                self.usage.add_outcome(
+                    key_of_facts(row.outcome.facts),
+                    accepted=change.accepted,
+                    rejected=change.rejected,
+                    judged=change.judged,
+                )
             case _:
                 pass  # says something, moves nothing that is kept here
 

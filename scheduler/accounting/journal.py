@@ -69,8 +69,8 @@ class Journal:
         self.next_seq = next_seq
         self.durable_seq = next_seq
         """Rows below it are durable."""
-        self._usage: list[tuple[int, UsageRows]] = []
-        """Taken from the books and not known to be durable."""
+        self.usage: list[tuple[int, UsageRows]] = []
+        """Taken from the books and not known to be durable, each with its seq."""
         self.take_state: Callable[[], tuple[bytes, UsageRows]] | None = None
         """What all rows appended so far come to, and its usage since the last time: set by who recovers from it."""
 
@@ -112,7 +112,7 @@ class Journal:
                 self._state_seq = -STATE_ROWS  # at the next try
             raise
         if state is not None and is_state_stored:
-            self._usage.clear()
+            self.usage.clear()
         if rows:
             self.durable_seq = rows[-1].seq + 1
 
@@ -127,5 +127,5 @@ class Journal:
             return None
         self._state_seq, self._state_unix_s = self.next_seq, now_s
         data, usage = self.take_state()
-        self._usage.append((self.next_seq, usage))
-        return State(self.next_seq, data, list(self._usage))
+        self.usage.append((self.next_seq, usage))
+        return State(self.next_seq, data, list(self.usage))

@@ -48,6 +48,7 @@ LEDGER = sa.table("ledger", *map(sa.column, ("one", "ledger_id", "origin", "publ
 ROWS = sa.table("rows", *map(sa.column, ("seq", "kind", "row_id", "body", "leaf")))
 NODES = sa.table("nodes", *map(sa.column, ("level", "place", "hash")))
 CHECKPOINTS = sa.table("checkpoints", *map(sa.column, ("size", "note")))
+OUTCOMES = sa.table("outcomes", *map(sa.column, ("subject", "number", "outcome_id")))
 STATES = sa.table("states", *map(sa.column, ("seq", "data")))
 USAGE = sa.table("usage", *map(sa.column, ("minute_us", *GROUPS, *SUMS)))
 
@@ -67,12 +68,12 @@ class Reader:
         """Raises: LedgerError where there is no ledger of a version known here."""
         self._engine = _engine(url, is_read_only=is_read_only)
         self.url = self._engine.url.render_as_string(hide_password=True)
-        with self._reading() as connection:
+        with self.reading() as connection:
             self._check_version(connection)
 
     def head(self) -> dict[str, Any]:
         """ledger_id, origin, public_key, epoch, size, note (the newest checkpoint)."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             found = connection.execute(sa.select(LEDGER)).mappings().first()
         if found is None:
             raise LedgerBroken(f"{self.url} has no head: it was never finished, or was changed from outside")
@@ -84,7 +85,7 @@ class Reader:
             ask = sa.select(ROWS).where(ROWS.c.seq >= from_seq).order_by(ROWS.c.seq).limit(READ_ROWS)
             if to_seq is not None:
                 ask = ask.where(ROWS.c.seq < to_seq)
-            with self._reading() as connection:
+            with self.reading() as connection:
                 found = connection.execute(ask).all()
             yield from (tuple(row) for row in found)  # type: ignore[misc]
             if len(found) < READ_ROWS:
@@ -97,12 +98,12 @@ class Reader:
         ask = ask.order_by(NODES.c.place)
         if not level:
             ask = sa.select(ROWS.c.leaf).where(ROWS.c.seq.between(start, start + count - 1)).order_by(ROWS.c.seq)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return list(connection.execute(ask).scalars())
 
     def find(self, kind: str, row_id: str) -> Stored | None:
         """One row by its kind and id."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute(sa.select(ROWS).where(ROWS.c.row_id == row_id, ROWS.c.kind == kind)).first()
         return None if row is None else tuple(row)  # type: ignore[return-value]
 
@@ -110,7 +111,7 @@ class Reader:
         """Every row of a request and its attempts, in order."""
         is_attempt = sa.and_(ROWS.c.row_id > f"{request_id}-", ROWS.c.row_id < f"{request_id}.")
         ask = sa.select(ROWS).where(sa.or_(ROWS.c.row_id == request_id, is_attempt)).order_by(ROWS.c.seq).limit(1_000)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [tuple(row) for row in connection.execute(ask)]  # type: ignore[misc]
 
     def checkpoints(self) -> Iterator[tuple[int, str]]:
@@ -118,7 +119,7 @@ class Reader:
         after = -1
         while True:
             ask = sa.select(CHECKPOINTS).where(CHECKPOINTS.c.size > after).order_by(CHECKPOINTS.c.size).limit(READ_ROWS)
-            with self._reading() as connection:
+            with self.reading() as connection:
                 found = connection.execute(ask).all()
             yield from (tuple(row) for row in found)  # type: ignore[misc]
             if len(found) < READ_ROWS:
@@ -129,13 +130,13 @@ class Reader:
         """A (kind, row_id) that is there twice; the index forbids it, unless somebody took the index away."""
         key = (ROWS.c.row_id, ROWS.c.kind)
         ask = sa.select(*key).group_by(*key).having(sa.func.count() > 1).limit(1)
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute(ask).first()
         return None if row is None else (row.kind, row.row_id)
 
     def state(self) -> tuple[int, bytes] | None:
         """The newest state: what the rows before its seq come to."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute(sa.select(STATES).order_by(STATES.c.seq.desc()).limit(1)).first()
         return None if row is None else (row.seq, row.data)
 
@@ -153,7 +154,7 @@ class Reader:
             )
 
     @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
+    def reading(self) -> Iterator[sa.Connection]:
         try:
             with self._engine.connect() as connection:
                 yield connection
@@ -243,6 +244,7 @@ class Ledger(Reader):
             row_values.append(
                 {"seq": row.seq, "kind": row.kind, "row_id": row.row_id, "body": body.decode(), "leaf": leaf}
             )
+        outcomes = [row.indexed for row in rows if row.indexed is not None]
         note = self.signer.sign(tree.size, tree.root())
         is_kept = state is not None or tree.size - self._checkpoint_size >= CHECKPOINT_ROWS
         self._is_sure = False
@@ -256,6 +258,8 @@ class Ledger(Reader):
                 connection.execute(sa.insert(ROWS), row_values)
             if node_values:
                 connection.execute(sa.insert(NODES), node_values)
+            if outcomes:
+                connection.execute(sa.insert(OUTCOMES), outcomes)
             if is_kept and tree.size > self._checkpoint_size:
                 connection.execute(sa.insert(CHECKPOINTS), {"size": tree.size, "note": note})
             if state is not None:

@@ -40,6 +40,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     task: str = ""
     tier: str = ""
+    currency: str = ""
     bucket_us: int = 0
     requests: int = 1
     """That the outcome covers: of a task, all that it has had."""

@@ -13,9 +13,11 @@ from typing import Any
 
 import msgspec
 
+from scheduler.accounting.outcomes import Outcome, Tally
 from scheduler.core.actions import Payer
 from scheduler.core.request import FREE, Rates
-from workers.types import Grade, Outcome, WindowRecord
+from workers.types import Grade, WindowRecord
+from workers.types import Outcome as Ending
 
 OPERATOR = "(operator)"
 """The account of the house itself: repeated and failed work. No tenant can have this name: brackets are not allowed."""
@@ -35,6 +37,11 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind"):
     def row_id(self) -> str:
         """Unique among the rows of its kind: what makes booking it idempotent."""
         raise NotImplementedError
+
+    @property
+    def indexed(self) -> dict[str, str | int] | None:
+        """Where it is looked up beside its id; None = nowhere."""
+        return None
 
     @property
     def kind(self) -> str:
@@ -127,7 +134,7 @@ class Charge(Row, tag="charge", kw_only=True):
     worker_id: str
     zone: str = ""
     payer: Payer = Payer.REQUEST
-    outcome: Outcome
+    outcome: Ending
     cause: str = ""
     arrived_us: int = 0
     input_tokens: int
@@ -248,20 +255,24 @@ class Window(Row, tag="window", kw_only=True):
 
 
 class Judged(Row, tag="outcome", kw_only=True):
-    """Whether what a request or task brought was accepted. A later one of the same target replaces it."""
+    """Whether what a request or task brought was accepted. A later one of the same subject replaces it."""
 
-    outcome_id: str
-    request_id: str = ""
-    task: str = ""
-    tenant: str
-    model: str = ""
-    accepted: bool
-    score: float | None = None
-    label: str = ""
+    outcome: Outcome
+    change: Tally
+    """Of the usage where it counts."""
 
     @property
     def row_id(self) -> str:
-        return self.outcome_id
+        return self.outcome.outcome_id
+
+    @property
+    def indexed(self) -> dict[str, str | int] | None:
+        outcome, verdict = self.outcome, self.outcome.verdict
+        return {
+            "subject": subject_of(outcome.facts.tenant, verdict.request_id, verdict.task),
+            "number": outcome.number,
+            "outcome_id": outcome.outcome_id,
+        }
 
 
 class Prices(Row, tag="prices", kw_only=True):
@@ -322,6 +333,11 @@ AnyRow = Genesis | Opened | Hold | Void | Charge | Energy | Window | Judged | Pr
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(AnyRow).decode
+
+
+def subject_of(tenant: str, request_id: str | None, task: str | None) -> str:
+    """What was judged, as one word: only a task may hold a slash, and it is last."""
+    return f"{tenant}/{request_id or ''}/{task or ''}"
 
 
 def request_id_of(attempt_id: str) -> str:

@@ -60,6 +60,14 @@ def upgrade() -> None:
         *(sa.Column(name, BIG, nullable=False) for name in SUMS),
         sqlite_with_rowid=False,
     )
+    op.create_index("usage_by_task", "usage", ["tenant", "task", "minute_us"])
+    op.create_table(
+        "outcomes",
+        sa.Column("subject", TEXT, primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("outcome_id", TEXT, nullable=False),
+        sqlite_with_rowid=False,
+    )
 
 
 GROUPS = ("tenant", "project", "key_id", "model", "task", "tier", "currency")
@@ -80,6 +88,7 @@ SUMS = (
     "cost_nano",
     "accepted",
     "rejected",
+    "judged",
 )
 
 
