@@ -31,6 +31,7 @@ from workers.engines.vllm_logs import keep_texts_out
 from workers.engines.vllm_messages import SOCKET_VARIABLE
 from workers.engines.vllm_output_tail import OutputTail
 from workers.engines.vllm_outputs import install
+from workers.engines.vllm_reasoning import Reasoning
 from workers.engines.vllm_step_server import StepServer
 from workers.errors import EngineStartError
 from workers.types import Call, EngineInfo, Grade, Progress, SequenceUsage, StepRecord, WorkerSpec
@@ -151,11 +152,13 @@ class VllmEngine:
         from vllm.entrypoints.launchers.app import build_app
 
         engine = self._engine
-        install(engine.output_processor, self._attempts)
+        reasoning = Reasoning()
+        install(engine.output_processor, self._attempts, count_reasoning=reasoning.count)
         await engine.reset_mm_cache()
         tasks = await engine.get_supported_tasks()
         app = build_app(args, tasks, engine.model_config)
         await init_app_state(engine, app.state, args, tasks)
+        reasoning.ask(getattr(app.state, "openai_serving_chat", None))
         app.state.server = SimpleNamespace(should_exit=False)  # vLLM wants to end its server when the engine dies
         self._app = app
         keep_texts_out()
@@ -183,8 +186,8 @@ class VllmEngine:
 
     # -- one attempt
 
-    def request(self, call: Call) -> tuple[Scope, bytes]:
-        self._attempts.open(call.attempt_id)
+    def request(self, call: Call, salt: bytes) -> tuple[Scope, bytes]:
+        self._attempts.open(call.attempt_id, salt)
         body = call.body
         if call.path in PRIORITY_IN_BODY and body:
             body = json.dumps({**json.loads(body), "priority": call.priority}).encode()
