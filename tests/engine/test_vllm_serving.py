@@ -157,6 +157,19 @@ def test_a_client_can_compute_every_digest_again(run: WorkerRun) -> None:
     assert (digest_of(whole, asked), 13 + 15) == (whole.usage.input_digest, whole.usage.input_bytes)
 
 
+def test_a_seed_and_a_prompt_in_parts_do_not_end_the_engine(run: WorkerRun) -> None:
+    """vLLM's CPU build died of the two together: beside another request 600 tokens are computed in two parts."""
+    beside = run.call("beside", prompt="Once", max_tokens=400, ignore_eos=True, stream=True)
+    run.wait(lambda: beside.num_chunks > 2, what="some text")
+    reply = run.call("seeded", prompt="lamp " * 600, seed=4, temperature=1.0, max_tokens=6, ignore_eos=True)
+    run.wait_ended("seeded")
+    run.abort("beside")
+    run.wait_ended("beside")
+    assert reply.usage is not None
+    assert (Outcome.COMPLETED, 6) == (reply.usage.outcome, reply.usage.output_tokens)
+    assert Outcome.ABORTED is beside.usage.outcome  # type: ignore[union-attr]
+
+
 def test_other_routes_are_metered_too(run: WorkerRun) -> None:
     """/v1/responses makes up its own ids, and still its tokens find their attempt."""
     reply = run.call("responses", "/v1/responses", input="Say hello", max_output_tokens=8)

@@ -158,6 +158,17 @@ def test_a_scope_carries_id_and_priority(engine: VllmEngine) -> None:
     assert "GET" == engine.request(Call(attempt_id="a-2", path="/v1/models", body=b""), SALT)[0]["method"]
 
 
+def test_a_cpu_engine_runs_our_worker_class(engine: VllmEngine) -> None:
+    """Which no seed ends; where the operator named another, a note says what may happen."""
+    parallel_config = SimpleNamespace(worker_cls="vllm.v1.worker.cpu_worker.CPUWorker")
+    engine._name_cpu_worker(parallel_config)
+    assert ("workers.engines.vllm_cpu_worker.SeededCPUWorker", []) == (parallel_config.worker_cls, engine._notes)
+    parallel_config.worker_cls = "house.Worker"
+    engine._name_cpu_worker(parallel_config)
+    assert "house.Worker" == parallel_config.worker_cls
+    assert engine._notes[0].startswith("seed_guard_off: engine_args.worker_cls is set")
+
+
 def test_embeddings_carry_their_priority_in_the_body(engine: VllmEngine) -> None:
     """There vLLM reads no header."""
     scope, body = engine.request(Call(attempt_id="a", path="/v1/embeddings", body=b'{"input": "x"}', priority=3), SALT)

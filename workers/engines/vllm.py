@@ -55,6 +55,9 @@ PRIORITY_IN_BODY = ("/v1/embeddings", "/pooling", "/classify", "/score", "/v1/sc
 WITHOUT_KV = ("encoder_only", "attention_free")
 """Models that keep nothing of a sequence: their room is what may be computed at once."""
 
+CPU_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
+SEEDED_CPU_WORKER = "workers.engines.vllm_cpu_worker.SeededCPUWorker"
+
 WATCH_S = 0.2
 STOP_GRACE_S = 12.0
 """How long vLLM may take to end in order; then its processes are killed."""
@@ -126,6 +129,8 @@ class VllmEngine:
         except (ValueError, TypeError, NotImplementedError) as error:
             raise EngineStartError(describe(self._spec, str(error))) from error
         self._name_hook(config.scheduler_config)
+        if not self._spec.num_gpus:
+            self._name_cpu_worker(config.parallel_config)
         return AsyncLLM.from_vllm_config(
             vllm_config=config,
             usage_context=UsageContext.OPENAI_API_SERVER,
@@ -146,6 +151,15 @@ class VllmEngine:
             return
         name = "MeteredAsyncScheduler" if scheduler_config.async_scheduling else "MeteredScheduler"
         scheduler_config.scheduler_cls = f"{vllm_step_hook.__name__}.{name}"
+
+    def _name_cpu_worker(self, parallel_config: Any) -> None:
+        """Names our worker class, of which no request with a seed is the end, unless the operator named one."""
+        if parallel_config.worker_cls == CPU_WORKER:
+            parallel_config.worker_cls = SEEDED_CPU_WORKER
+        else:
+            self._notes.append(
+                "seed_guard_off: engine_args.worker_cls is set; a request with a seed may end the engine"
+            )
 
     async def _build_app(self, args: Any) -> None:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
