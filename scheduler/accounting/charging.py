@@ -131,6 +131,11 @@ def _with_facts(charge: Charge, *, status: WorkerStatus | None, usage: UsageReco
     charge.token_difference = sum(abs(sequence.token_difference) for sequence in exact)
     charge.inexact_sequences = len(usage.sequences) - len(exact)
     charge.scheduled_tokens = sum(sequence.scheduled_tokens for sequence in exact) if is_exact else None
+    charge.reasoning_tokens = usage.reasoning_tokens
+    charge.image_tokens, charge.audio_tokens = usage.image_tokens, usage.audio_tokens
+    charge.input_bytes, charge.output_bytes = usage.input_bytes, usage.output_bytes
+    charge.salt, charge.input_digest = usage.salt, usage.input_digest
+    charge.output_digests = list(usage.output_digests)
     charge.computed_prompt_tokens = sum(sequence.computed_prompt_tokens for sequence in exact)
     charge.num_generating = sum(sequence.generated_tokens > 0 for sequence in exact)
     charge.recomputed_tokens = sum(sequence.recomputed_tokens for sequence in exact)

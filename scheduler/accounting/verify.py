@@ -18,6 +18,7 @@ from scheduler.accounting.ledger import Reader, Stored
 from scheduler.accounting.merkle import Tree, leaf_hash
 from scheduler.accounting.postings import charge_legs, differences, energy_legs, hold_legs, void_legs
 from scheduler.accounting.rows import OPERATOR, Charge, Daily, Energy, Genesis, Hold, Row, Void, decode
+from scheduler.core.request import SpecialTokens
 
 
 class Fault(Exception):
@@ -256,7 +257,15 @@ class _Verification:
 def _price(charge: Charge) -> int:
     """Of its tokens, at its rates."""
     return charge.rates.cost_nano(
-        input_tokens=charge.input_tokens, cached_tokens=charge.cached_tokens, output_tokens=charge.output_tokens
+        input_tokens=charge.input_tokens,
+        cached_tokens=charge.cached_tokens,
+        output_tokens=charge.output_tokens,
+        special=SpecialTokens.of(
+            charge.input_tokens - charge.cached_tokens,
+            reasoning=charge.reasoning_tokens,
+            image=charge.image_tokens,
+            audio=charge.audio_tokens,
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from scheduler.core.request import SpecialTokens
 from workers.types import Outcome
 
 
@@ -63,6 +64,8 @@ class Tokens:
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    special: SpecialTokens | None = None
+    """Those among them that may have a price of their own; None where there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

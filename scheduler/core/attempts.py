@@ -12,7 +12,7 @@ from typing import NamedTuple
 from scheduler.core.actions import Dispatch, Payer, Settle, Tokens
 from scheduler.core.budget_holds import Hold
 from scheduler.core.cluster import Claim, Worker
-from scheduler.core.request import Band, Request
+from scheduler.core.request import Band, Request, SpecialTokens
 from scheduler.core.score import Work
 from scheduler.core.slack import UNDERWAY, Promise
 from workers.types import Outcome, Progress, UsageRecord
@@ -239,13 +239,26 @@ class Attempt:
 
 def tokens_of(usage: UsageRecord) -> Tokens:
     """What the worker counted."""
-    return Tokens(input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens)
+    return Tokens(
+        input_tokens=usage.input_tokens,
+        cached_tokens=usage.cached_tokens,
+        output_tokens=usage.output_tokens,
+        special=SpecialTokens.of(
+            usage.input_tokens - usage.cached_tokens,
+            reasoning=usage.reasoning_tokens,
+            image=usage.image_tokens,
+            audio=usage.audio_tokens,
+        ),
+    )
 
 
 def cost_of(request: Request, tokens: Tokens) -> int:
     """Money for tokens in 10⁻⁹ units, at the rates that were pinned at its admission."""
     return request.rates.cost_nano(
-        input_tokens=tokens.input_tokens, cached_tokens=tokens.cached_tokens, output_tokens=tokens.output_tokens
+        input_tokens=tokens.input_tokens,
+        cached_tokens=tokens.cached_tokens,
+        output_tokens=tokens.output_tokens,
+        special=tokens.special,
     )
 
 

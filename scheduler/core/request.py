@@ -50,6 +50,14 @@ class SpecialTokens(NamedTuple):
     audio_tokens: int = 0
     """The same of sound."""
 
+    @staticmethod
+    def of(uncached_tokens: int, *, reasoning: int, image: int, audio: int) -> SpecialTokens | None:
+        """As an engine counts them, where it is not told which of the input was cached: no more than was not."""
+        if not (reasoning or image or audio):
+            return None
+        image = min(image, uncached_tokens)
+        return SpecialTokens(reasoning, image, min(audio, uncached_tokens - image))
+
 
 class CostPlus(NamedTuple):
     """A price made of what a request took: energy and GPU-time at their cost, and a margin on both."""
