@@ -18,7 +18,7 @@ import typer
 from scheduler.bench.command import EPILOG as BENCH_EPILOG
 from scheduler.bench.command import bench
 from scheduler.cli_accounts import models, outcome, usage
-from scheduler.cli_ledger import ledger_app, receipt, reconcile, trace
+from scheduler.cli_ledger import ledger_app, receipt, reconcile, rerate, trace
 from scheduler.commands.exits import EXIT_CODES_HELP, CommandError, ExitCode
 
 app = typer.Typer(
@@ -243,7 +243,7 @@ def doctor(config: ConfigOption = None, as_json: JsonFlag = False) -> None:
     raise typer.Exit(command.run(config_path=config, as_json=as_json))
 
 
-for _command in (usage, models, outcome, receipt, trace, reconcile):
+for _command in (usage, models, outcome, receipt, trace, reconcile, rerate):
     app.command(epilog=EXIT_CODES_HELP)(_command)
 app.add_typer(ledger_app)
 app.command(epilog=BENCH_EPILOG)(bench)

@@ -100,6 +100,21 @@ def reconcile(
     raise typer.Exit(command.run(source, config=config, from_text=from_, to_text=to, as_json=as_json))
 
 
+def rerate(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A ledger's SQLite file, or its URL.")],
+    config: Annotated[
+        Path, typer.Option("--config", "-c", metavar="PATH", help="A configuration with the prices to try.")
+    ],
+    from_: Annotated[str | None, typer.Option("--from", metavar="TIME", help="2026-11-27T06:00:00Z; UTC.")] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="TIME", help="The first moment after the period.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Tell what a ledger's past would have cost by other prices, by tenant and model. Nothing is changed."""
+    from scheduler.commands import rerate as command
+
+    raise typer.Exit(command.run(source, config=config, from_text=from_, to_text=to, as_json=as_json))
+
+
 def trace(
     text: Annotated[Path, typer.Argument(metavar="TEXT", help="A file with exactly the text of one answer.")],
     receipts: Annotated[list[Path], typer.Option("--receipt", metavar="FILE", help="May be given again.")],

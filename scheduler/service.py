@@ -14,6 +14,7 @@ from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.prices import NO_PRICES, NoPrice, PriceBook
 from scheduler.accounting.receipts import Receipt, make_receipt
 from scheduler.accounting.recovery import recover
+from scheduler.accounting.rows import Prices
 from scheduler.accounting.usage_log import LedgerOutcomes, LedgerUsage
 from scheduler.api.access import Hosts, Keys, digest_of
 from scheduler.api.admin import AdminApp
@@ -34,7 +35,7 @@ from scheduler.listeners import Listener, Tls, bind
 from scheduler.metrics import Metrics
 from scheduler.policies import prices_of, rules_of, slo_of, zone_names
 from scheduler.snapshot import Snapshot, WorkerSnapshot
-from scheduler.statement import STATEMENT, version
+from scheduler.statement import STATEMENT, software_version
 from workers.errors import WorkerError
 from workers.ray_worker import RayCluster
 from workers.types import WorkerState
@@ -77,6 +78,7 @@ class Service:
         self._cache_salt_key, _ = kept_key(config.state_dir / "cache-salt.key", where="state_dir")
         self._keys = Keys(keys)
         self._book = NO_PRICES
+        self._noted_prices: set[str] = set()
         self._server_socket = bind("server", config.server.host, config.server.port)
         try:
             self._admin_socket = bind("admin", config.admin.host, config.admin.port)
@@ -106,7 +108,7 @@ class Service:
             self._core,
             store=self.spool,
             statement=STATEMENT,
-            version=version(),
+            version=software_version(),
             now_s=time.monotonic(),
         )
         self.settlement.carbon_ug_per_mj = self._core.rules.carbon_ug_per_mj
@@ -256,6 +258,11 @@ class Service:
     def _prices(self, config: Config) -> PriceBook:
         """The book, after saying what an operator should know of it."""
         book = self._book = prices_of(config)
+        for version in book.versions:
+            version_id = version.version_id()
+            if version_id not in self._noted_prices and self.ledger.find("prices", version_id) is None:
+                self.settlement.note(Prices(version=version_id, text=version.text()))
+            self._noted_prices.add(version_id)
         for words in book.warnings(config.models, time.time()):
             logger.warning("prices: %s", words)
         return book

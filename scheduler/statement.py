@@ -10,7 +10,7 @@ from importlib import metadata
 STATEMENT = "jouleway-measurement/1.0"
 
 
-def version() -> str:
+def software_version() -> str:
     """Of the software."""
     try:
         return metadata.version("jouleway")

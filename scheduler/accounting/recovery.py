@@ -81,6 +81,7 @@ def recover(
             replay.book(row)
     journal = Journal(store or ledger, next_seq=size, state_seq=start_seq, last_at_us=last_at_us, unix_clock=unix_clock)
     settlement = Settlement(journal=journal, books=books)
+    settlement.is_booked = lambda kind, row_id: ledger.find(kind, row_id) is not None
     journal.take_state = lambda: (_save(settlement.books, core), settlement.books.usage.take())
     if not size:
         head = ledger.head()

@@ -6,12 +6,13 @@ never touches what was charged. It reads its charges once and keeps a total for 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from scheduler.accounting.prices import NoPrice, PriceBook
-from scheduler.core.request import SpecialTokens
+from scheduler.accounting.rows import OPERATOR, Charge, Energy, Row
+from scheduler.core.request import Band, SpecialTokens
 
 
 class PastCharge(NamedTuple):
@@ -50,6 +51,41 @@ class Rerated:
     """Charges that the book has no price for: their requests would have been refused."""
     unpriced_nano: int = 0
     """What these did cost."""
+
+
+def past_charges(rows: Iterable[Row], *, from_us: int = 0, to_us: int | None = None) -> Iterator[PastCharge]:
+    """What a ledger's rows charged to tenants in a period, by the arrival of each request, with what was measured."""
+    unmeasured: dict[str, Charge] = {}
+    for row in rows:
+        if isinstance(row, Charge) and row.account != OPERATOR:
+            if from_us <= row.arrived_us and (to_us is None or row.arrived_us < to_us):
+                unmeasured[row.attempt_id] = row
+        elif isinstance(row, Energy) and (charge := unmeasured.pop(row.attempt_id, None)) is not None:
+            yield _past(charge, row)
+    for charge in unmeasured.values():
+        yield _past(charge, None)
+
+
+def _past(charge: Charge, energy: Energy | None) -> PastCharge:
+    return PastCharge(
+        tenant=charge.tenant,
+        model=charge.model,
+        tier=Band[charge.tier.upper()],
+        at_unix_s=charge.arrived_us / 1_000_000,
+        input_tokens=charge.input_tokens,
+        cached_tokens=charge.cached_tokens,
+        output_tokens=charge.output_tokens,
+        cost_nano=charge.cost_nano + (0 if energy is None else energy.cost_nano),
+        currency=charge.rates.currency,
+        special=SpecialTokens.of(
+            charge.input_tokens - charge.cached_tokens,
+            reasoning=charge.reasoning_tokens,
+            image=charge.image_tokens,
+            audio=charge.audio_tokens,
+        ),
+        energy_mj=charge.provisional_mj if energy is None else energy.energy_mj,
+        gpu_us=charge.provisional_gpu_us if energy is None else energy.gpu_us,
+    )
 
 
 def rerate(charges: Iterable[PastCharge], book: PriceBook) -> list[Rerated]:

@@ -57,6 +57,8 @@ class Settlement:
         """Hears of every attempt once what it took is booked: (id, mJ, GPU-µs), after its charge and exactly once.
         Answers with what its budgets carry of mJ, GPU-µs and µgCO₂e where that is less than all of it.
         """
+        self.is_booked: Callable[[str, str], bool] = lambda kind, row_id: False
+        """Whether the ledger has a row of this kind and id; asked only of attempts that are not remembered."""
         self.carbon_ug_per_mj: Mapping[str, float] = {}
         """By zone."""
         self.orphans: Mapping[str, Hold] = {}
@@ -123,6 +125,9 @@ class Settlement:
         if attempt_id in self.books.closed or (attempt is not None and attempt.charge is not None):
             self.duplicates_total += 1
             return False
+        if attempt is None and not charge.attempt_number and self.is_booked("charge", attempt_id):
+            self.duplicates_total += 1
+            return False
         hold = None if charge.account == OPERATOR else self.books.holds.get(charge.request_id)
         charge.legs = postings.charge_legs(charge, hold)
         self._book(charge)
@@ -140,6 +145,9 @@ class Settlement:
         attempt_id = posting.attempt_id
         attempt = self.books.open.get(attempt_id)
         if attempt_id in self.books.closed or (attempt is not None and attempt.posting is not None):
+            self.duplicates_total += 1
+            return False
+        if attempt is None and self.is_booked("energy", attempt_id):
             self.duplicates_total += 1
             return False
         if attempt is None:

@@ -6,6 +6,7 @@ Called by ``scheduler.cli``. It must never change a ledger.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,25 @@ from scheduler.accounting.checkpoints import PublicKey
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.ledger import Reader, sqlite_url
 from scheduler.accounting.receipts import check_receipt
+from scheduler.accounting.rows import Row, decode
 from scheduler.accounting.verify import Fault, Verified, verify
 from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.commands.output import print_json, print_lines
 from scheduler.commands.receipt import NOT_AUTHENTICATED, read_file, read_public_key, read_receipt
 
 MAX_CHECKPOINT_BYTES = 64 << 20
+
+
+def open_reader(source: str) -> Reader:
+    """A ledger by its file or URL. Raises: LedgerError."""
+    return Reader(source if "://" in source else sqlite_url(Path(source).absolute()))
+
+
+def rows_of(reader: Reader, kinds: frozenset[str]) -> Iterator[Row]:
+    """Its rows of some kinds, as far as they still have their texts."""
+    for _, kind, _, body, _ in reader.stored():
+        if kind in kinds and body is not None:
+            yield decode(body)
 
 
 def run_verify(
@@ -32,7 +46,7 @@ def run_verify(
     notes = [note for path in checkpoints for note in read_notes(path)]
     began_s = time.perf_counter()
     try:
-        reader = Reader(source if "://" in source else sqlite_url(Path(source).absolute()))
+        reader = open_reader(source)
         try:
             with _Progress(is_silent=as_json) as on_progress:
                 found = verify(reader, key=public_key, checkpoints=notes, on_progress=on_progress)

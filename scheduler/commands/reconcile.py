@@ -6,16 +6,14 @@ Called by ``scheduler.cli``. It reads a ledger and must never change it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 from scheduler.accounting.errors import LedgerError
-from scheduler.accounting.ledger import Reader, sqlite_url
 from scheduler.accounting.reconcile import WorkerFigures, reconcile
-from scheduler.accounting.rows import Row, decode
 from scheduler.commands import configuration
 from scheduler.commands.exits import CommandError, ExitCode
+from scheduler.commands.instants import unix_s
+from scheduler.commands.ledger import open_reader, rows_of
 from scheduler.commands.output import print_json, print_table
 from scheduler.ledger_files import ledger_url
 
@@ -28,17 +26,13 @@ def run(
     """Exit code 7 where something is unexplained."""
     if (source is None) == (config is None):
         raise CommandError("give a ledger's file or --config", code=ExitCode.USAGE)
-    if source is None:
-        url = ledger_url(configuration.load(config)) if config is not None else ""
-    else:
-        url = source if "://" in source else sqlite_url(Path(source).absolute())
     try:
-        reader = Reader(url)
+        reader = open_reader(source or ledger_url(configuration.load(config or Path())))
         try:
             found = reconcile(
-                _rows(reader),
-                from_us=0 if from_text is None else unix_us(from_text),
-                to_us=None if to_text is None else unix_us(to_text),
+                rows_of(reader, KINDS),
+                from_us=0 if from_text is None else 1_000_000 * unix_s(from_text, option="--from"),
+                to_us=None if to_text is None else 1_000_000 * unix_s(to_text, option="--to"),
             )
         finally:
             reader.close()
@@ -52,22 +46,6 @@ def run(
     if wrong:
         raise CommandError(f"unexplained differences on {', '.join(wrong)}", code=ExitCode.VERIFICATION)
     return ExitCode.OK
-
-
-def unix_us(text: str) -> int:
-    """``2026-11-27``, ``2026-11-27T06:00:00Z``; without a zone it is UTC. Raises: CommandError."""
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise CommandError(f"{text!r} is no time; for example 2026-11-27T06:00:00Z", code=ExitCode.USAGE) from None
-    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at
-    return round(at.timestamp() * 1_000_000)
-
-
-def _rows(reader: Reader) -> Iterator[Row]:
-    for _, kind, _, body, _ in reader.stored():
-        if kind in KINDS and body is not None:
-            yield decode(body)
 
 
 def _told(figures: WorkerFigures) -> dict[str, object]:
