@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from decimal import Decimal
 
+from scheduler.accounting.budget_terms import NANO_PLACES, ledger_amount
 from scheduler.api.access import key_id_of
 from scheduler.config import Config
-from scheduler.config_sections import NANO_PLACES, ModelConfig, WorkConfig, ledger_amount
+from scheduler.config_sections import ModelConfig, WorkConfig
 from scheduler.config_tenants import BudgetConfig
 from scheduler.core.budget_accounts import Budget, Level
 from scheduler.core.fairness import WorkWeights
@@ -79,7 +80,7 @@ def slo_of(model: ModelConfig) -> Slo:
 
 
 def _budgets(configured: Iterable[BudgetConfig]) -> tuple[Budget, ...]:
-    return tuple(Budget(each.counted.measure, each.limit, each.window) for each in configured)
+    return tuple(each.term.budget for each in configured)
 
 
 def _work(work: WorkConfig) -> WorkWeights:
