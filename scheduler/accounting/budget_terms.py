@@ -1,7 +1,7 @@
 """A budget as operators write it and as the ledger keeps it: which words count what, in which integers.
 
-Called by ``scheduler.config_tenants`` (the file), ``scheduler.accounting.directory`` (rows) and the admin routes. It must
-never know whose budget it is, nor how much of it is used.
+Called by ``scheduler.config_tenants`` (the file), ``scheduler.accounting.directory`` (rows) and the admin routes. It
+must never know whose budget it is, nor how much of it is used.
 """
 
 from __future__ import annotations
