@@ -171,20 +171,26 @@ class TenantConfig(Section):
         return weight
 
 
-def problem_of(zones: dict[str, ZoneConfig], worker_zones: list[str], tenants: tuple[TenantConfig, ...]) -> str | None:
-    """What does not belong together in what tenants are given, with its place; None where all does."""
+def zone_classes(zones: dict[str, ZoneConfig], worker_zones: Iterable[str]) -> dict[str, DataClassName]:
+    """The highest class of data of every zone that is named or has a worker."""
     known = {name: zone.data_class for name, zone in zones.items()}
     for name in worker_zones:
         known.setdefault(name, "general")
+    return known
+
+
+def problem_of(zones: dict[str, ZoneConfig], worker_zones: list[str], tenants: tuple[TenantConfig, ...]) -> str | None:
+    """What does not belong together in what tenants are given, with its place; None where all does."""
+    known = zone_classes(zones, worker_zones)
     for index, tenant in enumerate(tenants):
         if tenant.projects and tenant.project not in (*tenant.projects, DEFAULT_PROJECT):
             return (
                 f"tenants[{index}].project: {tenant.project!r} is not among its projects ({_listed(tenant.projects)})"
             )
-        if words := _misplaced(tenant.data_class, tenant.zones, known):
+        if words := misplaced(tenant.data_class, tenant.zones, known):
             return f"tenants[{index}].{words}"
         for number, key in enumerate(tenant.keys):
-            if words := _beyond_tenant(key, tenant) or _misplaced(
+            if words := _beyond_tenant(key, tenant) or misplaced(
                 key.data_class or tenant.data_class, key.zones or tenant.zones, known
             ):
                 return f"tenants[{index}].keys[{number}].{words}"
@@ -202,8 +208,8 @@ def _beyond_tenant(key: KeyConfig, tenant: TenantConfig) -> str | None:
     return None
 
 
-def _misplaced(data_class: str, wanted: tuple[str, ...] | None, known: dict[str, DataClassName]) -> str | None:
-    """How what is asked could run nowhere at all."""
+def misplaced(data_class: str, wanted: tuple[str, ...] | None, known: dict[str, DataClassName]) -> str | None:
+    """How what is asked could run nowhere at all, with the key that says so; None where it could run."""
     for name in wanted or ():
         if name not in known:
             return f"zones: there is no zone {name!r} ({_listed(known)}); name it in zones, or give it a worker"

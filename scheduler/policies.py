@@ -6,9 +6,12 @@ Called by ``scheduler.service`` at its start and at each reload. It must never d
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from decimal import Decimal
 
-from scheduler.accounting.budget_terms import NANO_PLACES, ledger_amount
+from scheduler.accounting.budget_terms import NANO_PLACES, BudgetTerm, ledger_amount
+from scheduler.accounting.changes import WEIGHT_PARTS
+from scheduler.accounting.directory import Directory
 from scheduler.api.access import key_id_of
 from scheduler.config import Config
 from scheduler.config_sections import ModelConfig, WorkConfig
@@ -59,6 +62,27 @@ def budgets_of(config: Config) -> dict[Level, tuple[Budget, ...]]:
                 digest = key_digest(key, where=f"tenants[{index}].keys[{number}]")
                 budgets[Level("key", key_id_of(digest))] = key.budgets
     return {level: _budgets(configured) for level, configured in budgets.items() if configured}
+
+
+def with_directory(rules: Rules, directory: Directory) -> Rules:
+    """The same with budgets and weights of the directory's tenants; a closed one keeps its own, and what it used."""
+    budgets: dict[Level, tuple[BudgetTerm, ...]] = {}
+    tenants = directory.tenants.values()
+    for tenant in tenants:
+        budgets[Level("tenant", tenant.name)] = tenant.budgets
+        for name, of_project in tenant.projects.items():
+            budgets[Level("project", f"{tenant.name}/{name}")] = of_project
+        for key in directory.keys_of(tenant.name):
+            if key.revoked_us is None:
+                budgets[Level("key", key.key_id)] = key.budgets
+    return replace(
+        rules,
+        budgets={level: tuple(term.budget for term in terms) for level, terms in budgets.items() if terms},
+        task_budgets={
+            tenant.name: tuple(term.budget for term in tenant.task_budgets) for tenant in tenants if tenant.task_budgets
+        },
+        weights={tenant.name: tenant.terms.weight_micro / WEIGHT_PARTS for tenant in tenants},
+    )
 
 
 def zone_names(config: Config) -> frozenset[str]:

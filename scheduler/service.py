@@ -8,23 +8,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from scheduler.accounting.change_log import ChangeLog, MemoryChangeLog
+from scheduler.accounting.changes import Change, Owner
 from scheduler.accounting.settlement import Settlement
-from scheduler.api.access import Hosts, Keys, digest_of
+from scheduler.api.access import Hosts
 from scheduler.api.admin import AdminApp
 from scheduler.api.app import RelayApp
+from scheduler.api.directory import directory_routes
 from scheduler.api.limits import RelayLimits, ServedModel
 from scheduler.config import Config, worker_specs
 from scheduler.core.admission import Limits
 from scheduler.core.queue import QueueLimits
 from scheduler.core.scheduler import Scheduler
-from scheduler.credentials import kept_key, tenant_keys
+from scheduler.credentials import house_key_id, kept_key
+from scheduler.directory_owner import DirectoryOwner
 from scheduler.dispatcher import Dispatcher
 from scheduler.fleet import RESTART_DELAYS_S, Fleet
 from scheduler.listeners import Listener, Tls, bind
 from scheduler.metrics import Metrics
-from scheduler.policies import rates_of, rules_of, slo_of, zone_names
+from scheduler.policies import rates_of, slo_of, zone_names
 from scheduler.snapshot import Snapshot, WorkerSnapshot
 from workers.errors import WorkerError
 from workers.ray_worker import RayCluster
@@ -37,26 +41,28 @@ EXPANSIONS = {"none": 1, "nfc": 3, "nfkc": 11}
 
 READY_POLL_S = 0.1
 
-RESTART_SECTIONS = ("server", "admin", "ray", "limits", "models", "workers", "state_dir", "generate_keys")
+RESTART_SECTIONS = ("server", "admin", "ray", "limits", "models", "workers", "state_dir", "generate_keys", "directory")
 """What is read at the start only."""
 
 
 class Service:
     """One control plane. ``start``, optionally ``wait_ready``, then ``stop`` on every way out, also after a failure."""
 
-    def __init__(self, config: Config) -> None:
-        """Binds both ports and reads the keys, so that mistakes show before Ray starts.
+    def __init__(self, config: Config, *, change_log: ChangeLog | None = None, changes: Iterable[Change] = ()) -> None:
+        """Binds both ports and reads the keys, so that mistakes show before Ray starts. ``changes``: all that the log
+        holds; ``change_log`` None: one in memory.
 
         Raises: PortTaken, OSError, ConfigError.
         """
         self._config = config
-        keys, self.generated_keys = tenant_keys(config.tenants, generate=config.generate_keys)
         self.admin_key, was_made = kept_key(config.admin_key_path, where="admin.key_file")
         if was_made:
             logger.info("the admin key was made: %s", config.admin_key_path)
         # Kept, so that prefix caches of engines that outlive us stay warm, and each tenant's its own.
         self._cache_salt_key, _ = kept_key(config.state_dir / "cache-salt.key", where="state_dir")
-        self._keys = Keys(keys)
+        log = MemoryChangeLog() if change_log is None else change_log
+        self._directory = DirectoryOwner(config, house_key=self.admin_key, log=log, logged=changes)
+        self.generated_keys = self._directory.generated
         self._server_socket = bind("server", config.server.host, config.server.port)
         try:
             self._admin_socket = bind("admin", config.admin.host, config.admin.port)
@@ -73,7 +79,7 @@ class Service:
                 queue=QueueLimits(max_requests=limits.max_queued_requests, max_bytes=limits.max_queued_bytes),
                 max_wait_s=limits.request_timeout_s,
             ),
-            rules=rules_of(config),
+            rules=self._directory.rules,
         )
         self.settlement = Settlement()
         self.dispatcher = Dispatcher(
@@ -102,6 +108,8 @@ class Service:
         progress("starting Ray on this machine" if target is None else f"joining Ray at {target}")
         await asyncio.to_thread(self.cluster.connect)
         await self.dispatcher.start()
+        self._directory.start(self.dispatcher.reload)
+        await self._directory.commit()
         adopted, started = await self.fleet.start(adopt=self.cluster.is_standing)
         if adopted:
             progress(f"adopted {adopted} standing workers; no weights are loaded again")
@@ -117,7 +125,7 @@ class Service:
         now_unix_s = int(time.time())
         relay = RelayApp(
             dispatcher=self.dispatcher,
-            keys=self._keys,
+            keys=self._directory.keys,
             hosts=Hosts(config.server.allowed_hosts),
             models={
                 name: ServedModel(
@@ -140,12 +148,15 @@ class Service:
             metrics=metrics,
             cache_salt_key=self._cache_salt_key.encode(),
             zones=zone_names(config),
+            denials=self._directory.tenancy,
         )
         admin = AdminApp(
             dispatcher=self.dispatcher,
-            admin_key_digest=digest_of(self.admin_key),
+            keys=self._directory.admin_keys,
             hosts=Hosts(),
             metrics=metrics,
+            routes=directory_routes(self._directory.tenancy, house_key_id=house_key_id(self.admin_key)),
+            denials=self._directory.tenancy,
         )
         server = config.server
         tls = None
@@ -190,6 +201,7 @@ class Service:
         await self.dispatcher.stop(drain_s=drain_s, stop_workers=stop_workers)
         for listener in self._listeners:
             await listener.stop()
+        await self._directory.stop()
         self._server_socket.close()
         self._admin_socket.close()
         await asyncio.to_thread(self.cluster.shutdown)
@@ -197,14 +209,17 @@ class Service:
     def reload(self, config: Config) -> list[str]:
         """Keys, budgets, weights, zones and scheduling as they are written now; running requests go on as admitted.
 
-        Returns the sections that changed too and need a restart. Raises: ConfigError; nothing changes then.
+        Where the API owns tenants, keys and budgets, what the file says of them is ignored. Returns the sections that
+        changed too and need a restart. Raises: ConfigError; nothing changes then.
         """
-        rules = rules_of(config)
-        if not config.generate_keys:  # those that were made live as long as this process
-            self._keys.reload(tenant_keys(config.tenants, generate=False)[0])
-        self.dispatcher.reload(rules)
+        self._directory.reload(config)
         before, self._config = self._config, config
         return [name for name in RESTART_SECTIONS if getattr(before, name) != getattr(config, name)]
+
+    @property
+    def directory_owner(self) -> Owner:
+        """Who says which tenants there are; only a restart can change it."""
+        return self._directory.owner
 
     def snapshot(self) -> Snapshot:
         """Everything at this moment."""

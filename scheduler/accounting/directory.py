@@ -20,16 +20,14 @@ from msgspec.structs import replace
 from scheduler.accounting import changes
 from scheduler.accounting.changes import Change, OwnerSet
 from scheduler.accounting.directory_values import (
-    ADMIN_KEY_PREFIX,
-    KEY_PREFIX,
+    ADMIN_ID_PREFIX,
+    KEY_ID_PREFIX,
     MAX_ADMIN_KEYS,
     MAX_KEYS,
     MAX_KEYS_PER_TENANT,
     MAX_PROJECTS_PER_TENANT,
     MAX_TENANTS,
     AdminKey,
-    ChangeRefused,
-    Refusal,
     Secret,
     Tenant,
     TenantKey,
@@ -42,8 +40,12 @@ from scheduler.accounting.directory_values import (
     check_secret,
     check_sha256,
     check_tenant_terms,
+    conflict,
     fingerprint_of,
+    full,
+    invalid,
     rotated,
+    unknown,
 )
 
 MAX_KNOWN_CHANGES = 65_536
@@ -135,9 +137,9 @@ class Directory:
     def _create_tenant(self, deed: changes.TenantCreated, at_us: int) -> _Edits:
         check_name(deed.name, "name")
         if deed.name in self.tenants:
-            raise _conflict("duplicate_name", "name", "there is such a tenant", "names of closed ones stay taken too")
+            raise conflict("duplicate_name", "name", "there is such a tenant", "names of closed ones stay taken too")
         if len(self.tenants) >= MAX_TENANTS:
-            raise _full("name", f"there are {MAX_TENANTS} tenants, the most that are kept")
+            raise full("name", f"there are {MAX_TENANTS} tenants, the most that are kept")
         check_tenant_terms(deed.terms)
         check_budgets(deed.budgets)
         check_budgets(deed.task_budgets, "task_budgets")
@@ -154,7 +156,7 @@ class Directory:
         tenant = self._tenant(deed.name, "name", may_be_closed=True)
         check_tenant_terms(deed.terms)
         if deed.terms.project != changes.DEFAULT_PROJECT and not tenant.has_project(deed.terms.project):
-            raise _unknown("project", "project", "create it first")
+            raise unknown("project", "project", "create it first")
         return _Edits(tenants=[replace(tenant, terms=deed.terms)])
 
     def _close_tenant(self, deed: changes.TenantClosed, at_us: int) -> _Edits:
@@ -168,21 +170,21 @@ class Directory:
         tenant = self._tenant(deed.tenant, "tenant")
         check_name(deed.name, "name")
         if deed.name in tenant.projects:
-            raise _conflict("duplicate_name", "name", "there is such a project", "set its budgets instead")
+            raise conflict("duplicate_name", "name", "there is such a project", "set its budgets instead")
         if len(tenant.projects) >= MAX_PROJECTS_PER_TENANT:
-            raise _full("name", f"a tenant has at most {MAX_PROJECTS_PER_TENANT} projects")
+            raise full("name", f"a tenant has at most {MAX_PROJECTS_PER_TENANT} projects")
         check_budgets(deed.budgets)
         return _Edits(tenants=[replace(tenant, projects={**tenant.projects, deed.name: deed.budgets})])
 
     def _remove_project(self, deed: changes.ProjectRemoved, at_us: int) -> _Edits:
         tenant = self._tenant(deed.tenant, "tenant", may_be_closed=True)
         if deed.name not in tenant.projects:
-            raise _unknown("project", "name")
+            raise unknown("project", "name")
         users = [key for key in self.keys_of(tenant.name) if key.project == deed.name and not key.is_dead(at_us)]
         if users:
-            raise _conflict("in_use", "name", f"{len(users)} keys name it", f"move or revoke {users[0].key_id} first")
+            raise conflict("in_use", "name", f"{len(users)} keys name it", f"move or revoke {users[0].key_id} first")
         if deed.name == tenant.terms.project and deed.name != changes.DEFAULT_PROJECT:
-            raise _conflict("in_use", "name", "it is its tenant's own project", "give the tenant another one first")
+            raise conflict("in_use", "name", "it is its tenant's own project", "give the tenant another one first")
         left = {name: budgets for name, budgets in tenant.projects.items() if name != deed.name}
         return _Edits(tenants=[replace(tenant, projects=left)])
 
@@ -197,17 +199,17 @@ class Directory:
         if deed.level == "task":
             return _Edits(tenants=[replace(tenant, task_budgets=deed.budgets)])
         if deed.level != "project":
-            raise ChangeRefused(Refusal.INVALID, "invalid_value", "level", "must be tenant, project, key or task")
+            raise invalid("level", "must be tenant, project, key or task")
         if not tenant.has_project(project):
-            raise _unknown("project", "name", "it is written TENANT/PROJECT")
+            raise unknown("project", "name", "it is written TENANT/PROJECT")
         return _Edits(tenants=[replace(tenant, projects={**tenant.projects, project: deed.budgets})])
 
     def _create_key(self, deed: changes.KeyCreated, at_us: int) -> _Edits:
         tenant = self._tenant(deed.tenant, "tenant")
-        check_secret(deed.key_id, deed.sha256, prefix=KEY_PREFIX)
+        check_secret(deed.key_id, deed.sha256, prefix=KEY_ID_PREFIX)
         self._check_unused(deed.sha256)
         if deed.project is not None and not tenant.has_project(deed.project):
-            raise _unknown("project", "project", "create it first")
+            raise unknown("project", "project", "create it first")
         check_key_terms(deed.terms, tenant.terms)
         check_end(deed.terms.expires_us, at_us=at_us)
         check_budgets(deed.budgets)
@@ -237,21 +239,21 @@ class Directory:
     def _revoke_key(self, deed: changes.KeyRevoked, at_us: int) -> _Edits:
         key = self.keys.get(deed.key_id)
         if key is None:
-            raise _unknown("key", "key_id")
+            raise unknown("key", "key_id")
         return _Edits() if key.revoked_us is not None else _Edits(keys=[replace(key, revoked_us=at_us)])
 
     def _move_key(self, deed: changes.KeyMoved, at_us: int) -> _Edits:
         key = self._key(deed.key_id, at_us)
         tenant = self._tenant(deed.tenant, "tenant")
         if deed.project is not None and not tenant.has_project(deed.project):
-            raise _unknown("project", "project", "create it first")
+            raise unknown("project", "project", "create it first")
         check_key_terms(key.terms, tenant.terms)
         is_elsewhere = key.tenant != tenant.name
         forgotten = self._room_for_key(tenant.name, key.key_id, at_us) if is_elsewhere else []
         return _Edits(keys=[replace(key, tenant=tenant.name, project=deed.project)], forgotten=forgotten)
 
     def _create_admin_key(self, deed: changes.AdminKeyCreated, at_us: int) -> _Edits:
-        check_secret(deed.key_id, deed.sha256, prefix=ADMIN_KEY_PREFIX)
+        check_secret(deed.key_id, deed.sha256, prefix=ADMIN_ID_PREFIX)
         self._check_unused(deed.sha256)
         check_label(deed.label)
         check_end(deed.expires_us, at_us=at_us)
@@ -259,7 +261,7 @@ class Directory:
         if len(self.admin_keys) >= MAX_ADMIN_KEYS:
             dead = next((key_id for key_id, key in self.admin_keys.items() if key.is_dead(at_us)), None)
             if dead is None:
-                raise _full("key_id", f"there are {MAX_ADMIN_KEYS} admin keys, the most that are kept")
+                raise full("key_id", f"there are {MAX_ADMIN_KEYS} admin keys, the most that are kept")
             forgotten = [dead]
         key = AdminKey(
             key_id=deed.key_id,
@@ -274,7 +276,7 @@ class Directory:
     def _rotate_admin_key(self, deed: changes.AdminKeyRotated, at_us: int) -> _Edits:
         key = self._admin_key(deed.key_id)
         if key.is_dead(at_us):
-            raise _conflict("key_ended", "key_id", "it is revoked or expired", "create another one")
+            raise conflict("key_ended", "key_id", "it is revoked or expired", "create another one")
         secrets = self._rotated(key.secrets, deed.sha256, deed.overlap_s, at_us)
         return _Edits(admin_keys=[replace(key, secrets=secrets)])
 
@@ -287,25 +289,25 @@ class Directory:
     def _tenant(self, name: str, field: str, *, may_be_closed: bool = False) -> Tenant:
         tenant = self.tenants.get(name)
         if tenant is None:
-            raise _unknown("tenant", field)
+            raise unknown("tenant", field)
         if tenant.closed_us is not None and not may_be_closed:
-            raise _conflict("tenant_closed", field, "this tenant is closed", "reopen it first")
+            raise conflict("tenant_closed", field, "this tenant is closed", "reopen it first")
         return tenant
 
     def _key(self, key_id: str, at_us: int, *, field: str = "key_id") -> TenantKey:
         """One that is not at its end, of a tenant that is not closed."""
         key = self.keys.get(key_id)
         if key is None:
-            raise _unknown("key", field)
+            raise unknown("key", field)
         if key.is_dead(at_us):
-            raise _conflict("key_ended", field, "it is revoked or expired", "create another one")
+            raise conflict("key_ended", field, "it is revoked or expired", "create another one")
         self._tenant(key.tenant, field)
         return key
 
     def _admin_key(self, key_id: str) -> AdminKey:
         key = self.admin_keys.get(key_id)
         if key is None:
-            raise _unknown("key", "key_id")
+            raise unknown("key", "key_id")
         return key
 
     def _rotated(self, secrets: tuple[Secret, ...], sha256: str, overlap_s: int, at_us: int) -> tuple[Secret, ...]:
@@ -317,11 +319,11 @@ class Directory:
     def _check_unused(self, sha256: str) -> None:
         """The first digits of a secret name one key and lead to one; only a revoked key gives them up."""
         fingerprint = fingerprint_of(sha256)
-        named = (self._key_of.get(fingerprint, ""), KEY_PREFIX + fingerprint, ADMIN_KEY_PREFIX + fingerprint)
+        named = (self._key_of.get(fingerprint, ""), KEY_ID_PREFIX + fingerprint, ADMIN_ID_PREFIX + fingerprint)
         for key_id in named:
             key = self.keys.get(key_id) or self.admin_keys.get(key_id)
             if key is not None and key.revoked_us is None:
-                raise _conflict("duplicate_key", "sha256", f"it begins like a secret of {key_id}", "make another key")
+                raise conflict("duplicate_key", "sha256", f"it begins like a secret of {key_id}", "make another key")
 
     def _room_for_key(self, tenant: str, key_id: str, at_us: int) -> list[str]:
         """Dead keys of the tenant that are forgotten for one more."""
@@ -330,7 +332,7 @@ class Directory:
             return []
         dead = next((each for each in own if self.keys[each].is_dead(at_us)), None)
         if dead is None:
-            raise _full("tenant", f"at most {MAX_KEYS_PER_TENANT} keys of a tenant and {MAX_KEYS} of all are kept")
+            raise full("tenant", f"at most {MAX_KEYS_PER_TENANT} keys of a tenant and {MAX_KEYS} of all are kept")
         return [dead]
 
     # -- edits move the tables; nothing here can fail
@@ -388,15 +390,3 @@ _MAKERS: dict[type, Callable[[Directory, Any, int], _Edits]] = {
     changes.AdminKeyRotated: Directory._rotate_admin_key,
     changes.AdminKeyRevoked: Directory._revoke_admin_key,
 }
-
-
-def _unknown(what: str, field: str, remedy: str = "") -> ChangeRefused:
-    return ChangeRefused(Refusal.UNKNOWN, f"unknown_{what}", field, f"there is no such {what}", remedy)
-
-
-def _conflict(code: str, field: str, message: str, remedy: str) -> ChangeRefused:
-    return ChangeRefused(Refusal.CONFLICT, code, field, message, remedy)
-
-
-def _full(field: str, message: str) -> ChangeRefused:
-    return _conflict("limit_reached", field, message, "close, revoke or remove what is not used")

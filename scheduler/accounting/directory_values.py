@@ -34,7 +34,7 @@ MIN_WEIGHT_MICRO, MAX_WEIGHT_MICRO = 1_000, 1_000 * WEIGHT_PARTS
 
 TIERS = ("priority", "default", "flex")
 DATA_CLASSES = ("general", "important", "core")
-KEY_PREFIX, ADMIN_KEY_PREFIX = "key-", "adm-"
+KEY_ID_PREFIX, ADMIN_ID_PREFIX = "key-", "adm-"
 FINGERPRINT_CHARS = 10
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -259,3 +259,18 @@ def beyond(field: str, message: str) -> ChangeRefused:
     """A key would get more than its tenant."""
     remedy = "a key may only be narrower; change its tenant first"
     return ChangeRefused(Refusal.INVALID, "beyond_tenant", field, message, remedy)
+
+
+def unknown(what: str, field: str, remedy: str = "") -> ChangeRefused:
+    """It speaks of something that is not there."""
+    return ChangeRefused(Refusal.UNKNOWN, f"unknown_{what}", field, f"there is no such {what}", remedy)
+
+
+def conflict(code: str, field: str, message: str, remedy: str) -> ChangeRefused:
+    """It cannot be done as things stand."""
+    return ChangeRefused(Refusal.CONFLICT, code, field, message, remedy)
+
+
+def full(field: str, message: str) -> ChangeRefused:
+    """A bound is reached."""
+    return conflict("limit_reached", field, message, "close, revoke or remove what is not used")
