@@ -5,10 +5,11 @@ Used by tests of the admin routes (``from tests.directory_office import Office``
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from scheduler.accounting.change_log import ChangeLog, MemoryChangeLog
-from scheduler.accounting.changes import AdminKeyRevoked, KeyRevoked, Role
+from scheduler.accounting.changes import AdminKeyRevoked, Change, KeyRevoked, Role
 from scheduler.accounting.directory import Directory
 from scheduler.api.access import AdminCaller, Caller, Hosts, Keys
 from scheduler.api.admin import AdminApp
@@ -58,6 +59,30 @@ def directory_of_everybody() -> Directory:
         admin_key("secret-expired", Role.ADMIN, expires_us=NOW_US + 100 * SECOND_US),
     ]
     return Directory.of(changed(*deeds))
+
+
+class Ledger(MemoryChangeLog):
+    """A log that commits when it is let, fails when it is told, and says in which order things happened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+        self.may_commit = asyncio.Event()
+        self.may_commit.set()
+        self.error: Exception | None = None
+        self.append_error: Exception | None = None
+
+    def append(self, change: Change) -> None:
+        if self.append_error is not None:
+            raise self.append_error
+        self.events.append(change.what)
+        super().append(change)
+
+    async def commit(self) -> None:
+        await self.may_commit.wait()
+        if self.error is not None:
+            raise self.error
+        self.events.append("commit")
 
 
 class Office:
