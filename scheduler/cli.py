@@ -1,4 +1,4 @@
-"""The command line: `jouleway serve | submit | explain | top | workers | demo | down | doctor | bench`.
+"""The command line: `jouleway serve | submit | explain | top | workers | tenants | keys | budgets | audit | demo | …`.
 
 Called by the shell. A command's file is imported when that command runs, so that `--help` answers at once and never
 loads Ray, an engine or numpy. It must never decide anything: arguments in, exit code out.
@@ -16,6 +16,7 @@ import typer
 
 from scheduler.bench.command import EPILOG as BENCH_EPILOG
 from scheduler.bench.command import bench
+from scheduler.commands.directory_command import admin_keys, audit, budgets, keys, tenants
 from scheduler.commands.exits import EXIT_CODES_HELP, CommandError, ExitCode
 
 app = typer.Typer(
@@ -235,6 +236,9 @@ def doctor(config: ConfigOption = None, as_json: JsonFlag = False) -> None:
 
 
 app.command(epilog=BENCH_EPILOG)(bench)
+for group in (tenants, keys, admin_keys, budgets):
+    app.add_typer(group)
+app.command(epilog=EXIT_CODES_HELP)(audit)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
