@@ -81,12 +81,28 @@ def key_of(file_key: FileKey) -> Key[Caller]:
 
 def directory_keys(directory: Directory) -> list[Key[Caller]]:
     """Every secret of every key that may open something, now or until its end."""
-    keys: list[Key[Caller]] = []
-    for key in directory.keys.values():
-        tenant = directory.tenants[key.tenant]
-        if key.revoked_us is None and tenant.closed_us is None:
-            keys += [_directory_key(tenant, key, secret) for secret in key.secrets]
-    return keys
+    return DirectoryKeys().of(directory)
+
+
+class DirectoryKeys:
+    """The same again and again: only what changed since the last time is made anew."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Tenant, TenantKey, list[Key[Caller]]]] = {}
+
+    def of(self, directory: Directory) -> list[Key[Caller]]:
+        """Entries of a directory never change, they are replaced: the same one makes the same callers."""
+        made: dict[str, tuple[Tenant, TenantKey, list[Key[Caller]]]] = {}
+        for key in directory.keys.values():
+            tenant = directory.tenants[key.tenant]
+            if key.revoked_us is not None or tenant.closed_us is not None:
+                continue
+            before = self._made.get(key.key_id)
+            if before is None or before[0] is not tenant or before[1] is not key:
+                before = (tenant, key, [_directory_key(tenant, key, secret) for secret in key.secrets])
+            made[key.key_id] = before
+        self._made = made
+        return [each for _, _, of_key in made.values() for each in of_key]
 
 
 def _directory_key(tenant: Tenant, key: TenantKey, secret: Secret) -> Key[Caller]:

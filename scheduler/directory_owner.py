@@ -22,7 +22,7 @@ from scheduler.config import Config
 from scheduler.config_errors import ConfigError
 from scheduler.config_tenants import misplaced, zone_classes
 from scheduler.core.rules import Rules
-from scheduler.credentials import FileKey, admin_keys, directory_keys, file_keys, key_of
+from scheduler.credentials import DirectoryKeys, FileKey, admin_keys, file_keys, key_of
 from scheduler.directory_file import deeds_of_file, file_sha256
 from scheduler.policies import rules_of, with_directory
 from scheduler.tenancy import NotCommitted, Tenancy, ZoneProblem
@@ -41,6 +41,7 @@ class DirectoryOwner:
         self._on_rules: Callable[[Rules], None] = lambda rules: None
         self._committing: asyncio.Task[None] | None = None
         self._file_keys: list[FileKey] = []
+        self._directory_keys = DirectoryKeys()
         self.generated: dict[str, str] = {}
         self.keys: Keys[Caller] = Keys([])
         self.admin_keys: Keys[AdminCaller] = Keys([])
@@ -58,6 +59,8 @@ class DirectoryOwner:
         else:
             self._say_ignored(config)
         self._set_owner(config)
+        owner = f"the file {config.source}" if self.owner is Owner.FILE else "the API"
+        logger.info("tenants, keys and budgets are owned by %s (directory: %s)", owner, self.owner)
         self.rules = self._rules_of(config)
         self._publish_keys()
 
@@ -92,17 +95,18 @@ class DirectoryOwner:
     # -- inside
 
     def _publish(self) -> None:
-        """The directory changed by the API."""
-        self.rules = self._rules_of(self._config)
+        """The directory changed by the API; what a change leaves as it was costs the core nothing."""
+        before, self.rules = self.rules, self._rules_of(self._config)
         self._publish_keys()
-        self._on_rules(self.rules)
+        if self.rules != before:
+            self._on_rules(self.rules)
 
     def _publish_keys(self) -> None:
         directory = self.tenancy.directory
         if self.owner is Owner.FILE:
             self.keys.reload(key_of(each) for each in self._file_keys)
         else:
-            self.keys.reload(directory_keys(directory))
+            self.keys.reload(self._directory_keys.of(directory))
         self.admin_keys.reload(admin_keys(directory, self._house_key))
 
     def _rules_of(self, config: Config) -> Rules:

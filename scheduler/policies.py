@@ -72,9 +72,9 @@ def with_directory(rules: Rules, directory: Directory) -> Rules:
         budgets[Level("tenant", tenant.name)] = tenant.budgets
         for name, of_project in tenant.projects.items():
             budgets[Level("project", f"{tenant.name}/{name}")] = of_project
-        for key in directory.keys_of(tenant.name):
-            if key.revoked_us is None:
-                budgets[Level("key", key.key_id)] = key.budgets
+    for key in directory.keys.values():
+        if key.budgets and key.revoked_us is None:
+            budgets[Level("key", key.key_id)] = key.budgets
     return replace(
         rules,
         budgets={level: tuple(term.budget for term in terms) for level, terms in budgets.items() if terms},

@@ -14,7 +14,7 @@ from scheduler.commands import output
 from scheduler.commands.exits import EXIT_CODES_HELP, CommandError, ExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("serve", "demo", "submit", "explain", "top", "workers", "down", "doctor", "bench")
+COMMANDS = ("serve", "demo", "submit", "explain", "top", "workers", "audit", "down", "doctor", "bench")
 HEAVY = {"ray", "vllm", "torch", "numpy", "cryptography", "sqlalchemy", "uvicorn", "starlette", "prometheus_client"}
 MAX_IMPORT_S = 0.3
 
@@ -174,7 +174,7 @@ def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_secrets_are_never_taken_as_flags_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
     """A flag is seen by everyone who lists processes; keys come from the environment."""
-    for command in ("serve", "demo", "submit", "explain", "top", "workers", "down", "doctor"):
+    for command in ("serve", "demo", "submit", "explain", "top", "workers", "audit", "down", "doctor"):
         assert run_inside(command, "--help") == ExitCode.OK
         text = capsys.readouterr().out
         assert "--help" in text

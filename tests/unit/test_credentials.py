@@ -13,6 +13,7 @@ from scheduler.config_errors import ConfigError
 from scheduler.config_tenants import KeyConfig, TenantConfig
 from scheduler.core.request import Band, DataClass
 from scheduler.credentials import (
+    DirectoryKeys,
     admin_keys,
     directory_keys,
     file_keys,
@@ -23,7 +24,7 @@ from scheduler.credentials import (
     read_key,
     tenant_keys,
 )
-from tests.directory_words import NOW_US, SECOND_US, TWO_TENANTS, admin_key, directory_of, key_id, sha256
+from tests.directory_words import NOW_US, SECOND_US, TWO_TENANTS, admin_key, changed, directory_of, key_id, sha256
 from tests.directory_words import key as key_created
 
 KEY = "jw-0123456789abcdef-CANARY"
@@ -214,6 +215,28 @@ def test_a_caller_is_the_narrower_of_tenant_and_key() -> None:
     assert (Band.PRIORITY, DataClass.GENERAL, None, None) == (
         free.best_band, free.data_class, free.zones, free.expires_unix_s,
     )  # fmt: skip
+
+
+def test_only_what_changed_is_made_anew() -> None:
+    """With many keys a change must not hold up those who are served."""
+    directory, keys = directory_of(TWO_TENANTS), DirectoryKeys()
+    first = {key.caller.key_id: key for key in keys.of(directory)}
+    for number, deed in enumerate(
+        (
+            changes.KeyRotated(key_id=key_id("secret-a"), sha256=sha256("newer"), overlap_s=0),
+            changes.TenantChanged(name="other", terms=changes.TenantTerms(max_tier="flex")),
+            key_created("third", "acme"),
+            changes.KeyRevoked(key_id=key_id("secret-a")),
+        )
+    ):
+        directory.apply(changed(deed, first=50 + number)[0])
+        told = keys.of(directory)
+        assert directory_keys(directory) == told
+    second = {key.caller.key_id: key for key in told}
+    third = key_id("third")
+    assert {key_id("secret-b"), third} == second.keys()
+    assert second[key_id("secret-b")] != first[key_id("secret-b")]
+    assert second[third] is keys.of(directory)[-1]
 
 
 def test_keys_of_closed_tenants_open_nothing() -> None:

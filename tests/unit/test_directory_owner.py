@@ -130,7 +130,9 @@ async def test_a_changed_directory_is_callers_and_rules_at_once(tmp_path: Path) 
     assert (77, {"m": {"hall"}}) == (limits(said[-1])["tenant acme"], said[-1].model_zones)
     await owner.tenancy.change(tenant("new", weight_micro=3_000_000), who=WHO, change_id="chg-b")
     assert {"acme": 1.0, "new": 3.0} == said[-1].weights
+    num_said = len(said)
     await owner.tenancy.change(admin_key("reader"), who=WHO, change_id="chg-c")
+    assert num_said == len(said)  # no rule changed
     assert Role.READ is owner.admin_keys.caller([b"Bearer reader"]).role
 
 
