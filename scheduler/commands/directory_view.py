@@ -65,7 +65,7 @@ def admin_key_row(key: Told) -> tuple[str, ...]:
 
 def budget_rows(level: Told) -> list[tuple[str, ...]]:
     """A line for each budget of a level."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for budget in level["budgets"]:
         per = budget.get("per", NONE)
         word, amount = next((name, value) for name, value in budget.items() if name != "per")
