@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from scheduler.config_errors import ConfigError, problems_of
@@ -73,10 +73,18 @@ class Config(BaseSettings):
     """Here, or the path of a file that holds this section."""
     workers: Annotated[tuple[WorkerConfig, ...], Field(min_length=1)]
     tenants: Annotated[tuple[TenantConfig, ...], Field(min_length=1)]
+    directory: Literal["file", "api"] = "file"
+    """Who owns tenants, projects, keys and budgets: this file, or the admin API, which starts from this file once."""
     state_dir: Path = Field(default_factory=lambda: _default_state_dir())
     """Admin key, ledger and its signing key."""
     generate_keys: bool = False
     """Tenants without a key get one that lives as long as the process; for demos, on loopback only."""
+    _source: str = PrivateAttr(default="the configuration")
+
+    @property
+    def source(self) -> str:
+        """The file that it was read from."""
+        return self._source
 
     @property
     def admin_key_path(self) -> Path:
@@ -122,7 +130,9 @@ class Config(BaseSettings):
         if words := problem_of(self.zones, [worker.zone for worker in self.workers], self.tenants):
             raise ValueError(words)
         keyless = [index for index, tenant in enumerate(self.tenants) if not tenant.keys]
-        if keyless and not self.generate_keys:
+        if self.directory == "api" and self.generate_keys:
+            raise ValueError("generate_keys: keys are made by the API where directory is api; leave it out")
+        if keyless and not self.generate_keys and self.directory == "file":
             raise ValueError(f"tenants[{keyless[0]}].keys: empty; give a key, or generate_keys: true on loopback")
         if self.generate_keys and not self.server.is_loopback:
             raise ValueError(f"generate_keys: host {self.server.host} is beyond loopback, where keys must be given")
@@ -190,7 +200,9 @@ def load_config(path: Path | str) -> Config:
     if isinstance(raw.get("prices"), str):
         raw["prices"] = _read_prices(path.resolve().parent / Path(raw["prices"]).expanduser())
     try:
-        return _with_paths(Config(**raw), path.resolve().parent)
+        config = _with_paths(Config(**raw), path.resolve().parent)
+        config._source = str(path)
+        return config
     except ValidationError as error:
         raise ConfigError(str(path), problems_of(error, Config, os.environ)) from None
     except RuntimeError:

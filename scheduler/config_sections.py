@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from scheduler.accounting.budget_terms import NANO_PLACES, ledger_amount
+
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """Lower case, so that two names never differ by case alone; no brackets, which the house's own accounts use."""
@@ -23,10 +25,6 @@ DATA_CLASSES = ("general", "important", "core")
 
 NUMBERS = (int, float, Decimal, int | None, float | None, Decimal | None)
 
-MAX_AMOUNT = 2**63 - 1
-"""Of the ledger's integers."""
-NANO_PLACES = 9
-"""Decimal places of money in the ledger."""
 PPM_PLACES = 6
 """Decimal places of ratios that money is multiplied by."""
 MAX_PRICE = Decimal(1_000_000)
@@ -38,22 +36,6 @@ MAX_MARGIN = Decimal(100)
 def rank(data_class: str) -> int:
     """0 for what needs least."""
     return DATA_CLASSES.index(data_class)
-
-
-def ledger_amount(value: Decimal, places: int) -> int:
-    """The ledger's integer of an amount. Raises: ValueError where it is negative, too large or finer than that."""
-    if value < 0:
-        raise ValueError("must be 0 or more")
-    if value > Decimal(MAX_AMOUNT).scaleb(-places):
-        raise ValueError(f"must be at most {Decimal(MAX_AMOUNT).scaleb(-places):f}; leave it out for no limit")
-    scaled = value.scaleb(places)
-    if scaled != scaled.to_integral_value():
-        raise ValueError(
-            f"must have at most {places} decimal places: finer amounts are not counted"
-            if places
-            else "must be a whole number"
-        )
-    return int(scaled)
 
 
 class Section(BaseModel):

@@ -10,15 +10,18 @@ import logging
 import time
 from collections.abc import Callable
 
+from scheduler.accounting.change_rows import LedgerChangeLog
+from scheduler.accounting.changes import Owner
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.prices import NO_PRICES, NoPrice, PriceBook
 from scheduler.accounting.receipts import Receipt, make_receipt
 from scheduler.accounting.recovery import recover
 from scheduler.accounting.rows import Prices
 from scheduler.accounting.usage_log import LedgerOutcomes, LedgerUsage
-from scheduler.api.access import Hosts, Keys, digest_of
+from scheduler.api.access import Hosts
 from scheduler.api.admin import AdminApp
 from scheduler.api.app import RelayApp
+from scheduler.api.directory import directory_routes
 from scheduler.api.limits import RelayLimits, ServedModel
 from scheduler.api.outcomes import OutcomeDesk
 from scheduler.api.usage import UsageDesk
@@ -27,13 +30,14 @@ from scheduler.core.admission import Limits
 from scheduler.core.queue import QueueLimits
 from scheduler.core.request import Band, Rates
 from scheduler.core.scheduler import Scheduler
-from scheduler.credentials import kept_key, tenant_keys
+from scheduler.credentials import house_key_id, kept_key
+from scheduler.directory_owner import DirectoryOwner
 from scheduler.dispatcher import Dispatcher
 from scheduler.fleet import RESTART_DELAYS_S, Fleet
 from scheduler.ledger_files import open_ledger, open_spool
 from scheduler.listeners import Listener, Tls, bind
 from scheduler.metrics import Metrics
-from scheduler.policies import prices_of, rules_of, slo_of, zone_names
+from scheduler.policies import prices_of, slo_of, zone_names
 from scheduler.snapshot import Snapshot, WorkerSnapshot
 from scheduler.statement import STATEMENT, software_version
 from workers.errors import WorkerError
@@ -57,6 +61,7 @@ RESTART_SECTIONS = (
     "workers",
     "state_dir",
     "generate_keys",
+    "directory",
 )
 """What is read at the start only."""
 
@@ -65,53 +70,34 @@ class Service:
     """One control plane. ``start``, optionally ``wait_ready``, then ``stop`` on every way out, also after a failure."""
 
     def __init__(self, config: Config) -> None:
-        """Binds both ports, reads the keys and opens the ledger, so that mistakes show before Ray starts.
+        """Binds both ports, opens the ledger and reads the keys, so that mistakes show before Ray starts.
 
         Raises: PortTaken, OSError, ConfigError, LedgerError.
         """
         self._config = config
-        keys, self.generated_keys = tenant_keys(config.tenants, generate=config.generate_keys)
         self.admin_key, was_made = kept_key(config.admin_key_path, where="admin.key_file")
         if was_made:
             logger.info("the admin key was made: %s", config.admin_key_path)
         # Kept, so that prefix caches of engines that outlive us stay warm, and each tenant's its own.
         self._cache_salt_key, _ = kept_key(config.state_dir / "cache-salt.key", where="state_dir")
-        self._keys = Keys(keys)
         self._book = NO_PRICES
         self._noted_prices: set[str] = set()
+        self._relay: RelayApp | None = None
         self._server_socket = bind("server", config.server.host, config.server.port)
         try:
             self._admin_socket = bind("admin", config.admin.host, config.admin.port)
         except BaseException:
             self._server_socket.close()
             raise
-        self.cluster = RayCluster(
-            address=config.ray.address, namespace=config.ray.namespace, num_cpus=config.ray.num_cpus
-        )
-        limits = config.limits
-        self._core = Scheduler(
-            models=config.models,
-            limits=Limits(
-                queue=QueueLimits(max_requests=limits.max_queued_requests, max_bytes=limits.max_queued_bytes),
-                max_wait_s=limits.request_timeout_s,
-            ),
-            rules=rules_of(config),
-        )
         try:
             self.ledger = open_ledger(config)
-            self.spool = open_spool(config, self.ledger)
+            self._open_books(config)
         except BaseException:
             self._close_sockets()
             raise
-        self.settlement, self.recovered = recover(
-            self.ledger,
-            self._core,
-            store=self.spool,
-            statement=STATEMENT,
-            version=software_version(),
-            now_s=time.monotonic(),
+        self.cluster = RayCluster(
+            address=config.ray.address, namespace=config.ray.namespace, num_cpus=config.ray.num_cpus
         )
-        self.settlement.carbon_ug_per_mj = self._core.rules.carbon_ug_per_mj
         self.dispatcher = Dispatcher(
             scheduler=self._core, settlement=self.settlement, on_worker_down=self._on_worker_down
         )
@@ -128,6 +114,36 @@ class Service:
         self.url = ""
         self.admin_url = ""
 
+    def _open_books(self, config: Config) -> None:
+        """Tenants, core and settlement as the ledger has them. Raises: ConfigError, LedgerError."""
+        try:
+            log = LedgerChangeLog(self.ledger)
+            self._directory = DirectoryOwner(config, house_key=self.admin_key, log=log, logged=log.changes())
+            self.generated_keys = self._directory.generated
+            limits = config.limits
+            self._core = Scheduler(
+                models=config.models,
+                limits=Limits(
+                    queue=QueueLimits(max_requests=limits.max_queued_requests, max_bytes=limits.max_queued_bytes),
+                    max_wait_s=limits.request_timeout_s,
+                ),
+                rules=self._directory.rules,
+            )
+            self.spool = open_spool(config, self.ledger)
+            self.settlement, self.recovered = recover(
+                self.ledger,
+                self._core,
+                store=self.spool,
+                statement=STATEMENT,
+                version=software_version(),
+                now_s=time.monotonic(),
+            )
+        except BaseException:
+            self.ledger.close()
+            raise
+        log.attach(self.settlement)
+        self.settlement.carbon_ug_per_mj = self._core.rules.carbon_ug_per_mj
+
     # -- start and stop
 
     async def start(self, *, progress: Callable[[str], None] = lambda text: None) -> None:
@@ -140,6 +156,8 @@ class Service:
         await asyncio.to_thread(self.cluster.connect)
         await self.settlement.commit()  # who opened the ledger, and what was voided, before anything new
         await self.dispatcher.start()
+        self._directory.start(self.dispatcher.reload)
+        await self._directory.commit()
         adopted, started = await self.fleet.start(adopt=self.cluster.is_standing)
         if adopted:
             progress(f"adopted {adopted} standing workers; no weights are loaded again")
@@ -158,7 +176,7 @@ class Service:
         usage = UsageDesk(source, prices=self._rates_now)
         relay = self._relay = RelayApp(
             dispatcher=self.dispatcher,
-            keys=self._keys,
+            keys=self._directory.keys,
             hosts=Hosts(config.server.allowed_hosts),
             models={
                 name: ServedModel(
@@ -184,12 +202,15 @@ class Service:
             prices=self._prices(config),
             usage=usage,
             outcomes=OutcomeDesk(LedgerOutcomes(self.ledger, self.settlement, source)),
+            denials=self._directory.tenancy,
         )
         admin = AdminApp(
             dispatcher=self.dispatcher,
-            admin_key_digest=digest_of(self.admin_key),
+            keys=self._directory.admin_keys,
             hosts=Hosts(),
             metrics=metrics,
+            routes=directory_routes(self._directory.tenancy, house_key_id=house_key_id(self.admin_key)),
+            denials=self._directory.tenancy,
             receipts=self._receipt,
             usage=usage,
         )
@@ -236,6 +257,7 @@ class Service:
         await self.dispatcher.stop(drain_s=drain_s, stop_workers=stop_workers)
         for listener in self._listeners:
             await listener.stop()
+        await self._directory.stop()
         self._close_sockets()
         await self._close_ledger()
         await asyncio.to_thread(self.cluster.shutdown)
@@ -243,13 +265,12 @@ class Service:
     def reload(self, config: Config) -> list[str]:
         """Keys, budgets, prices, weights, zones and scheduling as they are written; running requests go on as admitted.
 
-        Returns the sections that changed too and need a restart. Raises: ConfigError; nothing changes then.
+        Where the API owns tenants, keys and budgets, what the file says of them is ignored. Returns the sections that
+        changed too and need a restart. Raises: ConfigError; nothing changes then.
         """
-        rules, prices = rules_of(config), self._prices(config)
-        if not config.generate_keys:  # those that were made live as long as this process
-            self._keys.reload(tenant_keys(config.tenants, generate=False)[0])
-        self.dispatcher.reload(rules)
-        self.settlement.carbon_ug_per_mj = rules.carbon_ug_per_mj
+        prices = self._prices(config)
+        self._directory.reload(config)
+        self.settlement.carbon_ug_per_mj = self._directory.rules.carbon_ug_per_mj
         if self._relay is not None:
             self._relay.reload(prices)
         before, self._config = self._config, config
@@ -293,6 +314,11 @@ class Service:
         if self.spool is not None:
             self.spool.close()
         self.ledger.close()
+
+    @property
+    def directory_owner(self) -> Owner:
+        """Who says which tenants there are; only a restart can change it."""
+        return self._directory.owner
 
     def snapshot(self) -> Snapshot:
         """Everything at this moment."""

@@ -10,8 +10,9 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
+from scheduler.accounting.changes import Role
 from scheduler.accounting.settlement import Settlement
-from scheduler.api.access import Caller, Hosts, Key, Keys, digest_of, key_id_of
+from scheduler.api.access import AdminCaller, Caller, Hosts, Key, Keys, digest_of, key_id_of
 from scheduler.api.admin import AdminApp
 from scheduler.api.app import RelayApp
 from scheduler.api.limits import RelayLimits, ServedModel
@@ -96,7 +97,12 @@ class ControlPlane:
     links: list[LocalLink]
 
 
-def caller_keys() -> Keys:
+def admin_keys() -> Keys[AdminCaller]:
+    """``ADMIN_KEY``, which may everything."""
+    return Keys([Key(digest=digest_of(ADMIN_KEY), caller=AdminCaller(key_id="adm-tests", role=Role.ADMIN))])
+
+
+def caller_keys() -> Keys[Caller]:
     """The keys of ``KEYS``."""
     bands = {"alpha": Band.PRIORITY, "beta": Band.FLEX}
     return Keys(
@@ -152,7 +158,7 @@ async def control_plane(
             ),
             admin=AdminApp(
                 dispatcher=dispatcher,
-                admin_key_digest=digest_of(ADMIN_KEY),
+                keys=admin_keys(),
                 hosts=Hosts(),
                 metrics=metrics,
             ),

@@ -97,9 +97,15 @@ class Journal:
         """Returns when everything appended so far is durable. Raises: the store's error; all waits for the next try."""
         if self._store is None:
             return
+        # A caller that gives up must not leave a write behind that another one overtakes.
+        writing = asyncio.ensure_future(self._commit(self._store, with_state=with_state))
+        writing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(writing)
+
+    async def _commit(self, store: Store, *, with_state: bool) -> None:
         async with self._one_at_a_time:  # rows reach the store in their order
             if self._pending or with_state:
-                await self._write(self._store, with_state=with_state)
+                await self._write(store, with_state=with_state)
 
     async def _write(self, store: Store, *, with_state: bool) -> None:
         rows, self._pending = self._pending, []

@@ -114,6 +114,26 @@ class Reader:
         with self.reading() as connection:
             return [tuple(row) for row in connection.execute(ask)]  # type: ignore[misc]
 
+    def of_kind(self, kind: str) -> Iterator[tuple[int, str]]:
+        """(seq, text) of all rows of a kind that has an index (``change``), in order."""
+        after = -1
+        while True:
+            ask = sa.select(ROWS.c.seq, ROWS.c.body).where(_is_of(kind), ROWS.c.seq > after)
+            with self.reading() as connection:
+                found = connection.execute(ask.order_by(ROWS.c.seq).limit(READ_ROWS)).all()
+            yield from ((row.seq, row.body) for row in found if row.body is not None)
+            if len(found) < READ_ROWS:
+                return
+            after = found[-1].seq
+
+    def last_of_kind(self, kind: str, *, before: int | None, limit: int) -> list[tuple[int, str]]:
+        """The newest of them below a seq, the newest first."""
+        ask = sa.select(ROWS.c.seq, ROWS.c.body).where(_is_of(kind), ROWS.c.body.is_not(None))
+        if before is not None:
+            ask = ask.where(ROWS.c.seq < before)
+        with self.reading() as connection:
+            return [(row.seq, row.body) for row in connection.execute(ask.order_by(ROWS.c.seq.desc()).limit(limit))]
+
     def checkpoints(self) -> Iterator[tuple[int, str]]:
         """Kept ones (size, note), the smallest first."""
         after = -1
@@ -160,6 +180,11 @@ class Reader:
                 yield connection
         except SQLAlchemyError as error:
             raise LedgerError(f"{self._engine.url.render_as_string(hide_password=True)}: {_words(error)}") from None
+
+
+def _is_of(kind: str) -> Any:
+    """Written out, so that a partial index is found."""
+    return ROWS.c.kind == sa.literal_column(f"'{kind}'")
 
 
 class Ledger(Reader):

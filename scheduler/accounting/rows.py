@@ -290,10 +290,8 @@ class Changed(Row, tag="change", kw_only=True):
     """Who changed what about tenants, keys, budgets or rules, or was denied. Never a secret."""
 
     change_id: str
-    actor: str
-    action: str
-    target: str
-    detail: dict[str, Any] = {}
+    fields: dict[str, Any]
+    """As ``changes.Change.fields`` has them."""
 
     @property
     def row_id(self) -> str:

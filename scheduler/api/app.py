@@ -17,6 +17,7 @@ import msgspec
 
 from scheduler.accounting.prices import NO_PRICES, PriceBook
 from scheduler.api.access import Caller, Hosts, Keys
+from scheduler.api.denied import NotesDenied, note
 from scheduler.api.dialects import authorizations
 from scheduler.api.errors import ApiError
 from scheduler.api.exchange import JSON, NO_STORE, ClientGone, Exchange, Receive, Scope, Send
@@ -67,7 +68,7 @@ class RelayApp:
         self,
         *,
         dispatcher: Dispatches,
-        keys: Keys,
+        keys: Keys[Caller],
         hosts: Hosts,
         models: Mapping[str, ServedModel],
         limits: RelayLimits,
@@ -81,11 +82,14 @@ class RelayApp:
         prices: PriceBook = NO_PRICES,
         usage: UsageDesk | None = None,
         outcomes: OutcomeDesk | None = None,
+        denials: NotesDenied | None = None,
     ) -> None:
         """``cache_salt_key`` None: a new one, so that prefix caches are not shared with the process before. ``zones``:
         every configured one; None = any name may be one. ``receipts``, ``usage``, ``outcomes`` None: no such routes.
+        ``denials`` None: nobody keeps an audit log.
         """
         self._receipts = receipts
+        self._denials = denials
         self._dispatcher = dispatcher
         self._keys = keys
         self._hosts = hosts
@@ -137,6 +141,10 @@ class RelayApp:
             logger.log(level, "request %s: status %d, %s", exchange.request_id, error.status, error.code)
             with contextlib.suppress(OSError):  # nobody is left to read it
                 await exchange.fail(error)
+            values = authorizations(exchange.headers)
+            await note(
+                self._denials, exchange, error, listener="server", route=template_of(exchange.path), values=values
+            )
         except ClientGone:
             logger.info("request %s: the client left while its body was read", exchange.request_id)
         except Exception as error:
@@ -221,6 +229,13 @@ class RelayApp:
             is_ready = bool(snapshot.ready_models) and not snapshot.is_draining and not snapshot.ledger_problem
             self._ready = (now_s, is_ready)
         return self._ready[1]
+
+
+def template_of(path: str) -> str:
+    """What may be written down of a path: never what a client put behind it."""
+    if path in METHODS:
+        return path
+    return next((f"{prefix}…" for prefix in PREFIXES if path.startswith(prefix)), "(other)")
 
 
 def _model_body(model: ServedModel) -> bytes:

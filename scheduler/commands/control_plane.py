@@ -85,13 +85,20 @@ def root_of(url: str) -> str:
 
 
 async def send(
-    listener: Listener, path: str, *, payload: object = None, headers: Mapping[str, str] | None = None
+    listener: Listener,
+    path: str,
+    *,
+    payload: object = None,
+    headers: Mapping[str, str] | None = None,
+    method: str | None = None,
 ) -> Reply:
-    """One route, whatever its status; a payload makes it a POST. Raises: CommandError where nobody answers."""
+    """One route, whatever its status; ``method`` None: a payload makes it a POST. Raises: CommandError where nobody
+    answers.
+    """
     try:
         return await fetch(
             listener.url + path,
-            method="GET" if payload is None else "POST",
+            method=method or ("GET" if payload is None else "POST"),
             payload=payload,
             headers={"Authorization": f"Bearer {listener.key}", **(headers or {})},
             timeout_s=TIMEOUT_S,

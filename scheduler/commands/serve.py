@@ -15,6 +15,7 @@ from pathlib import Path
 
 import uvloop
 
+from scheduler.accounting.changes import Owner
 from scheduler.accounting.errors import LedgerBroken, LedgerError, LedgerInUse
 from scheduler.commands import configuration
 from scheduler.commands.exits import CommandError, ExitCode
@@ -107,7 +108,13 @@ def _reload(service: Service, config_path: Path, progress: Progress) -> None:
     except (CommandError, ConfigError) as error:
         progress(f"not reloaded, the old rules stay: {error}")
         return
-    progress("reloaded: keys, budgets, prices, weights, zones and scheduling are those of the file")
+    if service.directory_owner is Owner.FILE:
+        progress("reloaded: keys, budgets, prices, weights, zones and scheduling are those of the file")
+    else:
+        progress(
+            "reloaded: prices, zones and scheduling; tenants, keys and budgets are the API's, not the file's "
+            "(directory: api)"
+        )
     if needs_restart:
         progress(f"changes of {', '.join(needs_restart)} need a restart")
 

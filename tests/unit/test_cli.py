@@ -21,12 +21,17 @@ COMMANDS = (
     "explain",
     "top",
     "workers",
+    "audit",
     "down",
     "doctor",
     "bench",
     "usage",
     "models",
     "outcome",
+    "receipt",
+    "reconcile",
+    "rerate",
+    "trace",
 )
 HEAVY = {"ray", "vllm", "torch", "numpy", "cryptography", "sqlalchemy", "uvicorn", "starlette", "prometheus_client"}
 MAX_IMPORT_S = 0.3
@@ -204,6 +209,7 @@ def test_secrets_are_never_taken_as_flags_of_ours(capsys: pytest.CaptureFixture[
         "explain",
         "top",
         "workers",
+        "audit",
         "down",
         "doctor",
         "usage",

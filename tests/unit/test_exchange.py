@@ -51,6 +51,16 @@ async def refused(wire: Wire, *headers: tuple[str, str], **limits: Any) -> ApiEr
     return caught.value
 
 
+def test_query_and_source_are_those_of_the_scope() -> None:
+    """As far as a server knows them; an address is short."""
+    wire, fields = Wire(), {"method": "GET", "path": "/x", "headers": []}
+    plain = Exchange(dict(fields), wire.receive, wire.send, request_id="r")
+    assert (b"", "unknown") == (plain.query, plain.source)
+    full = {**fields, "query_string": b"a=1", "client": ("f" * 100, 7)}
+    asked = Exchange(full, wire.receive, wire.send, request_id="r")
+    assert (b"a=1", "f" * 64) == (asked.query, asked.source)
+
+
 def test_request_ids_are_long_random_and_plain() -> None:
     """26 base32 characters are 130 bits; engines and logs take them without quoting."""
     ids = {new_request_id() for _ in range(1000)}

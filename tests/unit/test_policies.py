@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from scheduler.accounting import changes
 from scheduler.api.access import digest_of, key_id_of
 from scheduler.config import Config, load_config
 from scheduler.config_errors import ConfigError
@@ -13,7 +14,8 @@ from scheduler.core.budget_windows import Window
 from scheduler.core.fairness import DEFAULT_WORK
 from scheduler.core.request import DEFAULT_SLO, FREE, Band, DataClass, Rates, Slo
 from scheduler.core.rules import Rules
-from scheduler.policies import budgets_of, prices_of, rules_of, slo_of, zone_names
+from scheduler.policies import budgets_of, prices_of, rules_of, slo_of, with_directory, zone_names
+from tests.directory_words import TWO_TENANTS, directory_of, key_id, tokens
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -123,3 +125,30 @@ def test_the_example_of_three_tenants_becomes_rules(monkeypatch: pytest.MonkeyPa
     rates = prices_of(config).rates("chat", Band.FLEX, 0.0)
     assert Rates(200_000_000, 50_000_000, 800_000_000, "EUR", version=rates.version) == rates
     assert rates.version.startswith("models/")
+
+
+def test_budgets_and_weights_of_the_directory(config: Config) -> None:
+    """Of every level, in place of the file's; the rest of the rules stays."""
+    one = (tokens(1),)
+    directory = directory_of(
+        [
+            *TWO_TENANTS,
+            changes.BudgetsSet(level="tenant", name="acme", budgets=one),
+            changes.BudgetsSet(level="task", name="other", budgets=one),
+            changes.BudgetsSet(level="key", name=key_id("secret-a"), budgets=one),
+            changes.BudgetsSet(level="key", name=key_id("secret-b"), budgets=one),
+            changes.KeyRevoked(key_id=key_id("secret-b")),
+            changes.TenantChanged(name="other", terms=changes.TenantTerms(weight_micro=2_500_000)),
+            changes.TenantClosed(name="acme"),
+        ]
+    )
+    before = rules_of(config)
+    rules = with_directory(before, directory)
+    hourly = budget(Measure.TOKENS, 1, "1h")
+    assert {
+        Level("tenant", "acme"): (hourly,),
+        Level("project", "acme/search"): (budget(Measure.TOKENS, 10, "1h"),),
+        Level("key", key_id("secret-a")): (hourly,),
+    } == rules.budgets
+    assert ({"other": (hourly,)}, {"acme": 1.0, "other": 2.5}) == (rules.task_budgets, rules.weights)
+    assert (before.work, before.zones, before.ageing_s) == (rules.work, rules.zones, rules.ageing_s)
