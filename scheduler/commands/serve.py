@@ -24,6 +24,7 @@ from scheduler.config import Config
 from scheduler.config_errors import ConfigError
 from scheduler.listeners import PortTaken
 from scheduler.service import Service
+from workers.core_dumps import forbid_core_dumps
 from workers.errors import WorkerError
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -37,7 +38,8 @@ def run(config_path: Path, *, as_json: bool) -> ExitCode:
 
 
 def set_up_logging(default: str = "INFO") -> None:
-    """Our own lines on standard error; the level by JOULEWAY_LOG_LEVEL."""
+    """Our own lines on standard error, the level by JOULEWAY_LOG_LEVEL; and no core dumps, which would hold prompts."""
+    forbid_core_dumps()
     level = os.environ.get("JOULEWAY_LOG_LEVEL", "").upper()
     logging.basicConfig(stream=sys.stderr, format=LOG_FORMAT, level=logging.WARNING)
     logging.getLogger("jouleway").setLevel(level if level in logging.getLevelNamesMapping() else default)

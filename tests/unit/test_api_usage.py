@@ -10,7 +10,7 @@ import pytest
 
 from scheduler.accounting.usage import HOUR_US, MemoryUsage, UsageRow
 from scheduler.api import usage
-from scheduler.api.access import Caller, Hosts, digest_of
+from scheduler.api.access import Caller, Hosts
 from scheduler.api.admin import AdminApp
 from scheduler.api.app import RelayApp
 from scheduler.api.errors import ApiError
@@ -20,7 +20,7 @@ from scheduler.core.request import Rates
 from scheduler.metrics import Metrics
 from tests.asgi_client import Asked, ask
 from tests.fake_dispatcher import FakeDispatcher
-from tests.local_link import ADMIN_KEY, KEYS, caller_keys
+from tests.local_link import ADMIN_KEY, KEYS, admin_keys, caller_keys
 from tests.usage_rows import NOW_US, START_S, UNITS, caller, memory
 
 ALPHA = caller("alpha")
@@ -145,7 +145,7 @@ def relay(desk: UsageDesk | None) -> RelayApp:
 def admin(desk: UsageDesk | None) -> AdminApp:
     return AdminApp(
         dispatcher=FakeDispatcher(),  # type: ignore[arg-type]
-        admin_key_digest=digest_of(ADMIN_KEY), hosts=Hosts(), metrics=Metrics(), usage=desk,
+        keys=admin_keys(), hosts=Hosts(), metrics=Metrics(), usage=desk,
     )  # fmt: skip
 
 

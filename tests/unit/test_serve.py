@@ -178,7 +178,7 @@ def test_a_file_is_read_again_and_a_wrong_one_changes_nothing(tmp_path: Path) ->
 def test_a_reload_says_whose_the_tenants_are(tmp_path: Path) -> None:
     """Of the file's tenants nothing is read where the API owns them."""
     config_of(tmp_path)
-    for owner, words in ((Owner.FILE, "keys, budgets, weights"), (Owner.API, "are the API's, not the file's")):
+    for owner, words in ((Owner.FILE, "keys, budgets, prices, weights"), (Owner.API, "are the API's, not the file's")):
         said: list[str] = []
         serve._reload(Reloading(owner), tmp_path / "c.yaml", said.append)  # type: ignore[arg-type]
         assert words in said[0]
