@@ -14,7 +14,7 @@ import msgspec
 
 from scheduler.accounting.checkpoints import Checkpoint, PublicKey
 from scheduler.accounting.errors import LedgerError
-from scheduler.accounting.ledger import Reader, Stored
+from scheduler.accounting.ledger_reader import Reader, Stored
 from scheduler.accounting.merkle import Tree, leaf_hash
 from scheduler.accounting.postings import charge_legs, differences, energy_legs, hold_legs, void_legs
 from scheduler.accounting.rows import OPERATOR, Charge, Daily, Energy, Genesis, Hold, Row, Void, decode

@@ -17,8 +17,16 @@ HOMES = {
     "ray": {"workers/ray_worker.py"},
     "vllm": {"workers/engines/vllm", "workers/engines/vllm_step_hook.py"},
     "pynvml": {"workers/power/nvml.py"},
-    "sqlalchemy": {"scheduler/accounting/ledger.py", "scheduler/accounting/migrations/"},
-    "alembic": {"scheduler/accounting/ledger.py", "scheduler/accounting/migrations/"},
+    "sqlalchemy": {
+        "scheduler/accounting/ledger.py",
+        "scheduler/accounting/ledger_reader.py",
+        "scheduler/accounting/migrations/",
+    },
+    "alembic": {
+        "scheduler/accounting/ledger.py",
+        "scheduler/accounting/ledger_reader.py",
+        "scheduler/accounting/migrations/",
+    },
     "prometheus_client": {"scheduler/metrics.py"},
     "numba": {"scheduler/core/compiled.py"},
     "torch": {"workers/engines/smollm2.py", "workers/engines/vllm"},
