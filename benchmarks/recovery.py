@@ -21,7 +21,8 @@ from benchmarks.ledger_load import Load
 from benchmarks.record import ROOT, record
 from scheduler.accounting import book_state
 from scheduler.accounting.charging import request_of, tokens_of
-from scheduler.accounting.ledger import Ledger, sqlite_url
+from scheduler.accounting.ledger import Ledger
+from scheduler.accounting.ledger_reader import sqlite_url
 from scheduler.accounting.recovery import recover
 from scheduler.accounting.rows import Charge
 from scheduler.core.budget_accounts import Budget, Level, Measure

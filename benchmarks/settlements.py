@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.ledger_load import Load
 from benchmarks.record import ROOT, record
 from scheduler.accounting.journal import Journal
-from scheduler.accounting.ledger import Ledger, Reader, sqlite_url
+from scheduler.accounting.ledger import Ledger
+from scheduler.accounting.ledger_reader import Reader, sqlite_url
 from scheduler.accounting.settlement import Settlement
 
 GROUPS = (1, 10, 100)

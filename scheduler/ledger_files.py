@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 
 from scheduler.accounting.errors import LedgerError
-from scheduler.accounting.ledger import Ledger, sqlite_url
+from scheduler.accounting.ledger import Ledger
+from scheduler.accounting.ledger_reader import sqlite_url
 from scheduler.accounting.spool import Spool
 from scheduler.config import Config
 from scheduler.credentials import kept_seed, read_key

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from scheduler.accounting.change_log import Logged
 from scheduler.accounting.changes import WHATS, Change
-from scheduler.accounting.ledger import Reader
+from scheduler.accounting.ledger_reader import Reader
 from scheduler.accounting.rows import Changed, decode
 from scheduler.accounting.settlement import Settlement
 

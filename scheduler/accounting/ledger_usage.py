@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from scheduler.accounting.ledger import OUTCOMES, STATES, USAGE, Reader
+from scheduler.accounting.ledger_reader import OUTCOMES, STATES, USAGE, Reader
 from scheduler.accounting.usage import AMOUNTS, Key, UsageRow
 from scheduler.accounting.usage_book import GROUPS, SUMS
 

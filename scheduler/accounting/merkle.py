@@ -16,6 +16,7 @@ from hashlib import sha256
 TILE_BITS = 8
 """Levels between stored nodes."""
 HASH_BYTES = 32
+LEAF_PREFIX = b"\x00"
 
 Hashes = Callable[[int, int, int], list[bytes]]
 """(tile level, first index, count) -> that many stored hashes; tile level 0 are the leaves, 1 the nodes above 256."""
@@ -23,7 +24,7 @@ Hashes = Callable[[int, int, int], list[bytes]]
 
 def leaf_hash(body: bytes) -> bytes:
     """Of one row's bytes."""
-    return sha256(b"\x00" + body).digest()
+    return sha256(LEAF_PREFIX + body).digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
@@ -47,16 +48,37 @@ class Tree:
 
     def append(self, leaf: bytes) -> list[tuple[int, int, bytes]]:
         """One more leaf, by its hash. Returns nodes to be stored that are complete now: (tile level, index, hash)."""
-        peaks, node, index, level = self._peaks, leaf, self.size, 0
-        complete = []
-        while index & 1:
+        return self._push(leaf, 0)
+
+    def _push(self, node: bytes, level: int) -> list[tuple[int, int, bytes]]:
+        """The root of a complete subtree of ``2 ** level`` leaves, which begins where the tree ends."""
+        peaks, index, complete = self._peaks, self.size >> level, []
+        self.size += 1 << level
+        while True:
+            if level and level % TILE_BITS == 0:
+                complete.append((level // TILE_BITS, index, node))
+            if not index & 1:
+                break
             node = sha256(b"\x01" + peaks.pop() + node).digest()
             index >>= 1
             level += 1
-            if level % TILE_BITS == 0:
-                complete.append((level // TILE_BITS, index, node))
         peaks.append(node)
-        self.size += 1
+        return complete
+
+    def extend(self, leaves: list[bytes]) -> list[tuple[int, int, bytes]]:
+        """Many more leaves; the same as to append each, in a fraction of the time where whole tiles are among them."""
+        complete, place, tile = [], 0, 1 << TILE_BITS
+        while place < len(leaves):
+            if self.size % tile or len(leaves) - place < tile:
+                complete += self.append(leaves[place])
+                place += 1
+                continue
+            nodes = leaves[place : place + tile]
+            while len(nodes) > 1:
+                pairs = zip(nodes[::2], nodes[1::2], strict=True)
+                nodes = [sha256(b"\x01" + left + right).digest() for left, right in pairs]
+            complete += self._push(nodes[0], TILE_BITS)
+            place += tile
         return complete
 
     def root(self) -> bytes:

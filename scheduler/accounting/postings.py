@@ -22,10 +22,17 @@ MILLIJOULES, GPU_MICROSECONDS, CARBON = "mJ", "gpu_us", "ugCO2e"
 
 def hold_legs(hold: Hold) -> list[Leg]:
     """The worst case is drawn and held."""
-    amounts = ((INPUT, hold.input_tokens), (OUTPUT, hold.output_tokens), (hold.rates.currency, hold.cost_nano))
-    return [
-        leg for unit, amount in amounts for leg in _move(f"drawn/{hold.tenant}", f"held/{hold.tenant}", unit, amount)
+    drawn, held, unit = f"drawn/{hold.tenant}", f"held/{hold.tenant}", hold.rates.currency
+    input_tokens, output_tokens, cost_nano = hold.input_tokens, hold.output_tokens, hold.cost_nano
+    legs = [
+        (drawn, INPUT, -input_tokens),
+        (held, INPUT, input_tokens),
+        (drawn, OUTPUT, -output_tokens),
+        (held, OUTPUT, output_tokens),
+        (drawn, unit, -cost_nano),
+        (held, unit, cost_nano),
     ]
+    return legs if input_tokens and output_tokens and cost_nano else [leg for leg in legs if leg[2]]
 
 
 def void_legs(hold: Hold) -> list[Leg]:
@@ -39,15 +46,19 @@ def charge_legs(charge: Charge, hold: Hold | None) -> list[Leg]:
     """
     payer = charge.account
     drawn, held, used = f"drawn/{payer}", f"held/{payer}", f"used/{payer}"
+    held_input, held_output, held_nano = (hold.input_tokens, hold.output_tokens, hold.cost_nano) if hold else (0, 0, 0)
     legs = _move(drawn, used, CACHED, charge.cached_tokens)
-    amounts = (
-        (INPUT, charge.input_tokens, hold.input_tokens if hold else 0),
-        (OUTPUT, charge.output_tokens, hold.output_tokens if hold else 0),
-        (charge.rates.currency, charge.cost_nano, hold.cost_nano if hold else 0),
-    )
-    for unit, amount, held_amount in amounts:
-        parts = ((held, -held_amount), (used, amount), (drawn, held_amount - amount))
-        legs += [(account, unit, part) for account, part in parts if part]
+    for unit, amount, held_amount in (
+        (INPUT, charge.input_tokens, held_input),
+        (OUTPUT, charge.output_tokens, held_output),
+        (charge.rates.currency, charge.cost_nano, held_nano),
+    ):
+        if held_amount:
+            legs.append((held, unit, -held_amount))
+        if amount:
+            legs.append((used, unit, amount))
+        if held_amount != amount:
+            legs.append((drawn, unit, held_amount - amount))
     return legs
 
 
@@ -63,12 +74,12 @@ def energy_legs(
 ) -> list[Leg]:
     """In flight -> the payer's; and the one difference of a cost-plus price."""
     source, target = f"in_flight/{worker_id}", f"requests/{worker_id}/{account}"
-    return [
-        *_move(source, target, MILLIJOULES, energy_mj),
-        *_move(source, target, GPU_MICROSECONDS, gpu_us),
-        *_move(f"grid/{worker_id}", target, CARBON, carbon_ug),
-        *_move(f"drawn/{account}", f"used/{account}", currency, cost_nano),
-    ]
+    legs = [*_move(source, target, MILLIJOULES, energy_mj), *_move(source, target, GPU_MICROSECONDS, gpu_us)]
+    if carbon_ug:
+        legs += _move(f"grid/{worker_id}", target, CARBON, carbon_ug)
+    if cost_nano:
+        legs += _move(f"drawn/{account}", f"used/{account}", currency, cost_nano)
+    return legs
 
 
 def window_legs(worker_id: str, record: WindowRecord, *, is_calibration: bool) -> list[Leg]:

@@ -9,7 +9,7 @@ left out of the text. ``docs/settlement.md`` has every field.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -22,11 +22,14 @@ from workers.types import Outcome as Ending
 OPERATOR = "(operator)"
 """The account of the house itself: repeated and failed work. No tenant can have this name: brackets are not allowed."""
 
+BY_OPERATOR = Payer.OPERATOR
+"""Python 3.11 takes a while to find a member of an enum, and every charge is asked."""
+
 Leg = tuple[str, str, int]
 """Account, unit, amount. The legs of a row sum to 0 in each unit."""
 
 
-class Row(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind"):
+class Row(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind", gc=False):
     """What all rows have. ``seq`` and ``at_us`` are given by the journal, once; nothing changes afterwards."""
 
     seq: int = -1
@@ -193,7 +196,7 @@ class Charge(Row, tag="charge", kw_only=True):
     @property
     def account(self) -> str:
         """Name of the account that pays."""
-        return OPERATOR if self.payer is Payer.OPERATOR else self.tenant
+        return OPERATOR if self.payer is BY_OPERATOR else self.tenant
 
     def difference_nano(self, *, energy_mj: int, gpu_us: int) -> int:
         """What is posted once, when its energy is measured: cost-plus by the measurement less what was charged by the
@@ -331,6 +334,8 @@ AnyRow = Genesis | Opened | Hold | Void | Charge | Energy | Window | Judged | Pr
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(AnyRow).decode
+DECODERS = {str(each.__struct_config__.tag): msgspec.json.Decoder(each) for each in get_args(AnyRow)}
+"""By the word of a kind: who knows it already need not ask the text."""
 
 
 def subject_of(tenant: str, request_id: str | None, task: str | None) -> str:

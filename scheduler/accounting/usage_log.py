@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from scheduler.accounting import ledger_usage
-from scheduler.accounting.ledger import Reader
+from scheduler.accounting.ledger_reader import Reader
 from scheduler.accounting.outcomes import Facts, Outcome, Tally
 from scheduler.accounting.rows import OPERATOR, Charge, Judged, decode, subject_of
 from scheduler.accounting.settlement import Settlement

@@ -19,7 +19,7 @@ import uvloop
 from scheduler.accounting.accounts import OPERATOR, TenantRow
 from scheduler.accounting.checkpoints import PublicKey
 from scheduler.accounting.errors import LedgerError
-from scheduler.accounting.ledger import Reader, sqlite_url
+from scheduler.accounting.ledger_reader import Reader, sqlite_url
 from scheduler.accounting.verify import Fault, verify
 from scheduler.commands import configuration
 from scheduler.commands.demo_drive import Met, drive

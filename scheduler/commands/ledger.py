@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scheduler.accounting.checkpoints import PublicKey
 from scheduler.accounting.errors import LedgerError
-from scheduler.accounting.ledger import Reader, sqlite_url
+from scheduler.accounting.ledger_reader import Reader, sqlite_url
 from scheduler.accounting.receipts import check_receipt
 from scheduler.accounting.rows import Row, decode
 from scheduler.accounting.verify import Fault, Verified, verify

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.accounting.checkpoints import PublicKey
-from scheduler.accounting.ledger import Reader
+from scheduler.accounting.ledger_reader import Reader
 from scheduler.accounting.rows import Charge, Energy, Hold, Void, Window, decode
 from scheduler.accounting.verify import verify
 from scheduler.commands.http_client import BadAnswer, events, open_request

@@ -15,7 +15,7 @@ from scheduler import service as service_module
 from scheduler.accounting.change_rows import LedgerChangeLog
 from scheduler.accounting.changes import Owner
 from scheduler.accounting.directory import Directory
-from scheduler.accounting.ledger import Reader
+from scheduler.accounting.ledger_reader import Reader
 from scheduler.commands.http_client import fetch
 from scheduler.config import load_config
 from scheduler.config_errors import ConfigError

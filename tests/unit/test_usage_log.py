@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from scheduler.accounting.journal import Journal
-from scheduler.accounting.ledger import Ledger, sqlite_url
+from scheduler.accounting.ledger import Ledger
+from scheduler.accounting.ledger_reader import sqlite_url
 from scheduler.accounting.outcomes import Tally, Verdict, decide
 from scheduler.accounting.rows import Charge, Hold
 from scheduler.accounting.settlement import Settlement
