@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,25 +100,27 @@ def simulated_workers(at: Place) -> list[dict[str, Any]]:
 
 
 def kill_under_load(
-    at: Place, config: Path, *, num_kills: int, seed: int, max_pause_s: float = 2.0, model: str = MODEL
+    at: Place, config: Path, *, num_kills: int, seed: int, min_pause_s: float = 0.05, max_pause_s: float = 2.0
 ) -> Run:
     """Serves, asks, kills, serves again; at the end everything is let settle and stopped in order."""
-    return asyncio.run(_kill_under_load(at, config, num_kills, random.Random(seed), max_pause_s, model))
+    return asyncio.run(_kill_under_load(at, config, num_kills, random.Random(seed), (min_pause_s, max_pause_s)))
 
 
 async def _kill_under_load(
-    at: Place, config: Path, num_kills: int, chance: random.Random, max_pause_s: float, model: str
+    at: Place, config: Path, num_kills: int, chance: random.Random, pause_s: tuple[float, float]
 ) -> Run:
-    observers = {f"sim-{number}": Observer(at.folder / f"counter-{number}") for number in range(NUM_WORKERS)}
+    observers = {}
+    if "counter_path" in config.read_text():
+        observers = {f"sim-{number}": Observer(at.folder / f"counter-{number}") for number in range(NUM_WORKERS)}
     run, planes = Run(), [await asyncio.to_thread(at.serve, config, timeout_s=READY_TIMEOUT_S)]
     is_over = asyncio.Event()
     clients = [
-        asyncio.create_task(_client(run, planes, is_over, random.Random(chance.random()), number, model))
+        asyncio.create_task(_client(run, planes, is_over, random.Random(chance.random()), number))
         for number in range(NUM_CLIENTS)
     ]
     try:
         while run.kills.total() < num_kills:
-            await asyncio.sleep(chance.uniform(0.05, max_pause_s))
+            await asyncio.sleep(chance.uniform(*pause_s))
             workers = [pid for pid, name in host_pids(temp_dir=str(at.folder)).items() if name]
             if workers and chance.random() < WORKER_KILL_RATIO:
                 with contextlib.suppress(ProcessLookupError):
@@ -144,13 +147,13 @@ async def _kill_under_load(
 
 
 async def _client(
-    run: Run, planes: list[ServedPlane], is_over: asyncio.Event, chance: random.Random, number: int, model: str
+    run: Run, planes: list[ServedPlane], is_over: asyncio.Event, chance: random.Random, number: int
 ) -> None:
     """One answer after the other, whichever control plane there is."""
     tenant = sorted(KEYS)[number % len(KEYS)]
     while not is_over.is_set():
         max_tokens = chance.randint(1, 60)
-        payload = {"model": model, "prompt": "w" * chance.randint(1, 300), "max_tokens": max_tokens, "ignore_eos": True}
+        payload = {"model": MODEL, "prompt": "w" * chance.randint(1, 300), "max_tokens": max_tokens, "ignore_eos": True}
         is_stream = chance.random() < 0.8
         try:
             async with (
@@ -202,7 +205,7 @@ def _judge(run: Run, at: Place, config: Path, observers: dict[str, Observer]) ->
     reader = Reader(url)
     try:
         verified = verify(reader, key=key, checkpoints=notes)
-        charges, edges, posted = _read(run, reader)
+        charges, edges, posted = _read(run, reader, observers.keys())
     finally:
         reader.close()
     run.problems += [] if not verified.num_open_holds else [f"{verified.num_open_holds} holds are open"]
@@ -218,8 +221,12 @@ def _judge(run: Run, at: Place, config: Path, observers: dict[str, Observer]) ->
     _judge_energy(run, verified.balances, edges, observers)
 
 
-def _read(run: Run, reader: Reader) -> tuple[dict[str, list[Charge]], dict[str, list[int]], set[str]]:
-    """Charges by request, first and last reading by worker, attempts with their energy."""
+def _read(
+    run: Run, reader: Reader, observed: Collection[str]
+) -> tuple[dict[str, list[Charge]], dict[str, list[int]], set[str]]:
+    """Charges by request; by worker its first and last reading, and what its counter fell at resets; attempts with
+    their energy. A counter that outlives its worker is observed, and must go on without a gap.
+    """
     charges: dict[str, list[Charge]] = {}
     edges: dict[str, list[int]] = {}
     posted: set[str] = set()
@@ -232,10 +239,11 @@ def _read(run: Run, reader: Reader) -> tuple[dict[str, list[Charge]], dict[str, 
                 posted.add(energy.attempt_id)
             case Window() as window:
                 end_mj = window.window.counter_mj
-                edge = edges.setdefault(window.worker_id, [end_mj - window.window.meter_mj] * 2)
-                if end_mj - window.window.meter_mj != edge[1]:
-                    gap_mj = end_mj - window.window.meter_mj - edge[1]
-                    run.problems.append(f"{window.row_id} begins {gap_mj} mJ after the one before ended")
+                begin_mj = end_mj - window.window.meter_mj
+                edge = edges.setdefault(window.worker_id, [begin_mj, begin_mj, 0])
+                if begin_mj != edge[1] and window.worker_id in observed:
+                    run.problems.append(f"{window.row_id} begins {begin_mj - edge[1]} mJ after the one before ended")
+                edge[2] += edge[1] - begin_mj
                 edge[1] = end_mj
                 for cause, energy_mj in window.window.causes:
                     run.causes[cause] += energy_mj
@@ -260,9 +268,11 @@ def _judge_energy(
         counted_mj = sum(amount for kind, amount in parts.items() if kind != "meter")
         if parts.get("in_flight"):
             run.problems.append(f"{worker_id}: {parts['in_flight']} mJ are in flight")
-        first_mj, last_mj = edges[worker_id]
-        if not counted_mj == -parts["meter"] == last_mj - first_mj:
-            run.problems.append(f"{worker_id}: accounts have {counted_mj} mJ, its counter {last_mj - first_mj}")
+        first_mj, last_mj, fell_mj = edges[worker_id]
+        if not counted_mj == -parts["meter"] == last_mj - first_mj + fell_mj:
+            run.problems.append(
+                f"{worker_id}: accounts have {counted_mj} mJ, its counter {last_mj - first_mj + fell_mj}"
+            )
         observer = observers.get(worker_id)
-        if observer is not None and observer.values and not {first_mj, last_mj} <= observer.values:
+        if observer is not None and not {first_mj, last_mj} <= observer.values:
             run.problems.append(f"{worker_id}: nobody saw the counter show {first_mj} and {last_mj} mJ")
