@@ -40,7 +40,7 @@ class Load:
         self._windows = 0
         self._counter_mj = 0
         self._open: list[str] = []
-        settlement.open_worker(WORKER_ID, incarnation="load")
+        settlement.open_worker(WORKER_ID, incarnation=f"load-{seed}")
 
     def requests(self, num: int, *, at_unix_s: float | None = None) -> None:
         """So many requests, each with its hold and its charge, and the energy of those before them."""

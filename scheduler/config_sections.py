@@ -119,6 +119,8 @@ class LedgerConfig(Section):
     """Holds the URL in its first line; readable by its owner only."""
     key_file: Path | None = None
     """The signing key; None = ``ledger.key`` in state_dir; made at the first start. Keep a copy elsewhere."""
+    retention_days: Annotated[int, Field(ge=1, le=36_500)] | None = None
+    """Texts of holds, charges, energy and windows older than this go; sums and hashes stay. None = never."""
     checkpoint_dir: Path | None = None
     """Signed checkpoints are also kept here, away from the ledger; None = state_dir with ``-checkpoints`` behind its
     name. Best on another disk or machine: who has them can prove that a ledger was rolled back.

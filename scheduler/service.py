@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from scheduler.accounting.change_rows import LedgerChangeLog
 from scheduler.accounting.changes import Owner
+from scheduler.accounting.compaction import Compactor
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.prices import NO_PRICES, NoPrice, PriceBook
 from scheduler.accounting.receipts import Receipt, make_receipt
@@ -50,6 +51,7 @@ EXPANSIONS = {"none": 1, "nfc": 3, "nfkc": 11}
 """Characters that one can become in a tokenizer's normaliser, at most (design §4)."""
 
 READY_POLL_S = 0.1
+RETAIN_EVERY_S = 3600.0
 
 RESTART_SECTIONS = (
     "server",
@@ -83,6 +85,7 @@ class Service:
         self._book = NO_PRICES
         self._noted_prices: set[str] = set()
         self._relay: RelayApp | None = None
+        self._retaining: asyncio.Task[None] | None = None
         self._server_socket = bind("server", config.server.host, config.server.port)
         try:
             self._admin_socket = bind("admin", config.admin.host, config.admin.port)
@@ -164,6 +167,7 @@ class Service:
         if started:
             progress(f"starting {started} workers")
         self.settlement.give_up_workers(others_than=self.dispatcher.worker_ids)
+        self._retaining = asyncio.create_task(self._retain(), name="retention")
         await self._listen()
         progress(f"listening on {self.url}, admin on {self.admin_url}")
 
@@ -257,6 +261,8 @@ class Service:
         await self.dispatcher.stop(drain_s=drain_s, stop_workers=stop_workers)
         for listener in self._listeners:
             await listener.stop()
+        if self._retaining is not None:
+            self._retaining.cancel()
         await self._directory.stop()
         self._close_sockets()
         await self._close_ledger()
@@ -287,6 +293,18 @@ class Service:
         for words in book.warnings(config.models, time.time()):
             logger.warning("prices: %s", words)
         return book
+
+    async def _retain(self) -> None:
+        """Once in a while what is too old is compacted; for ever."""
+        compactor = Compactor(self.ledger, self.settlement)
+        while True:
+            days = self._config.ledger.retention_days
+            if days is not None:
+                try:
+                    await compactor.compact(before_us=int((time.time() - days * 86_400) * 1_000_000))
+                except LedgerError as error:
+                    logger.warning("ledger: nothing was compacted: %s", error)
+            await asyncio.sleep(RETAIN_EVERY_S)
 
     def _rates_now(self) -> dict[str, Rates]:
         """What each model costs at this moment, at the default tier; models without a price are left out."""

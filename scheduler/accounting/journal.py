@@ -102,6 +102,11 @@ class Journal:
         writing.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.shield(writing)
 
+    async def run(self, change: Callable[[], None]) -> None:
+        """Something else that is written, in a thread, between two commits."""
+        async with self._one_at_a_time:
+            await asyncio.to_thread(change)
+
     async def _commit(self, store: Store, *, with_state: bool) -> None:
         async with self._one_at_a_time:  # rows reach the store in their order
             if self._pending or with_state:

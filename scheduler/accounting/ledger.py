@@ -189,6 +189,17 @@ class Ledger(Reader):
         self._tree = tree
         return num_written
 
+    def drop_bodies(self, from_seq: int, to_seq: int, *, kinds: list[str]) -> None:
+        """The texts of rows that a compaction has summed up go; their leaves stay. Raises: LedgerError."""
+        is_old = sa.and_(ROWS.c.seq >= from_seq, ROWS.c.seq < to_seq, ROWS.c.kind.in_(kinds))
+        with self._writing() as connection:
+            mine = connection.execute(sa.select(LEDGER.c.epoch)).scalar()
+            if mine != self.epoch:
+                raise LedgerLost(
+                    f"another control plane has taken over {self.url}: nothing of ours is written any more"
+                )
+            connection.execute(sa.update(ROWS).where(is_old).values(body=None))
+
     def close(self) -> None:
         super().close()
         self._lock.release()

@@ -152,6 +152,11 @@ class Reader:
             row = connection.execute(sa.select(STATES).order_by(STATES.c.seq.desc()).limit(1)).first()
         return None if row is None else (row.seq, row.data)
 
+    def state_seq(self) -> int:
+        """Rows before it are summed up by the newest state; 0 where there is none."""
+        with self.reading() as connection:
+            return connection.execute(sa.select(sa.func.max(STATES.c.seq))).scalar() or 0
+
     def close(self) -> None:
         self._engine.dispose()
 

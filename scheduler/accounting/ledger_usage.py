@@ -10,15 +10,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from scheduler.accounting.ledger_reader import OUTCOMES, STATES, USAGE, Reader
+from scheduler.accounting.ledger_reader import OUTCOMES, USAGE, Reader
 from scheduler.accounting.usage import AMOUNTS, Key, UsageRow
 from scheduler.accounting.usage_book import GROUPS, SUMS
-
-
-def state_seq(reader: Reader) -> int:
-    """Rows before it are in the sums by minute."""
-    with reader.reading() as connection:
-        return connection.execute(sa.select(sa.func.max(STATES.c.seq))).scalar() or 0
 
 
 def find_usage(

@@ -17,6 +17,7 @@ from scheduler.accounting import book_state
 from scheduler.accounting.accounts import OPERATOR
 from scheduler.accounting.books import Books
 from scheduler.accounting.charging import request_of, tokens_of
+from scheduler.accounting.errors import LedgerBroken
 from scheduler.accounting.journal import Journal, Store
 from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.rows import Charge, Energy, Genesis, Opened, decode
@@ -72,7 +73,9 @@ def recover(
     replay = _Replay(books, core, now_s)
     for seq, _, _, body, _ in ledger.stored(min(start_seq, max(size - FAIR_ROWS, 0)), size):
         if body is None:
-            continue  # compacted; the state is behind it
+            if seq >= start_seq:
+                raise LedgerBroken(f"row {seq} is compacted and no state covers it; remedy: restore a backup")
+            continue
         row = decode(body)
         last_at_us = row.at_us
         if isinstance(row, Charge):

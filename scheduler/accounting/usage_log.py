@@ -40,7 +40,7 @@ class LedgerUsage:
     ) -> list[UsageRow]:
         """Raises: LedgerError."""
         for _ in range(MAX_TRIES):
-            seq, num_taken = ledger_usage.state_seq(self._reader), self._settlement.books.usage.num_taken
+            seq, num_taken = self._reader.state_seq(), self._settlement.books.usage.num_taken
             fresh = [
                 row
                 for row in self._unflushed(seq)
@@ -56,7 +56,7 @@ class LedgerUsage:
                 limit=limit,
                 after=after,
             )
-            is_same = ledger_usage.state_seq(self._reader) == seq
+            is_same = self._reader.state_seq() == seq
             if is_same and self._settlement.books.usage.num_taken == num_taken:
                 break
         rows = summed(fresh, width_us=width_us, by=by)

@@ -7,6 +7,7 @@ anything anew.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -202,6 +203,8 @@ class _Verification:
 
     def _void(self, row: Void) -> list[Leg]:
         hold = self._holds.pop(row.request_id, None)
+        if hold is None and self._blanks:
+            return self._balanced(row)  # its hold may be compacted
         if hold is None:
             raise Fault(f"gives back a hold that is not open: {row.request_id}", row.seq)
         return void_legs(hold)
@@ -218,11 +221,15 @@ class _Verification:
             raise Fault("costs something else than its rates say", row.seq)
         if row.rates.plus is not None:
             self._plus[row.attempt_id] = row
+        if hold is None and self._blanks:
+            return self._balanced(row)
         return charge_legs(row, hold)
 
     def _energy(self, row: Energy) -> list[Leg]:
         charge = self._plus.pop(row.attempt_id, None)
-        cost_nano = 0 if charge is None else charge.difference_nano(energy_mj=row.energy_mj, gpu_us=row.gpu_us)
+        cost_nano = row.cost_nano if self._blanks else 0
+        if charge is not None:
+            cost_nano = charge.difference_nano(energy_mj=row.energy_mj, gpu_us=row.gpu_us)
         if row.cost_nano != cost_nano:
             raise Fault("costs something else than what was measured", row.seq)
         return energy_legs(
@@ -300,10 +307,26 @@ class _Verification:
         duplicate = self._reader.duplicate()
         if duplicate is not None:
             raise Fault(f"{duplicate[0]} {duplicate[1]} was booked twice")
-        for start, end in self._blanks:
-            if not any(each.from_seq <= start and end <= each.to_seq for each in self._compacted):
-                raise Fault("has lost its text, and no compaction says so", start)
+        self._check_blanks()
         self.found.num_open_holds = len(self._holds)
+
+    def _check_blanks(self) -> None:
+        """Every row without a text is in a compaction, and a compaction took all of its rows or none."""
+        compacted = sorted(self._compacted, key=lambda each: each.from_seq)
+        starts = [each.from_seq for each in compacted]
+        taken = dict.fromkeys(starts, 0)
+        for start, end in self._blanks:
+            seq = start
+            while seq < end:
+                place = bisect_right(starts, seq) - 1
+                if place < 0 or seq >= compacted[place].to_seq:
+                    raise Fault("has lost its text, and no compaction says so", seq)
+                until = min(end, compacted[place].to_seq)
+                taken[starts[place]] += until - seq
+                seq = until
+        for each in compacted:
+            if taken[each.from_seq] not in (0, each.num_rows):
+                raise Fault(f"says that {each.num_rows} texts went, and {taken[each.from_seq]} did", each.seq)
 
 
 def _price(charge: Charge) -> int:

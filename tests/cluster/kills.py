@@ -22,7 +22,7 @@ from typing import Any
 
 from scheduler.accounting.checkpoints import PublicKey
 from scheduler.accounting.ledger_reader import Reader
-from scheduler.accounting.rows import Charge, Energy, Hold, Void, Window, decode
+from scheduler.accounting.rows import Charge, Energy, Window, decode
 from scheduler.accounting.verify import verify
 from scheduler.commands.http_client import BadAnswer, events, open_request
 from tests.cluster.plane import MODEL, host_pids
@@ -205,58 +205,63 @@ def _judge(run: Run, at: Place, config: Path, observers: dict[str, Observer]) ->
     reader = Reader(url)
     try:
         verified = verify(reader, key=key, checkpoints=notes)
-        charges, edges, posted = _read(run, reader, observers.keys())
+        told = _read(run, reader, observers.keys())
     finally:
         reader.close()
     run.problems += [] if not verified.num_open_holds else [f"{verified.num_open_holds} holds are open"]
     for answer in run.ended:
-        own = charges.get(answer.request_id, [])
+        own = told.charges.get(answer.request_id, [])
         paid = [charge for charge in own if charge.payer == "request"]
         if len(paid) != 1:
             run.problems.append(f"{answer.request_id} was seen to end and has {len(paid)} charges")
         elif (paid[0].tenant, paid[0].output_tokens) != (answer.tenant, answer.output_tokens):
             run.problems.append(f"{answer.request_id} has {paid[0].output_tokens} tokens of {answer.output_tokens}")
-    for own in charges.values():
-        run.problems += [f"{each.attempt_id} has no energy" for each in own if each.attempt_id not in posted]
-    _judge_energy(run, verified.balances, edges, observers)
+    for own in told.charges.values():
+        run.problems += [f"{each.attempt_id} has no energy" for each in own if each.attempt_id not in told.posted]
+    _judge_energy(run, told, observers)
 
 
-def _read(
-    run: Run, reader: Reader, observed: Collection[str]
-) -> tuple[dict[str, list[Charge]], dict[str, list[int]], set[str]]:
-    """Charges by request; by worker its first and last reading, and what its counter fell at resets; attempts with
-    their energy. A counter that outlives its worker is observed, and must go on without a gap.
-    """
-    charges: dict[str, list[Charge]] = {}
-    edges: dict[str, list[int]] = {}
-    posted: set[str] = set()
+@dataclass(slots=True)
+class Told:
+    """What the rows say."""
+
+    charges: dict[str, list[Charge]] = field(default_factory=dict)
+    """By request."""
+    edges: dict[str, list[int]] = field(default_factory=dict)
+    """By worker: first and last reading, and what its counter fell at resets."""
+    posted: set[str] = field(default_factory=set)
+    """Attempts with their energy."""
+    balances: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By account and unit."""
+
+
+def _read(run: Run, reader: Reader, observed: Collection[str]) -> Told:
+    """A counter that outlives its worker is observed, and must go on without a gap."""
+    told = Told()
     for _, kind, _, body, _ in reader.stored():
         run.rows[kind] += 1
-        match decode(body or ""):
-            case Charge() as charge:
-                charges.setdefault(charge.request_id, []).append(charge)
-            case Energy() as energy:
-                posted.add(energy.attempt_id)
-            case Window() as window:
-                end_mj = window.window.counter_mj
-                begin_mj = end_mj - window.window.meter_mj
-                edge = edges.setdefault(window.worker_id, [begin_mj, begin_mj, 0])
-                if begin_mj != edge[1] and window.worker_id in observed:
-                    run.problems.append(f"{window.row_id} begins {begin_mj - edge[1]} mJ after the one before ended")
+        row = decode(body or "")
+        for account, unit, amount in row.legs:
+            told.balances[account, unit] += amount
+        match row:
+            case Charge():
+                told.charges.setdefault(row.request_id, []).append(row)
+            case Energy():
+                told.posted.add(row.attempt_id)
+            case Window(window=window):
+                begin_mj = window.counter_mj - window.meter_mj
+                edge = told.edges.setdefault(row.worker_id, [begin_mj, begin_mj, 0])
+                if begin_mj != edge[1] and row.worker_id in observed:
+                    run.problems.append(f"{row.row_id} begins {begin_mj - edge[1]} mJ after the one before ended")
                 edge[2] += edge[1] - begin_mj
-                edge[1] = end_mj
-                for cause, energy_mj in window.window.causes:
-                    run.causes[cause] += energy_mj
-            case Hold() | Void():
-                pass
-    return charges, edges, posted
+                edge[1] = window.counter_mj
+                run.causes.update(dict(window.causes))
+    return told
 
 
-def _judge_energy(
-    run: Run, balances: dict[tuple[str, str], int], edges: dict[str, list[int]], observers: dict[str, Observer]
-) -> None:
+def _judge_energy(run: Run, told: Told, observers: dict[str, Observer]) -> None:
     """Every millijoule between the counter's first and last booked reading is in an account, once."""
-    for (account, unit), amount in balances.items():
+    for (account, unit), amount in told.balances.items():
         kind, _, rest = account.partition("/")
         if unit == "mJ":
             worker_id = rest.partition("/")[0]
@@ -268,7 +273,7 @@ def _judge_energy(
         counted_mj = sum(amount for kind, amount in parts.items() if kind != "meter")
         if parts.get("in_flight"):
             run.problems.append(f"{worker_id}: {parts['in_flight']} mJ are in flight")
-        first_mj, last_mj, fell_mj = edges[worker_id]
+        first_mj, last_mj, fell_mj = told.edges[worker_id]
         if not counted_mj == -parts["meter"] == last_mj - first_mj + fell_mj:
             run.problems.append(
                 f"{worker_id}: accounts have {counted_mj} mJ, its counter {last_mj - first_mj + fell_mj}"
