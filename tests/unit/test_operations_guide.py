@@ -68,6 +68,6 @@ def test_every_refusal_to_start_is_in_the_words_of_the_code() -> None:
     section = GUIDE.split("### What `serve` says", 1)[1].split("\n### ", 1)[0]
     words = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
     accounting = Path(__file__).resolve().parents[2] / "scheduler" / "accounting"
-    source = "".join((accounting / name).read_text(encoding="utf-8") for name in ("ledger.py", "spool.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in sorted(accounting.glob("*.py")))
     assert len(words) >= 5
     assert [] == [each for each in words if each not in source]
