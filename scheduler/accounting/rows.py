@@ -4,7 +4,7 @@ Written through ``scheduler.accounting.journal``, read by everybody who verifies
 never hold a prompt, an answer or a key; of texts it has salted digests, made beside the engine.
 
 Units end names. ``at_us`` is UTC in unix microseconds and never goes back in one ledger. Fields with their default are
-left out of the text. ``docs/settlement.md`` has every field.
+left out of the text. ``docs/measurement.md`` says of every amount what it is.
 """
 
 from __future__ import annotations

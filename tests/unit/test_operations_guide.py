@@ -1,5 +1,7 @@
-"""The operations guide says what the code says: every metric with its kind, labels and words, every route."""
+"""The operations guide says what the code says: every metric with its kind, labels and words, every route, the
+ledger's log lines and refusals."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -35,3 +37,37 @@ def test_every_admin_route_is_listed_with_its_roles() -> None:
         lines = [line for line in table if route.method in line and re.search(rf"{re.escape(path)}[?`]", line)]
         assert lines, (route.method, path)
         assert any(set(re.findall(r"\w+", line.split("|")[2])) == {str(role) for role in route.roles} for line in lines)
+
+
+LEDGER_FILES = ("bookkeeper.py", "committer.py", "dispatcher.py", "ledger_files.py", "service.py")
+LEVELS = {"info": "info", "warning": "warning", "error": "error", "exception": "error"}
+
+
+def ledger_lines() -> set[tuple[str, str]]:
+    """(format, level) of every log line about the ledger, figures and causes as an ellipsis."""
+    root = Path(__file__).resolve().parents[2] / "scheduler"
+    found = set()
+    for path in (*(root / "accounting").glob("*.py"), *(root / name for name in LEDGER_FILES)):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(func=ast.Attribute(attr=level), args=[ast.Constant(value=str(words)), *_]):
+                    if level in LEVELS and re.search(r"ledger|commit|checkpoint|window was", words):
+                        found.add((re.sub(r"%(\.\d)?[sdgf]", "…", words), LEVELS[level]))
+    return found
+
+
+def test_every_log_line_of_the_ledger_is_explained() -> None:
+    """With its level; beside them the two that one line of the dispatcher makes."""
+    section = GUIDE.split("### What its log lines mean", 1)[1].split("\n## ", 1)[0]
+    rows = set(re.findall(r"^\| `([^`]+)` \| (\w+) \|", section, re.MULTILINE))
+    assert rows == ledger_lines() | {("ledger: …", "error"), ("ledger: writable again", "info")}
+
+
+def test_every_refusal_to_start_is_in_the_words_of_the_code() -> None:
+    """So that the words of a terminal are found in the guide."""
+    section = GUIDE.split("### What `serve` says", 1)[1].split("\n### ", 1)[0]
+    words = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    accounting = Path(__file__).resolve().parents[2] / "scheduler" / "accounting"
+    source = "".join(path.read_text(encoding="utf-8") for path in sorted(accounting.glob("*.py")))
+    assert len(words) >= 5
+    assert [] == [each for each in words if each not in source]
