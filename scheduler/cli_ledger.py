@@ -27,9 +27,20 @@ KeyOption = Annotated[
 ReceiptsOption = Annotated[list[Path] | None, typer.Option("--receipt", metavar="FILE", help="May be given again.")]
 
 
-@ledger_app.callback()
-def _ledger() -> None:
-    """One command so far; more follow."""
+@ledger_app.command(epilog=EXIT_CODES_HELP)
+def copy(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="A ledger's SQLite file, or its URL.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="File or URL of an empty database.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Copy a ledger into an empty database: to move to PostgreSQL, or back. No control plane may have it open.
+
+    The copy is verified against the ledger's own key. The source stays as it is: put it away afterwards, for two
+    control planes on two copies would be a fork.
+    """
+    from scheduler.commands import ledger as command
+
+    raise typer.Exit(command.run_copy(source, target, as_json=as_json))
 
 
 @ledger_app.command(epilog=EXIT_CODES_HELP)

@@ -66,9 +66,9 @@ class Ledger(Reader):
         each one that is durable. Raises: LedgerInUse, LedgerError.
         """
         engine = make_engine(url, is_read_only=False)
-        self._lock = _Lock(engine)
+        self._lock = Lock(engine)
         try:
-            _migrate(engine)
+            migrate(engine)
             super().__init__(url, is_read_only=False)
             self._on_checkpoint = on_checkpoint
             self._is_sure = True
@@ -214,7 +214,7 @@ class Ledger(Reader):
             raise LedgerError(f"{self.url} could not be written: {words_of(error)}") from None
 
 
-class _Lock:
+class Lock:
     """Held while the ledger is open; the system lets go of it when the process dies."""
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -258,7 +258,7 @@ class _Lock:
             self._connection.close()
 
 
-def _migrate(engine: sa.Engine) -> None:
+def migrate(engine: sa.Engine) -> None:
     """To the newest version known here. Raises: LedgerError, also for a database of a newer one."""
     config = AlembicConfig()
     config.set_main_option("script_location", str(MIGRATIONS))

@@ -218,6 +218,14 @@ def version_of(connection: sa.Connection) -> str | None:
     return str(version)
 
 
+def url_without_password(url: str) -> str:
+    """For people."""
+    try:
+        return shown_url(sa.make_url(url))
+    except SQLAlchemyError:
+        return "the ledger's URL"
+
+
 def shown_url(url: sa.URL) -> str:
     """Without its password."""
     return url.render_as_string(hide_password=True)

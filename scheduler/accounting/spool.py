@@ -50,6 +50,7 @@ class Spool:
         self._clock = clock
         self._retry_at_s = 0.0
         kept, num_bytes = read(path)
+        self._compare(kept)
         self._rows = [row for row in kept if row.seq >= ledger.size]
         self._file = path.open("ab")
         self._file.truncate(num_bytes)
@@ -61,6 +62,19 @@ class Spool:
                 )
             logger.warning("ledger: %d rows that were kept in %s are delivered", len(self._rows), path)
             self._deliver()
+
+    def _compare(self, kept: list[Row]) -> None:
+        """What the ledger has under the numbers of kept rows must be these. Raises: LedgerBroken."""
+        for row in kept:
+            if row.seq >= self._ledger.size:
+                return
+            stored = next(self._ledger.stored(row.seq, row.seq + 1))
+            if stored[3] != encode(row).decode():
+                raise LedgerBroken(
+                    f"{self._path} keeps a row {row.seq} that was durable here, the ledger has another one: a second "
+                    "control plane wrote it meanwhile; remedy: keep the file, it is the only copy of these rows, book "
+                    "what it holds by hand, and move it away"
+                )
 
     @property
     def num_rows(self) -> int:

@@ -24,6 +24,7 @@ from scheduler.accounting.postings import charge_legs, differences, energy_legs,
 from scheduler.accounting.rows import (
     BY_OPERATOR,
     DECODERS,
+    OPERATOR,
     Charge,
     Daily,
     Energy,
@@ -94,8 +95,10 @@ class _Verification:
         self._nodes: list[tuple[int, int, bytes]] = []
         """Complete ones that were not compared yet."""
         self._holds: dict[str, Hold] = {}
-        self._plus: dict[str, Charge] = {}
-        """Charges whose price waits for what is measured."""
+        self._unmeasured: dict[str, tuple[str, Charge | None]] = {}
+        """By attempt that was charged: who pays, and the charge where its price waits for what is measured."""
+        self._in_flight: dict[str, int] = {}
+        """By attempt: mJ that windows gave it."""
         self._blanks: list[list[int]] = []
         """Ranges of rows without their text."""
         self._compacted: list[Daily] = []
@@ -210,6 +213,7 @@ class _Verification:
         return void_legs(hold)
 
     def _charge(self, row: Charge) -> list[Leg]:
+        self._unmeasured[row.attempt_id] = row.account, None if row.rates.plus is None else row
         if row.payer is BY_OPERATOR:
             if row.cost_nano:
                 raise Fault("lets the operator pay money to itself", row.seq)
@@ -219,19 +223,22 @@ class _Verification:
             raise Fault("is charged at other rates than were pinned when it was admitted", row.seq)
         if row.cost_nano != _price(row) + row.plus_nano:
             raise Fault("costs something else than its rates say", row.seq)
-        if row.rates.plus is not None:
-            self._plus[row.attempt_id] = row
         if hold is None and self._blanks:
             return self._balanced(row)
         return charge_legs(row, hold)
 
     def _energy(self, row: Energy) -> list[Leg]:
-        charge = self._plus.pop(row.attempt_id, None)
-        cost_nano = row.cost_nano if self._blanks else 0
+        account, charge = self._unmeasured.pop(row.attempt_id, (OPERATOR, None))
+        energy_mj, cost_nano = self._in_flight.pop(row.attempt_id, 0), 0
         if charge is not None:
             cost_nano = charge.difference_nano(energy_mj=row.energy_mj, gpu_us=row.gpu_us)
-        if row.cost_nano != cost_nano:
-            raise Fault("costs something else than what was measured", row.seq)
+        if not self._blanks:  # else its charge and its windows may be compacted
+            if row.account != account:
+                raise Fault(f"is paid by {row.account}, and its charge by {account}", row.seq)
+            if row.energy_mj != energy_mj:
+                raise Fault(f"books {row.energy_mj} mJ, and windows gave it {energy_mj}", row.seq)
+            if row.cost_nano != cost_nano:
+                raise Fault("costs something else than what was measured", row.seq)
         return energy_legs(
             row.worker_id,
             row.account,
@@ -244,6 +251,9 @@ class _Verification:
 
     def _window(self, row: Window) -> list[Leg]:
         """Energy of attempts that were settled already follows to whoever paid them."""
+        in_flight = self._in_flight
+        for attempt_id, energy_mj, _ in row.window.shares:
+            in_flight[attempt_id] = in_flight.get(attempt_id, 0) + energy_mj
         legs = window_legs(row.worker_id, row.window, is_calibration=Accounts.is_calibration(row.window))
         return legs + self._balanced(row)[len(legs) :]
 

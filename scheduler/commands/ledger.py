@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scheduler.accounting.checkpoints import PublicKey
-from scheduler.accounting.errors import LedgerError
+from scheduler.accounting.errors import LedgerError, LedgerInUse
+from scheduler.accounting.ledger_copy import copy_ledger
 from scheduler.accounting.ledger_reader import Reader, sqlite_url
 from scheduler.accounting.receipts import check_receipt
 from scheduler.accounting.rows import Row, decode
@@ -36,6 +37,30 @@ def rows_of(reader: Reader, kinds: frozenset[str]) -> Iterator[Row]:
     for _, kind, _, body, _ in reader.stored():
         if kind in kinds and body is not None:
             yield decode(body)
+
+
+def run_copy(source: str, target: str, *, as_json: bool) -> ExitCode:
+    """Copied, then verified."""
+    from_url, to_url = (each if "://" in each else sqlite_url(Path(each).absolute()) for each in (source, target))
+    try:
+        with _Progress(is_silent=as_json) as on_progress:
+            size = copy_ledger(from_url, to_url, on_progress=on_progress)
+        reader = Reader(to_url)
+        try:
+            verify(reader)
+        finally:
+            reader.close()
+    except LedgerInUse as error:
+        raise CommandError(str(error), code=ExitCode.UNAVAILABLE) from None
+    except Fault as error:
+        raise CommandError(f"{target}: {error}", code=ExitCode.VERIFICATION) from None
+    except LedgerError as error:
+        raise CommandError(str(error)) from None
+    if as_json:
+        print_json({"ok": True, "rows": size})
+    else:
+        print_lines([f"{size} rows are copied and verified; put {source} away: two open copies would be a fork"])
+    return ExitCode.OK
 
 
 def run_verify(

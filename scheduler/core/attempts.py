@@ -227,7 +227,11 @@ class Attempt:
         return Tokens(input_tokens=input_tokens, cached_tokens=cached_tokens, output_tokens=self.output_tokens)
 
     def payer(self, outcome: Outcome) -> Payer:
-        """The request pays what it was given, and what its own client broke off; work in vain is the operator's."""
+        """The request pays what it was given, and what its own client broke off; work in vain is the operator's, and so
+        is a question that only counts.
+        """
+        if self.entry.request.is_counting:
+            return Payer.OPERATOR
         if self.has_first_byte:
             return Payer.REQUEST
         if not self.is_answering:
