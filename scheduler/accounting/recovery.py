@@ -17,6 +17,7 @@ from scheduler.accounting import book_state
 from scheduler.accounting.accounts import OPERATOR
 from scheduler.accounting.books import Books
 from scheduler.accounting.charging import request_of, tokens_of
+from scheduler.accounting.errors import LedgerBroken
 from scheduler.accounting.journal import Journal
 from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.rows import Charge, Energy, Genesis, Opened, decode
@@ -70,7 +71,12 @@ def recover(
     for seq, _, _, body, _ in ledger.stored(min(start_seq, max(size - FAIR_ROWS, 0)), size):
         if body is None:
             continue  # compacted; the state is behind it
-        row = decode(body)
+        try:
+            row = decode(body)
+        except msgspec.DecodeError:
+            raise LedgerBroken(
+                f"{ledger.url}: row {seq} cannot be read; remedy: jouleway ledger verify, restore a backup"
+            ) from None
         last_at_us = row.at_us
         if isinstance(row, Charge):
             replay.fair(row)
