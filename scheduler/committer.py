@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+from scheduler.accounting.journal import MAX_PENDING_ROWS
 from scheduler.accounting.settlement import Settlement
 from scheduler.connection import Connection
 from scheduler.streams import End, Stream
@@ -49,6 +50,8 @@ class Committer:
         stream.hold_back()
         self._begins.append(stream)
         self._has_pending.set()
+        if self._settlement.journal.is_full:
+            self._on_problem(f"{MAX_PENDING_ROWS} rows wait for the disk")
 
     def add_end(self, stream: Stream, end: End) -> None:
         """The answer ends after the commit that holds its charge."""
@@ -94,7 +97,8 @@ class Committer:
             try:
                 await self._settlement.commit()
             except BaseException as error:
-                self._on_problem(f"{type(error).__name__}: {error}")
+                if isinstance(error, Exception):  # a stop is no fault of the ledger
+                    self._on_problem(f"{type(error).__name__}: {error}")
                 self._begins[:0] = begins
                 self._ends[:0] = ends
                 self._connections |= connections

@@ -335,8 +335,6 @@ class Dispatcher:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self._tick_s)
-            if self.settlement.journal.is_full:
-                self._on_ledger("too many rows wait for the disk")
             try:
                 self._apply(self._core.tick(self._clock()))
             except Exception:

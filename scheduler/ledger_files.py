@@ -12,7 +12,7 @@ from pathlib import Path
 from scheduler.accounting.checkpoints import Signer
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.ledger import Ledger
-from scheduler.accounting.ledger_reader import Reader, sqlite_url, url_without_password
+from scheduler.accounting.ledger_reader import Reader, shown_url, sqlite_url
 from scheduler.accounting.spool import Spool
 from scheduler.config import Config
 from scheduler.credentials import kept_seed, read_key
@@ -79,7 +79,7 @@ def _check_key_is_there(path: Path, url: str) -> None:
     finally:
         reader.close()
     raise LedgerError(
-        f"ledger.key_file: {path} is missing, and {url_without_password(url)} is signed by {head['public_key']}; "
+        f"ledger.key_file: {path} is missing, and {shown_url(url)} is signed by {head['public_key']}; "
         "remedy: put the key back from its copy, or begin a new ledger (ledger.url)"
     )
 

@@ -141,7 +141,7 @@ class Stream:
         """Once, before any body."""
         if not self._is_closed:
             self._head = head
-            self._wake()
+            self._tell()
 
     def put_body(self, data: bytes) -> bool:
         """False if the reader is too slow: unread bytes are left and these would exceed the bound; they are dropped.
@@ -154,7 +154,7 @@ class Stream:
             return False
         self._parts.append(data)
         self._unread_bytes += len(data)
-        self._wake()
+        self._tell()
         return True
 
     def put_end(self, end: End) -> None:
@@ -163,6 +163,11 @@ class Stream:
         self._end = end
         self._is_held = False
         self._wake()
+
+    def _tell(self) -> None:
+        """Who is woken for nothing would take it for the end of its time."""
+        if not self._is_held:
+            self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -67,7 +67,10 @@ def dump(books: Books) -> bytes:
 
 def load(data: bytes) -> Books:
     """Raises: ValueError where the bytes are no state of this version (then all rows are replayed)."""
-    state = _decoder.decode(data)
+    try:
+        state = _decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from None
     accounts = Accounts()
     for book, balances in ((accounts.serving, state.serving), (accounts.calibration, state.calibration)):
         for kind, worker_id, tenant, energy_mj, gpu_us in balances:

@@ -37,7 +37,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def text(self) -> str:
-        return f"{self.origin}\n{self.size}\n{_base64(self.root)}\n"
+        return f"{self.origin}\n{self.size}\n{base64_of(self.root)}\n"
 
 
 class PublicKey:
@@ -50,7 +50,7 @@ class PublicKey:
         self.key_hash = hashlib.sha256(name.encode() + b"\n" + ALGORITHM + key).digest()[:4]
 
     def __str__(self) -> str:
-        return f"{self.name}+{self.key_hash.hex()}+{_base64(ALGORITHM + self.bytes)}"
+        return f"{self.name}+{self.key_hash.hex()}+{base64_of(ALGORITHM + self.bytes)}"
 
     @staticmethod
     def parse(text: str) -> PublicKey:
@@ -95,7 +95,7 @@ class Signer:
         """The note of a tree."""
         text = Checkpoint(self.public_key.name, size, root).text
         signature = self.public_key.key_hash + self._key.sign(text.encode())
-        return f"{text}\n\u2014 {self.public_key.name} {_base64(signature)}\n"
+        return f"{text}\n\u2014 {self.public_key.name} {base64_of(signature)}\n"
 
 
 def parse(note: str) -> tuple[Checkpoint, list[tuple[str, bytes]]]:
@@ -107,7 +107,7 @@ def parse(note: str) -> tuple[Checkpoint, list[tuple[str, bytes]]]:
     signatures = []
     try:
         origin, size_text, root_text = lines[:3]
-        size, root = int(size_text), _bytes(root_text)
+        size, root = int(size_text), bytes_of(root_text)
         if str(size) != size_text or size < 0 or len(root) != 32 or not origin or len(lines) != 3:
             raise ValueError
         *signed, last = rest.split("\n")
@@ -117,19 +117,20 @@ def parse(note: str) -> tuple[Checkpoint, list[tuple[str, bytes]]]:
             dash, name, encoded = line.split(" ")
             if dash != "\u2014":
                 raise ValueError
-            signatures.append((name, _bytes(encoded)))
+            signatures.append((name, bytes_of(encoded)))
     except (ValueError, binascii.Error):
         raise ValueError("not a checkpoint (C2SP tlog-checkpoint: origin, size, root, signatures)") from None
     return Checkpoint(origin, size, root), signatures
 
 
-def _base64(data: bytes) -> str:
+def base64_of(data: bytes) -> str:
+    """As checkpoints and proofs are written."""
     return base64.b64encode(data).decode()
 
 
-def _bytes(text: str) -> bytes:
-    """Raises: ValueError also for another spelling of the same bytes: a checkpoint has one text."""
+def bytes_of(text: str) -> bytes:
+    """Raises: ValueError also for another spelling of the same bytes: what is signed or proven has one text."""
     data = base64.b64decode(text, validate=True)
-    if _base64(data) != text:
+    if base64_of(data) != text:
         raise ValueError
     return data

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import sqlalchemy as sa
@@ -52,7 +53,7 @@ CHECKPOINT_ROWS = 10_000
 
 
 class Ledger(Reader):
-    """The one writer. ``write`` is called from one thread at a time; reading is as with ``Reader``."""
+    """The one writer. Whoever gave up waiting for a ``write`` may call the next one; reading is as with ``Reader``."""
 
     def __init__(
         self,
@@ -66,11 +67,12 @@ class Ledger(Reader):
         each one that is durable. Raises: LedgerInUse, LedgerError.
         """
         engine = make_engine(url, is_read_only=False)
-        self._lock = Lock(engine)
+        self._lock = WriterLock(engine)
         try:
             migrate(engine)
             super().__init__(url, is_read_only=False)
             self._on_checkpoint = on_checkpoint
+            self._one_at_a_time = Lock()
             self._is_sure = True
             """False after a write that failed: what is stored is looked at before the next one."""
             self._take_over(seed, new_ledger_id)
@@ -105,8 +107,12 @@ class Ledger(Reader):
                     )
                 connection.execute(sa.update(LEDGER).values(epoch=LEDGER.c.epoch + 1))
                 self.epoch, size = head.epoch + 1, head.size
-        self._tree = Tree.of(size, self.hashes)
-        if size and self.signer.public_key.verify(self.head()["note"]).root != self._tree.root():
+        try:
+            self._tree = Tree.of(size, self.hashes)
+            is_sound = self.signer.public_key.verify(self.head()["note"])[1:] == (size, self._tree.root())
+        except ValueError:  # a hash is missing, or the note is none
+            is_sound = False
+        if not is_sound:
             raise LedgerBroken(f"{self.url} was changed from outside; remedy: jouleway ledger verify, restore a backup")
         self._checkpoint_size = size
 
@@ -121,9 +127,16 @@ class Ledger(Reader):
         return self._tree.size
 
     def write(self, rows: list[Row], state: State | None) -> bool:
-        """Raises: LedgerError (try again), LedgerLost (never again)."""
-        if not self._is_sure:
-            rows = rows[self._find_written(rows) :]
+        """Rows that are stored already, by a try that failed or was given up, are passed over.
+
+        Raises: LedgerError (try again), LedgerLost (never again).
+        """
+        with self._one_at_a_time:
+            if not self._is_sure:
+                self._find_written(rows)
+            return self._write([row for row in rows if row.seq >= self._tree.size], state)
+
+    def _write(self, rows: list[Row], state: State | None) -> bool:
         tree, row_values, node_values = self._tree.copy(), [], []
         for row in rows:
             body = encode(row)
@@ -173,26 +186,26 @@ class Ledger(Reader):
             sums = {name: USAGE.c[name] + insert.excluded[name] for name in SUMS}
             connection.execute(insert.on_conflict_do_update(index_elements=["minute_us", *GROUPS], set_=sums), values)
 
-    def _find_written(self, rows: list[Row]) -> int:
-        """After a commit of which the outcome is unknown: how many of the rows are stored."""
+    def _find_written(self, rows: list[Row]) -> None:
+        """After a commit of which the outcome is unknown: whether these rows are stored."""
         head = self.head()
         if head["epoch"] != self.epoch:
             raise LedgerLost(f"another control plane has taken over {self.url}: nothing of ours is written any more")
-        tree = self._tree.copy()
-        num_written = head["size"] - tree.size
-        if not 0 <= num_written <= len(rows):
+        tree, rows = self._tree.copy(), [row for row in rows if row.seq >= self._tree.size]
+        if not 0 <= head["size"] - tree.size <= len(rows):
             raise LedgerLost(f"{self.url} has {head['size']} rows where {tree.size} were written")
-        for row in rows[:num_written]:
+        for row in rows[: head["size"] - tree.size]:
             tree.append(leaf_hash(encode(row)))
-        if num_written and self.signer.public_key.verify(head["note"]).root != tree.root():
+        if tree.size > self._tree.size and self.signer.public_key.verify(head["note"]).root != tree.root():
             raise LedgerLost(f"{self.url} has other rows than were written")
-        self._tree = tree
-        return num_written
+        with self.reading() as connection:
+            kept = connection.execute(sa.select(sa.func.max(CHECKPOINTS.c.size))).scalar()
+        self._tree, self._checkpoint_size, self._is_sure = tree, max(kept or 0, self._checkpoint_size), True
 
     def drop_bodies(self, from_seq: int, to_seq: int, *, kinds: list[str]) -> None:
         """The texts of rows that a compaction has summed up go; their leaves stay. Raises: LedgerError."""
         is_old = sa.and_(ROWS.c.seq >= from_seq, ROWS.c.seq < to_seq, ROWS.c.kind.in_(kinds))
-        with self._writing() as connection:
+        with self._one_at_a_time, self._writing() as connection:
             mine = connection.execute(sa.select(LEDGER.c.epoch)).scalar()
             if mine != self.epoch:
                 raise LedgerLost(
@@ -214,7 +227,7 @@ class Ledger(Reader):
             raise LedgerError(f"{self.url} could not be written: {words_of(error)}") from None
 
 
-class Lock:
+class WriterLock:
     """Held while the ledger is open; the system lets go of it when the process dies."""
 
     def __init__(self, engine: sa.Engine) -> None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from scheduler.accounting.errors import LedgerError
-from scheduler.accounting.ledger import Lock, migrate
+from scheduler.accounting.ledger import WriterLock, migrate
 from scheduler.accounting.ledger_reader import (
     CHECKPOINTS,
     LEDGER,
@@ -35,10 +35,10 @@ TABLES = (ROWS, NODES, CHECKPOINTS, STATES, USAGE, OUTCOMES, LEDGER)
 def copy_ledger(source_url: str, target_url: str, *, on_progress: Callable[[int, int], None]) -> int:
     """Returns its rows. Raises: LedgerInUse, LedgerError; what was begun in the target is to be dropped then."""
     source, target = make_engine(source_url, is_read_only=False), make_engine(target_url, is_read_only=False)
-    locks: list[Lock] = []
+    locks: list[WriterLock] = []
     try:
-        locks.append(Lock(source))
-        locks.append(Lock(target))
+        locks.append(WriterLock(source))
+        locks.append(WriterLock(target))
         migrate(target)
         with source.connect() as reading, target.begin() as writing:
             if any(writing.execute(sa.select(sa.func.count()).select_from(table)).scalar() for table in TABLES):

@@ -218,17 +218,12 @@ def version_of(connection: sa.Connection) -> str | None:
     return str(version)
 
 
-def url_without_password(url: str) -> str:
-    """For people."""
-    try:
-        return shown_url(sa.make_url(url))
-    except SQLAlchemyError:
-        return "the ledger's URL"
-
-
-def shown_url(url: sa.URL) -> str:
+def shown_url(url: str | sa.URL) -> str:
     """Without its password."""
-    return url.render_as_string(hide_password=True)
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return "a URL that cannot be read"
 
 
 def words_of(error: Exception) -> str:

@@ -6,14 +6,12 @@ has salted digests, which only who has the text can confirm.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 from typing import Any, Protocol
 
 import msgspec
 
-from scheduler.accounting.checkpoints import PublicKey
+from scheduler.accounting.checkpoints import PublicKey, base64_of, bytes_of
 from scheduler.accounting.merkle import Hashes, inclusion_proof, leaf_hash, root_of_inclusion
 from scheduler.accounting.rows import OPERATOR, Charge, Energy, Hold, Row, decode
 
@@ -64,7 +62,7 @@ def make_receipt(source: Source, request_id: str, *, statement: str, tenant: str
     head = source.head()
     size = head["size"]
     proven = [
-        Proven(seq=seq, body=body or "", proof=[_base64(each) for each in inclusion_proof(seq, size, source.hashes)])
+        Proven(seq=seq, body=body or "", proof=[base64_of(each) for each in inclusion_proof(seq, size, source.hashes)])
         for seq, _, _, body, _ in stored
         if seq < size
     ]
@@ -92,17 +90,19 @@ def check_receipt(receipt: Receipt, *, key: PublicKey | None = None) -> None:
     for proven in receipt.rows:
         try:
             row = decode(proven.body)
-            proof = [base64.b64decode(each, validate=True) for each in proven.proof]
-        except (msgspec.DecodeError, binascii.Error):
+            proof = [bytes_of(each) for each in proven.proof]
+        except (msgspec.DecodeError, ValueError):
             raise ValueError(f"row {proven.seq} cannot be read") from None
         root = root_of_inclusion(leaf_hash(proven.body.encode()), proven.seq, checkpoint.size, proof)
         if root != checkpoint.root:
             raise ValueError(f"row {proven.seq} is not in the tree that was signed")
         if row.seq != proven.seq or not _is_of(row, receipt.request_id):
             raise ValueError(f"row {proven.seq} is not of this request")
+        if rows and row.seq <= rows[-1].seq:
+            raise ValueError(f"row {proven.seq} is not behind the one before: it would count twice")
         rows.append(row)
-    if not rows:
-        raise ValueError("it has no rows")
+    if not any(isinstance(row, Hold | Charge) for row in rows):
+        raise ValueError("it has neither a hold nor a charge")
     if receipt.is_final and not _is_final(rows):
         raise ValueError("it says that it is final, and energy of an attempt is missing")
     if msgspec.to_builtins(receipt.summary) != msgspec.to_builtins(summary_of(rows)):
@@ -179,7 +179,3 @@ def _is_final(rows: list[Row]) -> bool:
 
 def _is_of(row: Row, request_id: str) -> bool:
     return row.row_id == request_id or row.row_id.rpartition("-")[0] == request_id
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()

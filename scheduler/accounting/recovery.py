@@ -76,7 +76,12 @@ def recover(
             if seq >= start_seq:
                 raise LedgerBroken(f"row {seq} is compacted and no state covers it; remedy: restore a backup")
             continue
-        row = decode(body)
+        try:
+            row = decode(body)
+        except msgspec.DecodeError:
+            raise LedgerBroken(
+                f"{ledger.url}: row {seq} cannot be read; remedy: jouleway ledger verify, restore a backup"
+            ) from None
         last_at_us = row.at_us
         if isinstance(row, Charge):
             replay.fair(row)

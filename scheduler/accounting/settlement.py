@@ -33,8 +33,8 @@ class _Source:
     """The outbox of one worker's life: everything up to ``watermark`` was booked, and what lies beyond a gap."""
 
     incarnation: str
-    booked: int = 0
-    """Up to this number everything was booked by an earlier control plane, whether it was acknowledged or not."""
+    recovered: int = 0
+    """Its last window that an earlier control plane booked: nothing up to it is new."""
     watermark: int | None = None
     """None before the first record."""
     ahead: set[int] = field(default_factory=set)
@@ -78,14 +78,14 @@ class Settlement:
             known, number = self.books.last_numbers.get(worker_id, ("", 0))
             if known != incarnation:
                 self.close_worker(worker_id)  # nobody will speak for the process before
-            self._sources[worker_id] = _Source(incarnation, booked=number if known == incarnation else 0)
+            self._sources[worker_id] = _Source(incarnation, number if known == incarnation else 0)
 
     def is_new(self, worker_id: str, number: int) -> bool:
         """Whether this outbox record was not booked yet; from this call on it counts as booked."""
         source = self._sources[worker_id]
         if source.watermark is None:
-            # What came before was acknowledged to an earlier control plane, or booked by it.
-            source.watermark = max(number - 1, source.booked)
+            # A worker begins with what nobody acknowledged: what came before is an earlier control plane's.
+            source.watermark = max(number - 1, source.recovered)
         if number <= source.watermark or number in source.ahead:
             self.duplicates_total += 1
             return False

@@ -42,6 +42,8 @@ def run(
     receipt = read_receipt(check) if check is not None else _fetch(request_id or "", own_listener(config, url))
     try:
         check_receipt(receipt, key=public_key)
+        if request_id not in (None, receipt.request_id):
+            raise ValueError(f"the receipt is of {receipt.request_id}")
     except ValueError as error:
         raise CommandError(f"{check or request_id}: {error}", code=ExitCode.VERIFICATION) from None
     if output is not None:

@@ -31,7 +31,7 @@ from scheduler.core.budget_accounts import (
 from scheduler.core.budget_holds import Excess, Hold, Place
 from scheduler.core.budget_needs import ENERGY_PARTS, Bound, most_covered, needed, plus_of, short
 from scheduler.core.budget_tasks import TaskAccounts
-from scheduler.core.budget_windows import SECOND_US
+from scheduler.core.budget_windows import SECOND_US, Window
 from scheduler.core.energy_bounds import EnergyBound
 from scheduler.core.request import Request
 from scheduler.core.shortages import refusal, too_many_tasks
@@ -219,10 +219,10 @@ class Budgets:
             accounts = self._accounts.get(Level(kind, name), ())
             if kind == "task":
                 tenant, _, task = name.partition("/")
-                accounts = self._tasks.of(tenant, task, 0)
-                self._tasks.keep(tenant, task, accounts)
+                if accounts := self._tasks.of(tenant, task, 0):
+                    self._tasks.keep(tenant, task, accounts)
             for account in accounts:
-                if account.measure == measure and str(account.window) == window:
+                if account.measure == measure and account.window == Window.parse(window):
                     account.put_back(slots)
 
     # -- what others read
