@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -49,9 +50,13 @@ class Reader:
         """Raises: LedgerError where there is no ledger of a version known here."""
         self._engine = make_engine(url, is_read_only=is_read_only)
         self.url = shown_url(self._engine.url)
-        with self._reading() as connection:
-            if version_of(connection) is None:
-                raise LedgerError(f"{self.url} is no ledger of Jouleway")
+        try:
+            with self._reading() as connection:
+                if version_of(connection) is None:
+                    raise LedgerError(f"{self.url} is no ledger of Jouleway")
+        except BaseException:
+            self._engine.dispose()
+            raise
 
     def head(self) -> dict[str, Any]:
         """ledger_id, origin, public_key, epoch, size, note (the newest checkpoint)."""
@@ -173,13 +178,19 @@ def version_of(connection: sa.Connection) -> str | None:
     if not sa.inspect(connection).has_table("alembic_version"):
         return None
     version = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
-    known = [script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
+    known = known_versions()
     if version not in known:
         raise LedgerError(
             f"{shown_url(connection.engine.url)} is of a newer version ({version}; known here: {known[0]}); "
             "remedy: update jouleway"
         )
     return str(version)
+
+
+@cache
+def known_versions() -> tuple[str, ...]:
+    """The newest first."""
+    return tuple(script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions())
 
 
 def shown_url(url: str | sa.URL) -> str:
