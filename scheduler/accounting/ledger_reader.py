@@ -40,7 +40,7 @@ Stored = tuple[int, str, str, str | None, bytes]
 
 def sqlite_url(path: Path) -> str:
     """Of a ledger in a file."""
-    return f"sqlite:///{path}"
+    return sa.URL.create("sqlite", database=str(path)).render_as_string()
 
 
 class Reader:
@@ -160,8 +160,8 @@ def make_engine(url: str, *, is_read_only: bool) -> sa.Engine:
         if not path.is_file():
             raise LedgerError(f"{path}: there is no such file")
         # A copy on a read-only medium has no room for WAL's shared memory.
-        mode = "mode=ro" if os.access(path.parent, os.W_OK) else "immutable=1"
-        parsed = sa.make_url(f"sqlite:///file:{quote(str(path))}?{mode}&uri=true")
+        mode = {"mode": "ro"} if os.access(path.parent, os.W_OK) else {"immutable": "1"}
+        parsed = sa.URL.create("sqlite", database=f"file:{quote(str(path))}", query={**mode, "uri": "true"})
         return sa.create_engine(parsed, pool_size=1)
     engine = sa.create_engine(parsed)
 
