@@ -119,6 +119,7 @@ class Service:
     def _open_books(self, config: Config) -> None:
         """Tenants, core and settlement as the ledger has them. Raises: ConfigError, LedgerError."""
         try:
+            self.spool = open_spool(config, self.ledger)  # first: what it delivers may be a key that was revoked
             log = LedgerChangeLog(self.ledger)
             self._directory = DirectoryOwner(config, house_key=self.admin_key, log=log, logged=log.changes())
             self.generated_keys = self._directory.generated
@@ -131,7 +132,6 @@ class Service:
                 ),
                 rules=self._directory.rules,
             )
-            self.spool = open_spool(config, self.ledger)
             self.settlement, self.recovered = recover(
                 self.ledger,
                 self._core,
@@ -271,7 +271,7 @@ class Service:
         """Keys, budgets, prices, weights, zones and scheduling as they are written; running requests go on as admitted.
 
         Where the API owns tenants, keys and budgets, what the file says of them is ignored. Returns the sections that
-        changed too and need a restart. Raises: ConfigError; nothing changes then.
+        changed too and need a restart. Raises: ConfigError, LedgerError; nothing changes then.
         """
         prices = self._prices(config)
         self._directory.reload(config)
@@ -283,7 +283,7 @@ class Service:
 
     def _prices(self, config: Config) -> PriceBook:
         """The book, after saying what an operator should know of it."""
-        book = self._book = prices_of(config)
+        book = prices_of(config)
         for version in book.versions:
             version_id = version.version_id()
             if version_id not in self._noted_prices and self.ledger.find("prices", version_id) is None:
@@ -291,6 +291,7 @@ class Service:
             self._noted_prices.add(version_id)
         for words in book.warnings(config.models, time.time()):
             logger.warning("prices: %s", words)
+        self._book = book
         return book
 
     async def _retain(self) -> None:

@@ -5,7 +5,7 @@ is unexplained, and that must be 0.
 
 Three identities, per worker, over the windows and charges of a period::
 
-    counter    last reading − first reading = metered + resets
+    counter    last reading − first reading = metered − what it fell by at resets + where it stood when first read
     energy     metered = idle + overhead + unattributed (by cause) + requests (by payer) + change of in flight
     tokens     scheduled by the engine = billed input − cached + billed output − last tokens + repeated prompts
                    − prompts not computed + recomputed + rejected drafts + overrun
@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 
 from scheduler.accounting.rows import OPERATOR, Charge, Energy, Row, Window
 
-RESET = "counter_reset"
+RESET, FOUND = "counter_reset", "meter_found"
+"""Causes of windows that do not begin where the one before ended."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,6 +33,8 @@ class WorkerFigures:
     last_counter_mj: int = 0
     reset_mj: int = 0
     """By which the counter fell when it began anew; part of last − first."""
+    found_mj: int = 0
+    """Where it stood when a meter that was down from the start was first read; part of last − first."""
     metered_mj: int = 0
     idle_mj: int = 0
     overhead_mj: int = 0
@@ -66,7 +69,7 @@ class WorkerFigures:
         """Counted and never metered, or metered and never counted: 0."""
         if self.first_counter_mj is None:
             return 0
-        return self.last_counter_mj - self.first_counter_mj + self.reset_mj - self.metered_mj
+        return self.last_counter_mj - self.first_counter_mj + self.reset_mj - self.found_mj - self.metered_mj
 
     @property
     def unexplained_mj(self) -> int:
@@ -88,7 +91,7 @@ class WorkerFigures:
 
 
 def reconcile(rows: Iterable[Row], *, from_us: int = 0, to_us: int | None = None) -> list[WorkerFigures]:
-    """By worker id. Rows before the period are only read for the accounts that attempts belong to."""
+    """By worker id. A period is one of rows' times, ``from_us`` included, ``to_us`` not; others are passed over."""
     workers: dict[str, WorkerFigures] = {}
     for row in rows:
         if row.at_us < from_us or (to_us is not None and row.at_us >= to_us):
@@ -114,8 +117,11 @@ def _window(figures: WorkerFigures, row: Window) -> None:
     begin_mj = window.counter_mj - window.meter_mj
     if figures.first_counter_mj is None:
         figures.first_counter_mj = figures.last_counter_mj = begin_mj
-    if any(cause == RESET for cause, _ in window.causes):
+    causes = {cause for cause, _ in window.causes}
+    if RESET in causes:
         figures.reset_mj += figures.last_counter_mj - begin_mj
+    elif FOUND in causes:
+        figures.found_mj += begin_mj - figures.last_counter_mj
     figures.last_counter_mj = window.counter_mj
     figures.num_windows += 1
     figures.metered_mj += window.meter_mj

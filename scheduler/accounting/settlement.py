@@ -61,7 +61,9 @@ class Settlement:
         Answers with what its budgets carry of mJ, GPU-µs and µgCO₂e where that is less than all of it.
         """
         self.is_booked: Callable[[str, str], bool] = lambda kind, row_id: False
-        """Whether the ledger has a row of this kind and id; asked only of attempts that are not remembered."""
+        """Whether the ledger has a row of this kind and id; asked only of attempts that are not remembered. May raise
+        LedgerError: ``charge`` and ``post_energy`` then do so too, and have booked nothing.
+        """
         self.carbon_ug_per_mj: Mapping[str, float] = {}
         """By zone."""
         self.orphans: Mapping[str, Hold] = {}
@@ -97,6 +99,14 @@ class Settlement:
             source.watermark += 1
             source.ahead.discard(source.watermark)
         return True
+
+    def put_back(self, worker_id: str, number: int) -> None:
+        """This record could not be booked after all, and will be given again: nothing from it on is acknowledged."""
+        source = self._sources[worker_id]
+        source.ahead.discard(number)
+        if source.watermark is not None and number <= source.watermark:
+            source.ahead.update(range(number + 1, source.watermark + 1))
+            source.watermark = number - 1
 
     def watermark(self, worker_id: str) -> int | None:
         """Every record up to this number is booked: what may be acknowledged. None before the first."""

@@ -9,6 +9,7 @@ anybody. What the ledger already has (a commit whose answer was lost) is not del
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -16,9 +17,12 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from scheduler.accounting.errors import LedgerBroken, LedgerError, LedgerLost
 from scheduler.accounting.journal import State
 from scheduler.accounting.ledger import Ledger
+from scheduler.accounting.merkle import leaf_hash
 from scheduler.accounting.rows import Row, decode, encode
 
 logger = logging.getLogger("jouleway.ledger")
@@ -49,27 +53,35 @@ class Spool:
         self._max_bytes = max_bytes
         self._clock = clock
         self._retry_at_s = 0.0
-        kept, num_bytes = read(path)
+        self._num_in_doubt = 0
+        """Rows of a commit whose outcome is not known: they are asked for together."""
+        kept, self._num_bytes = read(path)
         self._compare(kept)
         self._rows = [row for row in kept if row.seq >= ledger.size]
+        if self._rows and self._rows[0].seq > ledger.size:
+            raise LedgerBroken(
+                f"{path} begins with row {self._rows[0].seq}, the ledger ends with {ledger.size}: rows are missing"
+            )
         self._file = path.open("ab")
-        self._file.truncate(num_bytes)
         path.chmod(0o600)
-        if self._rows:
-            if self._rows[0].seq > ledger.size:
-                raise LedgerBroken(
-                    f"{path} begins with row {self._rows[0].seq}, the ledger ends with {ledger.size}: rows are missing"
-                )
-            logger.warning("ledger: %d rows that were kept in %s are delivered", len(self._rows), path)
-            self._deliver()
+        self._is_torn = True
+        """Behind ``_num_bytes`` may be more: of a write that failed, or that a crash tore."""
+        try:
+            self._cut()
+            _sync_folder(path.parent)
+            if self._rows:
+                logger.warning("ledger: %d rows that were kept in %s are delivered", len(self._rows), path)
+                self._deliver()
+        except BaseException:
+            self._file.close()
+            raise
 
     def _compare(self, kept: list[Row]) -> None:
         """What the ledger has under the numbers of kept rows must be these. Raises: LedgerBroken."""
         for row in kept:
             if row.seq >= self._ledger.size:
                 return
-            stored = next(self._ledger.stored(row.seq, row.seq + 1))
-            if stored[3] != encode(row).decode():
+            if self._ledger.hashes(0, row.seq, 1) != [leaf_hash(encode(row))]:  # stays when its text is compacted
                 raise LedgerBroken(
                     f"{self._path} keeps a row {row.seq} that was durable here, the ledger has another one: a second "
                     "control plane wrote it meanwhile; remedy: keep the file, it is the only copy of these rows, book "
@@ -86,10 +98,10 @@ class Spool:
 
         Raises: LedgerError where there is no room here either, LedgerLost.
         """
+        if self._rows and self._clock() >= self._retry_at_s:
+            self._try_to_deliver()  # first, or a spool that is full would stay so
         if self._rows or self._clock() < self._retry_at_s:
             self._keep(rows)
-            if self._clock() >= self._retry_at_s:
-                self._try_to_deliver()
             return False
         try:
             return self._ledger.write(rows, state)
@@ -99,6 +111,7 @@ class Spool:
             logger.error("ledger: %s; rows are kept in %s meanwhile", error, self._path)
             self._retry_at_s = self._clock() + RETRY_S
             self._keep(rows)
+            self._num_in_doubt = len(rows)
             return False
 
     def close(self) -> None:
@@ -107,26 +120,34 @@ class Spool:
 
     def _keep(self, rows: list[Row]) -> None:
         data = b"".join(_line(row) for row in rows)
-        size = self._file.tell()
-        if len(self._rows) + len(rows) > self._max_rows or size + len(data) > self._max_bytes:
+        if len(self._rows) + len(rows) > self._max_rows or self._num_bytes + len(data) > self._max_bytes:
             raise LedgerError(
-                f"the database is away and {self._path} is full ({len(self._rows)} rows, {size} bytes; "
+                f"the database is away and {self._path} is full ({len(self._rows)} rows, {self._num_bytes} bytes; "
                 f"limits {self._max_rows} and {self._max_bytes})"
             )
         try:
+            if self._is_torn:
+                self._cut()
+            self._is_torn = True
             self._file.write(data)
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._restore(size)
+            with contextlib.suppress(OSError):  # else before the next write
+                self._cut()
             raise LedgerError(f"{self._path} cannot be written: {error.strerror}") from None
+        self._is_torn = False
+        self._num_bytes += len(data)
         self._rows += rows
 
-    def _restore(self, size: int) -> None:
-        """After a write that failed: the file as it was, by a new handle: what the old one knows is not relied on."""
-        self._file.close()
-        os.truncate(self._path, size)
+    def _cut(self) -> None:
+        """The file as it is known to be, by a new handle: what one knows after an error is not relied on."""
+        with contextlib.suppress(OSError):  # it tries once more to write what could not be written
+            self._file.close()
         self._file = self._path.open("ab")
+        self._file.truncate(self._num_bytes)
+        os.fsync(self._file.fileno())
+        self._is_torn = False
 
     def _try_to_deliver(self) -> None:
         try:
@@ -140,18 +161,20 @@ class Spool:
     def _deliver(self) -> None:
         total = len(self._rows)
         while self._rows:
-            self._ledger.write(self._rows[:DELIVER_ROWS], None)
-            del self._rows[:DELIVER_ROWS]
-        self._file.truncate(0)
-        self._file.seek(0)
-        os.fsync(self._file.fileno())
+            num_rows = max(DELIVER_ROWS, self._num_in_doubt)
+            self._ledger.write(self._rows[:num_rows], None)
+            del self._rows[:num_rows]
+            self._num_in_doubt = 0
+        self._num_bytes, self._is_torn = 0, True
+        with contextlib.suppress(OSError):  # rows that are stored already are passed over, whoever reads them again
+            self._cut()
         logger.info("ledger: back, %d kept rows are delivered", total)
 
 
 def read(path: Path) -> tuple[list[Row], int]:
     """Whole rows of a spool's file and their bytes, up to a line that a crash tore.
 
-    Raises: LedgerBroken where more than the last line cannot be read.
+    Raises: LedgerBroken where more than the last line cannot be read, or a row is missing.
     """
     rows: list[Row] = []
     num_bytes, torn_at = 0, None
@@ -167,9 +190,23 @@ def read(path: Path) -> tuple[list[Row], int]:
             if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(body):
                 torn_at = num_bytes
                 continue
-            rows.append(decode(body))
+            try:
+                rows.append(decode(body))
+            except msgspec.DecodeError:
+                raise LedgerBroken(f"{path}: its line at byte {num_bytes} is no row known here") from None
             num_bytes += len(line)
+            if rows[-1].seq != rows[0].seq + len(rows) - 1:
+                raise LedgerBroken(f"{path} was changed: row {rows[-1].seq} does not follow row {rows[-2].seq}")
     return rows, num_bytes
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new file's name is durable only with its folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _line(row: Row) -> bytes:

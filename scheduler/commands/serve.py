@@ -107,7 +107,7 @@ def _reload(service: Service, config_path: Path, progress: Progress) -> None:
     """SIGHUP: the file is read again. One that is wrong changes nothing."""
     try:
         needs_restart = service.reload(configuration.load(config_path))
-    except (CommandError, ConfigError) as error:
+    except (CommandError, ConfigError, LedgerError) as error:
         progress(f"not reloaded, the old rules stay: {error}")
         return
     if service.directory_owner is Owner.FILE:
