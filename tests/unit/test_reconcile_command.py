@@ -15,7 +15,6 @@ from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.commands.reconcile import run
 from tests.scripted_link import window_of
 
-
 CONFIG = """
 state_dir: state
 models: {m: {normalizer: none}}
