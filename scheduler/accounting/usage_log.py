@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from scheduler.accounting import ledger_usage
+from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.ledger_reader import Reader
 from scheduler.accounting.outcomes import Facts, Outcome, Tally
 from scheduler.accounting.rows import OPERATOR, Charge, Judged, decode, subject_of
@@ -86,12 +87,12 @@ class LedgerUsage:
 class LedgerOutcomes:
     """An ``OutcomeLog``: outcomes are rows."""
 
-    def __init__(self, reader: Reader, settlement: Settlement, usage: LedgerUsage) -> None:
-        self._reader = reader
+    def __init__(self, ledger: Ledger, settlement: Settlement, usage: LedgerUsage) -> None:
+        self._reader = ledger
         self._settlement = settlement
         self._usage = usage
-        self._waiting: dict[str, Outcome] = {}
-        """Appended and not durable, by id."""
+        self._waiting: dict[str, tuple[int, Outcome]] = {}
+        """Appended and not in the database (what is in a spool is durable and not found there), by id, with its row."""
 
     def find(self, request_id: str) -> Facts | None:
         """Raises: LedgerError."""
@@ -138,7 +139,7 @@ class LedgerOutcomes:
         """Raises: LedgerError."""
         of_subject = [
             outcome
-            for outcome in self._waiting.values()
+            for _, outcome in self._waiting.values()
             if (outcome.facts.tenant, outcome.verdict.request_id, outcome.verdict.task) == (tenant, request_id, task)
         ]
         if of_subject:
@@ -149,7 +150,7 @@ class LedgerOutcomes:
     def with_id(self, outcome_id: str) -> Outcome | None:
         """Raises: LedgerError."""
         if (waiting := self._waiting.get(outcome_id)) is not None:
-            return waiting
+            return waiting[1]
         found = self._reader.find("outcome", outcome_id)
         if found is None or found[3] is None:
             return None
@@ -158,15 +159,13 @@ class LedgerOutcomes:
 
     def append(self, outcome: Outcome, change: Tally) -> None:
         """On the event loop."""
-        self._waiting[outcome.outcome_id] = outcome
-        self._settlement.note(Judged(outcome=outcome, change=change))
+        seq = self._settlement.note(Judged(outcome=outcome, change=change))
+        self._waiting[outcome.outcome_id] = seq, outcome
 
     async def commit(self) -> None:
         """Raises: LedgerError."""
-        waiting = list(self._waiting)
         await self._settlement.commit()
-        for outcome_id in waiting:
-            self._waiting.pop(outcome_id, None)
+        self._waiting = {name: each for name, each in self._waiting.items() if each[0] >= self._reader.size}
 
 
 def _row(values: tuple[object, ...]) -> UsageRow:

@@ -23,11 +23,12 @@ from scheduler.accounting.errors import LedgerBroken, LedgerError, LedgerLost
 from scheduler.accounting.journal import State
 from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.ledger_reader import Reader, sqlite_url
+from scheduler.accounting.outcomes import Verdict, decide
 from scheduler.accounting.recovery import recover
 from scheduler.accounting.rows import Prices, Row, decode
 from scheduler.accounting.settlement import Settlement
 from scheduler.accounting.spool import RETRY_S, Spool, read
-from scheduler.accounting.usage_log import LedgerUsage
+from scheduler.accounting.usage_log import LedgerOutcomes, LedgerUsage
 from scheduler.accounting.verify import verify
 from tests.postgres import Server, serving
 
@@ -420,6 +421,32 @@ def test_a_state_whose_answer_was_lost_flushes_its_usage_once(desk: Desk) -> Non
     desk.later()
     plane.run(20, with_state=True)
     assert plane.output_tokens == plane.flushed_tokens == plane.told_tokens
+
+
+def test_an_outcome_in_the_spool_is_known(desk: Desk) -> None:
+    """The database can be asked again before it was told: a second word must not be booked as if it were the first."""
+    plane = Plane(desk.ledger, desk.spool)
+    plane.run(1)
+    (request_id,) = [row_id for _, kind, row_id, *_ in desk.ledger.stored() if kind == "hold"]
+    outcomes = LedgerOutcomes(desk.ledger, plane.settlement, LedgerUsage(desk.ledger, plane.settlement))
+    facts = outcomes.find(request_id)
+    assert facts is not None
+    desk.ledger.is_away = True
+    plane.run(1)
+    desk.ledger.is_away = False
+    for accepted in (True, False, True):
+        latest = outcomes.latest(facts.tenant, request_id=request_id, task=None)
+        verdict = Verdict(request_id=request_id, accepted=accepted)
+        outcome, change = decide(verdict, facts, given_id=None, same_id=None, latest=latest, at_us=1)
+        assert change is not None
+        outcomes.append(outcome, change)
+        asyncio.run(outcomes.commit())
+    assert 0 < desk.spool.num_rows
+    desk.later()
+    plane.run(1)
+    assert 0 == desk.spool.num_rows
+    assert 3 == len([1 for _, kind, *_ in desk.ledger.stored() if kind == "outcome"])
+    assert outcome == outcomes.latest(facts.tenant, request_id=request_id, task=None)
 
 
 STEPS = st.lists(st.sampled_from(["write", "write", "away", "back", "lose", "later", "kill", "tear"]), max_size=30)
