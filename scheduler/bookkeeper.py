@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from scheduler.accounting.charging import charge_of_stranger
+from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.rows import request_id_of
 from scheduler.accounting.settlement import Settlement
 from scheduler.connection import Connection
@@ -34,20 +35,31 @@ class Bookkeeper:
         self._on_usage = on_usage
         self.bad_windows = 0
         """Window records that did not add up and were not booked."""
+        self._postponed: list[tuple[Connection, Numbered]] = []
+        """Of attempts that are not remembered, while the ledger that may know them cannot be asked."""
 
     def book(self, connection: Connection, records: Iterable[Numbered], now_s: float) -> None:
         """Books what is new; what is booked may be acknowledged after the next commit."""
         worker_id = connection.worker_id
-        for numbered in records:
+        postponed = [numbered for whose, numbered in self._postponed if whose is connection]
+        self._postponed = [each for each in self._postponed if each[0].worker_id != worker_id]
+        for numbered in (*postponed, *records):
             if not self._settlement.is_new(worker_id, numbered.number):
                 continue
-            match numbered.record:
-                case UsageRecord() as usage:
-                    self._book_usage(connection, usage, now_s)
-                case EnergyPosting() as posting:
-                    self._book_posting(worker_id, posting)
-                case WindowRecord() as window:
-                    self._book_window(worker_id, window, numbered.number)
+            try:
+                self._book(connection, numbered, now_s)
+            except LedgerError:
+                self._settlement.put_back(worker_id, numbered.number)
+                self._postponed.append((connection, numbered))
+
+    def _book(self, connection: Connection, numbered: Numbered, now_s: float) -> None:
+        match numbered.record:
+            case UsageRecord() as usage:
+                self._book_usage(connection, usage, now_s)
+            case EnergyPosting() as posting:
+                self._book_posting(connection.worker_id, posting)
+            case WindowRecord() as window:
+                self._book_window(connection.worker_id, window, numbered.number)
 
     def _book_usage(self, connection: Connection, usage: UsageRecord, now_s: float) -> None:
         if self._core.knows(usage.attempt_id):

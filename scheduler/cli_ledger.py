@@ -27,9 +27,20 @@ KeyOption = Annotated[
 ReceiptsOption = Annotated[list[Path] | None, typer.Option("--receipt", metavar="FILE", help="May be given again.")]
 
 
-@ledger_app.callback()
-def _ledger() -> None:
-    """One command so far; more follow."""
+@ledger_app.command(epilog=EXIT_CODES_HELP)
+def copy(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="A ledger's SQLite file, or its URL.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="File or URL of an empty database.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Copy a ledger into an empty database: to move to PostgreSQL, or back. No control plane may have it open.
+
+    The copy is verified against the ledger's own key. The source stays as it is: put it away afterwards, for two
+    control planes on two copies would be a fork.
+    """
+    from scheduler.commands import ledger as command
+
+    raise typer.Exit(command.run_copy(source, target, as_json=as_json))
 
 
 @ledger_app.command(epilog=EXIT_CODES_HELP)
@@ -80,6 +91,39 @@ def receipt(
     raise typer.Exit(
         command.run(request_id, check=check, output=output, key=key, url=url, config=config, as_json=as_json)
     )
+
+
+def reconcile(
+    source: Annotated[str | None, typer.Argument(metavar="[FILE]", help="A ledger's SQLite file, or its URL.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="PATH", help="The ledger of this configuration.")
+    ] = None,
+    from_: Annotated[str | None, typer.Option("--from", metavar="TIME", help="2026-11-27T06:00:00Z; UTC.")] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="TIME", help="The first moment after the period.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Hold the ledger, the engines' counters and the meters against each other; every difference with its source.
+
+    Exit code 7 where something is unexplained.
+    """
+    from scheduler.commands import reconcile as command
+
+    raise typer.Exit(command.run(source, config=config, from_text=from_, to_text=to, as_json=as_json))
+
+
+def rerate(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A ledger's SQLite file, or its URL.")],
+    config: Annotated[
+        Path, typer.Option("--config", "-c", metavar="PATH", help="A configuration with the prices to try.")
+    ],
+    from_: Annotated[str | None, typer.Option("--from", metavar="TIME", help="2026-11-27T06:00:00Z; UTC.")] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="TIME", help="The first moment after the period.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Tell what a ledger's past would have cost by other prices, by tenant and model. Nothing is changed."""
+    from scheduler.commands import rerate as command
+
+    raise typer.Exit(command.run(source, config=config, from_text=from_, to_text=to, as_json=as_json))
 
 
 def trace(

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from scheduler.config_errors import ConfigError, problems_of
+from scheduler.config_prices import PricesConfig, book_of
 from scheduler.config_sections import (
     AdminConfig,
     LedgerConfig,
@@ -68,12 +69,22 @@ class Config(BaseSettings):
     scheduling: SchedulingConfig = SchedulingConfig()
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
     """Of every price and every budget of money; ISO 4217."""
+    prices: PricesConfig = PricesConfig()
+    """Here, or the path of a file that holds this section."""
     workers: Annotated[tuple[WorkerConfig, ...], Field(min_length=1)]
     tenants: Annotated[tuple[TenantConfig, ...], Field(min_length=1)]
+    directory: Literal["file", "api"] = "file"
+    """Who owns tenants, projects, keys and budgets: this file, or the admin API, which starts from this file once."""
     state_dir: Path = Field(default_factory=lambda: _default_state_dir())
     """Admin key, ledger and its signing key."""
     generate_keys: bool = False
     """Tenants without a key get one that lives as long as the process; for demos, on loopback only."""
+    _source: str = PrivateAttr(default="the configuration")
+
+    @property
+    def source(self) -> str:
+        """The file that it was read from."""
+        return self._source
 
     @property
     def admin_key_path(self) -> Path:
@@ -119,10 +130,16 @@ class Config(BaseSettings):
         if words := problem_of(self.zones, [worker.zone for worker in self.workers], self.tenants):
             raise ValueError(words)
         keyless = [index for index, tenant in enumerate(self.tenants) if not tenant.keys]
-        if keyless and not self.generate_keys:
+        if self.directory == "api" and self.generate_keys:
+            raise ValueError("generate_keys: keys are made by the API where directory is api; leave it out")
+        if keyless and not self.generate_keys and self.directory == "file":
             raise ValueError(f"tenants[{keyless[0]}].keys: empty; give a key, or generate_keys: true on loopback")
         if self.generate_keys and not self.server.is_loopback:
             raise ValueError(f"generate_keys: host {self.server.host} is beyond loopback, where keys must be given")
+        try:
+            book_of(self.prices, self.models, currency=self.currency)
+        except ValueError as error:
+            raise ValueError(f"prices: {error}") from None
         if self.server.port and self.server.port == self.admin.port:
             raise ValueError(f"admin.port: {self.admin.port} is also server.port")
         return self
@@ -180,8 +197,12 @@ def load_config(path: Path | str) -> Config:
     raw = _read(path)
     if unknown := unknown_variables(os.environ):
         raise ConfigError(str(path), unknown)
+    if isinstance(raw.get("prices"), str):
+        raw["prices"] = _read_prices(path.resolve().parent / Path(raw["prices"]).expanduser())
     try:
-        return _with_paths(Config(**raw), path.resolve().parent)
+        config = _with_paths(Config(**raw), path.resolve().parent)
+        config._source = str(path)
+        return config
     except ValidationError as error:
         raise ConfigError(str(path), problems_of(error, Config, os.environ)) from None
     except RuntimeError:
@@ -202,6 +223,16 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
         and name.removeprefix(ENVIRONMENT_PREFIX).split("__")[0] not in sections
     ]
     return [f"environment: {name} names no section of the configuration" for name in wrong]
+
+
+def _read_prices(path: Path) -> dict[str, Any]:
+    """A section of prices in a file of its own. Raises: ConfigError, which names that file."""
+    raw = _read(path)
+    try:
+        PricesConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(str(path), problems_of(error, PricesConfig, {})) from None
+    return raw
 
 
 def _read(path: Path) -> dict[str, Any]:

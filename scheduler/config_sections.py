@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from scheduler.accounting.budget_terms import NANO_PLACES, ledger_amount
+
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """Lower case, so that two names never differ by case alone; no brackets, which the house's own accounts use."""
@@ -23,32 +25,17 @@ DATA_CLASSES = ("general", "important", "core")
 
 NUMBERS = (int, float, Decimal, int | None, float | None, Decimal | None)
 
-MAX_AMOUNT = 2**63 - 1
-"""Of the ledger's integers."""
-NANO_PLACES = 9
-"""Decimal places of money in the ledger."""
+PPM_PLACES = 6
+"""Decimal places of ratios that money is multiplied by."""
 MAX_PRICE = Decimal(1_000_000)
+"""Currency units per million tokens, kWh or GPU-second."""
+MAX_PUE = Decimal(10)
+MAX_MARGIN = Decimal(100)
 
 
 def rank(data_class: str) -> int:
     """0 for what needs least."""
     return DATA_CLASSES.index(data_class)
-
-
-def ledger_amount(value: Decimal, places: int) -> int:
-    """The ledger's integer of an amount. Raises: ValueError where it is negative, too large or finer than that."""
-    if value < 0:
-        raise ValueError("must be 0 or more")
-    if value > Decimal(MAX_AMOUNT).scaleb(-places):
-        raise ValueError(f"must be at most {Decimal(MAX_AMOUNT).scaleb(-places):f}; leave it out for no limit")
-    scaled = value.scaleb(places)
-    if scaled != scaled.to_integral_value():
-        raise ValueError(
-            f"must have at most {places} decimal places: finer amounts are not counted"
-            if places
-            else "must be a whole number"
-        )
-    return int(scaled)
 
 
 class Section(BaseModel):
@@ -132,6 +119,8 @@ class LedgerConfig(Section):
     """Holds the URL in its first line; readable by its owner only."""
     key_file: Path | None = None
     """The signing key; None = ``ledger.key`` in state_dir; made at the first start. Keep a copy elsewhere."""
+    retention_days: Annotated[int, Field(ge=1, le=36_500)] | None = None
+    """Texts of holds, charges, energy and windows older than this go; sums and hashes stay. None = never."""
     checkpoint_dir: Path | None = None
     """Signed checkpoints are also kept here, away from the ledger; None = state_dir with ``-checkpoints`` behind its
     name. Best on another disk or machine: who has them can prove that a ledger was rolled back.
@@ -166,6 +155,36 @@ class LimitsConfig(Section):
     """Time that a worker gets to load its weights and calibrate."""
 
 
+class CostPlusConfig(Section):
+    """A price of what a request took, at cost and with a margin."""
+
+    per_kwh: Decimal = Decimal(0)
+    """Currency units for a kWh at the hall's door."""
+    pue: Decimal = Decimal(1)
+    """kWh at the door for a kWh at the meter."""
+    per_gpu_second: Decimal = Decimal(0)
+    """Currency units for the use of one GPU for a second."""
+    margin: Decimal = Decimal(0)
+    """On top of both: 0.15 is 15 %."""
+
+    @field_validator("per_kwh", "per_gpu_second")
+    @classmethod
+    def _is_a_price(cls, value: Decimal) -> Decimal:
+        return _checked(value, NANO_PLACES, most=MAX_PRICE)
+
+    @field_validator("pue")
+    @classmethod
+    def _is_a_pue(cls, value: Decimal) -> Decimal:
+        if value < 1:
+            raise ValueError("must be 1 or more: a hall takes what its meters count, and something beside")
+        return _checked(value, PPM_PLACES, most=MAX_PUE)
+
+    @field_validator("margin")
+    @classmethod
+    def _is_a_margin(cls, value: Decimal) -> Decimal:
+        return _checked(value, PPM_PLACES, most=MAX_MARGIN)
+
+
 class PriceConfig(Section):
     """Of a model, in currency units per million tokens."""
 
@@ -173,15 +192,26 @@ class PriceConfig(Section):
     cached_input: Decimal | None = None
     """None = as any other input."""
     output: Decimal = Decimal(0)
+    reasoning: Decimal | None = None
+    """None = as any other output."""
+    image_input: Decimal | None = None
+    """None = as any other input."""
+    audio_input: Decimal | None = None
+    """None = as any other input."""
+    cost_plus: CostPlusConfig | None = None
+    """None: its tokens are all that a request pays for."""
 
-    @field_validator("input", "cached_input", "output")
+    @field_validator("input", "cached_input", "output", "reasoning", "image_input", "audio_input")
     @classmethod
     def _check(cls, value: Decimal | None) -> Decimal | None:
-        if value is not None and value > MAX_PRICE:
-            raise ValueError(f"must be at most {MAX_PRICE} per million tokens")
-        if value is not None:
-            ledger_amount(value, NANO_PLACES)
-        return value
+        return None if value is None else _checked(value, NANO_PLACES, most=MAX_PRICE)
+
+
+def _checked(value: Decimal, places: int, *, most: Decimal) -> Decimal:
+    if value > most:
+        raise ValueError(f"must be at most {most}")
+    ledger_amount(value, places)
+    return value
 
 
 class SloConfig(Section):
@@ -224,7 +254,8 @@ class ModelConfig(Section):
     """What a request without a limit of its own gets."""
     normalizer: Expansion = "nfkc"
     """Of its tokenizer; bounds how many tokens a byte can become. nfkc is the worst case."""
-    price: PriceConfig = PriceConfig()
+    price: PriceConfig | None = None
+    """The simple way; None = as ``prices.versions`` say, else nothing."""
     slo: SloConfig = SloConfig()
     work: WorkConfig = WorkConfig()
 

@@ -9,36 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from scheduler.config_sections import NANO_PLACES, DataClassName, Name, Section, Tier, ledger_amount, rank
-from scheduler.core.budget_accounts import Measure
+from scheduler.accounting.budget_terms import COUNTED, BudgetTerm, Counted, ledger_amount, refuse_alike
+from scheduler.config_sections import DataClassName, Name, Section, Tier, rank
 from scheduler.core.budget_windows import Window
 
 DEFAULT_PROJECT = "default"
-
-
-class Counted(NamedTuple):
-    """What a key of a budget counts, and how many decimal places the ledger keeps of it."""
-
-    measure: Measure
-    places: int = 0
-
-
-COUNTED = {
-    "tokens": Counted(Measure.TOKENS),
-    "input_tokens": Counted(Measure.INPUT_TOKENS),
-    "cached_tokens": Counted(Measure.CACHED_TOKENS),
-    "output_tokens": Counted(Measure.OUTPUT_TOKENS),
-    "money": Counted(Measure.MONEY_NANO, NANO_PLACES),
-    "joules": Counted(Measure.ENERGY_MJ, 3),
-    "gpu_seconds": Counted(Measure.GPU_US, 6),
-    "gco2e": Counted(Measure.CARBON_UG, 6),
-    "requests": Counted(Measure.REQUESTS),
-    "concurrency": Counted(Measure.CONCURRENCY),
-}
 
 
 class BudgetConfig(Section):
@@ -79,17 +58,13 @@ class BudgetConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> BudgetConfig:
-        given = [name for name in COUNTED if getattr(self, name) is not None]
-        if len(given) != 1:
-            told = ", ".join(given) or "nothing"
-            raise ValueError(f"one budget counts one thing, this one {told}; give exactly one of {', '.join(COUNTED)}")
-        if (self.concurrency is None) == (self.per is None):
-            raise ValueError(
-                f"{given[0]} needs a window, for example per: calendar day"
-                if self.per is None
-                else "concurrency is what runs at a time: it has no window, leave per out"
-            )
+        self.term.check()
         return self
+
+    @property
+    def term(self) -> BudgetTerm:
+        """As the ledger has it."""
+        return BudgetTerm.of({name: getattr(self, name) for name in COUNTED}, self.per)
 
     @property
     def counted(self) -> Counted:
@@ -99,22 +74,16 @@ class BudgetConfig(Section):
     @property
     def limit(self) -> int:
         """In the ledger's unit."""
-        value = next(getattr(self, name) for name in COUNTED if getattr(self, name) is not None)
-        return ledger_amount(value, self.counted.places)
+        return self.term.limit
 
     @property
     def window(self) -> Window | None:
         """None for concurrency."""
-        return None if self.per is None else Window.parse(self.per)
+        return self.term.window
 
 
 def _refuse_alike(budgets: tuple[BudgetConfig, ...]) -> tuple[BudgetConfig, ...]:
-    places: dict[tuple[Measure, Window | None], int] = {}
-    for place, budget in enumerate(budgets):
-        kind = (budget.counted.measure, budget.window)
-        if kind in places:
-            raise ValueError(f"entries {places[kind]} and {place} count the same per the same window: keep one of them")
-        places[kind] = place
+    refuse_alike(budget.term for budget in budgets)
     return budgets
 
 
@@ -202,20 +171,26 @@ class TenantConfig(Section):
         return weight
 
 
-def problem_of(zones: dict[str, ZoneConfig], worker_zones: list[str], tenants: tuple[TenantConfig, ...]) -> str | None:
-    """What does not belong together in what tenants are given, with its place; None where all does."""
+def zone_classes(zones: dict[str, ZoneConfig], worker_zones: Iterable[str]) -> dict[str, DataClassName]:
+    """The highest class of data of every zone that is named or has a worker."""
     known = {name: zone.data_class for name, zone in zones.items()}
     for name in worker_zones:
         known.setdefault(name, "general")
+    return known
+
+
+def problem_of(zones: dict[str, ZoneConfig], worker_zones: list[str], tenants: tuple[TenantConfig, ...]) -> str | None:
+    """What does not belong together in what tenants are given, with its place; None where all does."""
+    known = zone_classes(zones, worker_zones)
     for index, tenant in enumerate(tenants):
         if tenant.projects and tenant.project not in (*tenant.projects, DEFAULT_PROJECT):
             return (
                 f"tenants[{index}].project: {tenant.project!r} is not among its projects ({_listed(tenant.projects)})"
             )
-        if words := _misplaced(tenant.data_class, tenant.zones, known):
+        if words := misplaced(tenant.data_class, tenant.zones, known):
             return f"tenants[{index}].{words}"
         for number, key in enumerate(tenant.keys):
-            if words := _beyond_tenant(key, tenant) or _misplaced(
+            if words := _beyond_tenant(key, tenant) or misplaced(
                 key.data_class or tenant.data_class, key.zones or tenant.zones, known
             ):
                 return f"tenants[{index}].keys[{number}].{words}"
@@ -233,8 +208,8 @@ def _beyond_tenant(key: KeyConfig, tenant: TenantConfig) -> str | None:
     return None
 
 
-def _misplaced(data_class: str, wanted: tuple[str, ...] | None, known: dict[str, DataClassName]) -> str | None:
-    """How what is asked could run nowhere at all."""
+def misplaced(data_class: str, wanted: tuple[str, ...] | None, known: dict[str, DataClassName]) -> str | None:
+    """How what is asked could run nowhere at all, with the key that says so; None where it could run."""
     for name in wanted or ():
         if name not in known:
             return f"zones: there is no zone {name!r} ({_listed(known)}); name it in zones, or give it a worker"

@@ -1,4 +1,4 @@
-"""Who has which key: read from files or the configuration, made for demos; the admin's own key in the state folder.
+"""Who has which key: read from files, the configuration or the directory, made for demos; the admin's own in its file.
 
 Called by ``scheduler.service``. It must never log a key; keys that were made are handed to their caller once.
 """
@@ -10,29 +10,42 @@ import secrets
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-from scheduler.api.access import Caller, Key, digest_of, key_id_of
+from scheduler.accounting.changes import SECOND_US, Role
+from scheduler.accounting.directory import Directory
+from scheduler.accounting.directory_values import ADMIN_ID_PREFIX, Secret, Tenant, TenantKey, fingerprint_of
+from scheduler.api.access import AdminCaller, Caller, Key, digest_of, key_id_of, new_key
 from scheduler.config_errors import ConfigError
 from scheduler.config_tenants import KeyConfig, TenantConfig
 from scheduler.core.request import Band, DataClass
 
 MIN_KEY_CHARS = 16
 MAX_KEY_BYTES = 4096
-KEY_PREFIX = "jw-"
 SEED_BYTES = 32
 
 
-def new_key() -> str:
-    """A key that nobody can guess: 256 bits."""
-    return KEY_PREFIX + secrets.token_urlsafe(32)
+class FileKey(NamedTuple):
+    """A key that the configuration names, or one made for a tenant without any."""
+
+    digest: bytes
+    tenant: TenantConfig
+    terms: KeyConfig | None
+    """How it is narrower than its tenant; None: in nothing."""
 
 
-def tenant_keys(tenants: Iterable[TenantConfig], *, generate: bool) -> tuple[list[Key], dict[str, str]]:
+def tenant_keys(tenants: Iterable[TenantConfig], *, generate: bool) -> tuple[list[Key[Caller]], dict[str, str]]:
     """Every key by its hash, and the keys made here by tenant (``generate``: for tenants that have none).
 
     Raises: ConfigError, which names the key's place in the configuration and never the key.
     """
-    keys: list[Key] = []
+    keys, made = file_keys(tenants, generate=generate)
+    return [key_of(each) for each in keys], made
+
+
+def file_keys(tenants: Iterable[TenantConfig], *, generate: bool) -> tuple[list[FileKey], dict[str, str]]:
+    """The same before anything is made of them. Raises: ConfigError."""
+    keys: list[FileKey] = []
     made: dict[str, str] = {}
     places: dict[bytes, str] = {}
     for index, tenant in enumerate(tenants):
@@ -42,15 +55,16 @@ def tenant_keys(tenants: Iterable[TenantConfig], *, generate: bool) -> tuple[lis
             if digest in places:
                 raise ConfigError("configuration", [f"{where}: the same key as {places[digest]}"])
             places[digest] = where
-            keys.append(_key(tenant, digest, configured))
+            keys.append(FileKey(digest, tenant, configured))
         if not tenant.keys and generate:
             made[tenant.name] = new_key()
-            keys.append(_key(tenant, digest_of(made[tenant.name]), None))
+            keys.append(FileKey(digest_of(made[tenant.name]), tenant, None))
     return keys, made
 
 
-def _key(tenant: TenantConfig, digest: bytes, key: KeyConfig | None) -> Key:
-    """``key`` None: it was made here, and is its tenant's in everything."""
+def key_of(file_key: FileKey) -> Key[Caller]:
+    """Whom it stands for, as the file has it."""
+    digest, tenant, key = file_key
     tiers, data_classes, zones, project = [tenant.max_tier], [tenant.data_class], tenant.zones, tenant.project
     if key is not None:
         tiers += [] if key.max_tier is None else [key.max_tier]
@@ -65,6 +79,72 @@ def _key(tenant: TenantConfig, digest: bytes, key: KeyConfig | None) -> Key:
         zones=None if zones is None else frozenset(zones),
     )
     return Key(digest=digest, caller=caller)
+
+
+def directory_keys(directory: Directory) -> list[Key[Caller]]:
+    """Every secret of every key that may open something, now or until its end."""
+    return DirectoryKeys().of(directory)
+
+
+class DirectoryKeys:
+    """The same again and again: only what changed since the last time is made anew."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Tenant, TenantKey, list[Key[Caller]]]] = {}
+
+    def of(self, directory: Directory) -> list[Key[Caller]]:
+        """Entries of a directory never change, they are replaced: the same one makes the same callers."""
+        made: dict[str, tuple[Tenant, TenantKey, list[Key[Caller]]]] = {}
+        for key in directory.keys.values():
+            tenant = directory.tenants[key.tenant]
+            if key.revoked_us is not None or tenant.closed_us is not None:
+                continue
+            before = self._made.get(key.key_id)
+            if before is None or before[0] is not tenant or before[1] is not key:
+                before = (tenant, key, [_directory_key(tenant, key, secret) for secret in key.secrets])
+            made[key.key_id] = before
+        self._made = made
+        return [each for _, _, of_key in made.values() for each in of_key]
+
+
+def _directory_key(tenant: Tenant, key: TenantKey, secret: Secret) -> Key[Caller]:
+    """The narrower of what tenant and key say: a tenant that was narrowed narrows its keys."""
+    own, terms = key.terms, tenant.terms
+    zone_sets = [frozenset(zones) for zones in (terms.zones, own.zones) if zones is not None]
+    caller = Caller(
+        tenant=tenant.name,
+        project=key.project or terms.project,
+        key_id=key.key_id,
+        best_band=max(Band.of_service_tier(tier) for tier in (terms.max_tier, own.max_tier or terms.max_tier)),
+        data_class=max(DataClass[name.upper()] for name in (terms.data_class, own.data_class or terms.data_class)),
+        zones=frozenset.intersection(*zone_sets) if zone_sets else None,
+        expires_unix_s=_end_unix_s(own.expires_us, secret),
+    )
+    return Key(digest=bytes.fromhex(secret.sha256), caller=caller)
+
+
+def admin_keys(directory: Directory, house_key: str) -> list[Key[AdminCaller]]:
+    """The house's own key, which may everything and is in its file, and those of the directory."""
+    digest = digest_of(house_key)
+    keys = [Key(digest=digest, caller=AdminCaller(key_id=house_key_id(house_key), role=Role.ADMIN))]
+    for key in directory.admin_keys.values():
+        if key.revoked_us is None:
+            for secret in key.secrets:
+                end_unix_s = _end_unix_s(key.expires_us, secret)
+                caller = AdminCaller(key_id=key.key_id, role=key.role, expires_unix_s=end_unix_s)
+                keys.append(Key(digest=bytes.fromhex(secret.sha256), caller=caller))
+    return keys
+
+
+def house_key_id(house_key: str) -> str:
+    """The public name of the key that the service keeps in its own file."""
+    return ADMIN_ID_PREFIX + fingerprint_of(digest_of(house_key).hex())
+
+
+def _end_unix_s(expires_us: int | None, secret: Secret) -> float | None:
+    """Of a secret: the key's end, or its own where it was rotated away."""
+    ends_us = [end_us for end_us in (expires_us, secret.until_us) if end_us is not None]
+    return min(ends_us) / SECOND_US if ends_us else None
 
 
 def key_digest(key: KeyConfig, *, where: str) -> bytes:

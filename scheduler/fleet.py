@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from scheduler.accounting.errors import LedgerError
 from scheduler.connection import WorkerLink
 from workers.errors import WorkerError
 from workers.types import WorkerSpec
@@ -69,7 +70,7 @@ class Fleet:
         *,
         cluster: Cluster,
         links: Links,
-        last_counter_mj: Callable[[str], int | None],
+        last_counter_mj: Callable[[str], Awaitable[int | None]],
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         restart_delays_s: tuple[float, ...] = RESTART_DELAYS_S,
@@ -106,7 +107,8 @@ class Fleet:
                     f"only {len(links)} of {len(group.specs)} workers of {group.specs[0].worker_id}'s process stand: "
                     "the configuration changed; remedy: `jouleway down`, then serve again"
                 )
-            self._connect(group, await asyncio.to_thread(self._cluster.start, group.specs))
+            specs = [await self._successor(spec) for spec in group.specs]
+            self._connect(group, await asyncio.to_thread(self._cluster.start, specs))
             num_started += len(group.specs)
         return len(standing), num_started
 
@@ -133,13 +135,13 @@ class Fleet:
         for link in links:
             self._links.add_link(link, max_running=limits[link.worker_id], incarnation=link.incarnation)
 
-    def _successor(self, spec: WorkerSpec) -> WorkerSpec:
-        """With the last booked reading, where the same counter goes on without the process that read it.
+    async def _successor(self, spec: WorkerSpec) -> WorkerSpec:
+        """With the last durable reading, where the same counter goes on without the process that read it.
 
         GPUs that Ray picks may be others than before, and a modelled counter begins anew: both start where they are.
         """
         outlives = bool(spec.gpu_uuids) or spec.meter.counter_path is not None
-        last_counter_mj = self._last_counter_mj(spec.worker_id) if outlives else None
+        last_counter_mj = await self._last_counter_mj(spec.worker_id) if outlives else None
         return msgspec.structs.replace(spec, last_counter_mj=last_counter_mj)
 
     async def _restart(self, group: _Group) -> None:
@@ -154,10 +156,10 @@ class Fleet:
                 await self._sleep(delay_s)
                 for spec in group.specs:
                     await self._links.remove_link(spec.worker_id)
-                specs = [self._successor(spec) for spec in group.specs]
                 try:
+                    specs = [await self._successor(spec) for spec in group.specs]
                     links = await asyncio.to_thread(self._cluster.start, specs)
-                except WorkerError as error:
+                except (WorkerError, LedgerError) as error:
                     logger.error("worker %s could not be started again: %s", group.specs[0].worker_id, error)
                     continue
                 self.num_restarts += 1

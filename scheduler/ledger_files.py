@@ -9,9 +9,11 @@ import logging
 import os
 from pathlib import Path
 
+from scheduler.accounting.checkpoints import Signer
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.ledger import Ledger
-from scheduler.accounting.ledger_reader import sqlite_url
+from scheduler.accounting.ledger_reader import Reader, shown_url, sqlite_url
+from scheduler.accounting.spool import Spool
 from scheduler.config import Config
 from scheduler.credentials import kept_seed, read_key
 
@@ -42,18 +44,80 @@ def checkpoint_dir(config: Config) -> Path:
 
 def open_ledger(config: Config) -> Ledger:
     """Made or migrated, and locked; its public key lies beside the secret one. Raises: LedgerError, ConfigError."""
-    path = key_path(config)
+    path, url = key_path(config), ledger_url(config)
+    _check_key_is_there(path, url)
     seed = kept_seed(path, where="ledger.key_file")
     keeper = CheckpointKeeper(checkpoint_dir(config))
-    ledger = Ledger(ledger_url(config), seed=seed, on_checkpoint=keeper)
+    ledger = Ledger(url, seed=seed, on_checkpoint=keeper)
     try:
+        if not ledger.size:
+            _check_is_first(ledger, checkpoint_dir(config))
         keeper.open(ledger.head()["ledger_id"])
         public_path = path.with_name(f"{path.name}.pub")
         public_path.write_text(f"{ledger.signer.public_key}\n")
     except OSError as error:
         ledger.close()
         raise LedgerError(f"{error.filename} cannot be written: {error.strerror}") from None
+    except LedgerError:
+        ledger.close()
+        raise
     return ledger
+
+
+def _check_key_is_there(path: Path, url: str) -> None:
+    """A new key beside a ledger that another one signed would only hide that it is lost."""
+    if path.exists():
+        return
+    try:
+        reader = Reader(url)
+    except LedgerError:
+        return  # no ledger yet
+    try:
+        head = reader.head()
+    except LedgerError:
+        return
+    finally:
+        reader.close()
+    raise LedgerError(
+        f"ledger.key_file: {path} is missing, and {shown_url(url)} is signed by {head['public_key']}; "
+        "remedy: put the key back from its copy, or begin a new ledger (ledger.url)"
+    )
+
+
+def _check_is_first(ledger: Ledger, folder: Path) -> None:
+    """An empty ledger where checkpoints of our own key tell of another one: that one is lost, and not to be replaced in
+    silence.
+    """
+    for path in sorted(folder.glob("*.checkpoints")):
+        for note in reversed(read_notes(path)):
+            origin, _, _ = note.partition("\n")
+            try:
+                found = Signer(origin, ledger.signer.seed).public_key.verify(note)
+            except ValueError:
+                continue
+            if found.size:
+                raise LedgerError(
+                    f"{ledger.url} is empty, and {path} says that {found.origin} had {found.size} rows: the ledger is "
+                    "lost or the URL is another one; remedy: restore a backup, or move that file away to begin anew"
+                )
+            break
+
+
+def read_notes(path: Path) -> list[str]:
+    """Checkpoints of a file, three line ends between them."""
+    return [f"{note.strip()}\n" for note in path.read_text(encoding="utf-8").split("\n\n\n") if note.strip()]
+
+
+def open_spool(config: Config, ledger: Ledger) -> Spool | None:
+    """Of a ledger on a server; a ledger in a file needs none. Raises: LedgerError."""
+    if not ledger.is_on_server:
+        return None
+    folder = config.state_dir / "spool"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return Spool(ledger, folder / f"{ledger.head()['ledger_id']}.rows")
+    except OSError as error:
+        raise LedgerError(f"{error.filename} cannot be written: {error.strerror}") from None
 
 
 class CheckpointKeeper:

@@ -58,7 +58,10 @@ METRIC_HELP: Mapping[str, MetricInfo] = {
     ),
     "jouleway_tenant_energy_joules_total": MetricInfo("counter", ("tenant",), "Joules posted to a payer's requests."),
     "jouleway_tenant_gpu_seconds_total": MetricInfo("counter", ("tenant",), "GPU-seconds posted to a payer."),
-    "jouleway_tenant_cost_total": MetricInfo("counter", ("tenant",), "Money charged to a payer, in currency units."),
+    "jouleway_tenant_cost_total": MetricInfo(
+        "counter", ("tenant",),
+        "Money charged to a payer, in currency units. Falls where a cost-plus estimate was too high.",
+    ),
     "jouleway_energy_difference_joules": MetricInfo(
         "gauge", (), "Meter - all accounts: 0, or there is a bug."
     ),

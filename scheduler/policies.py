@@ -6,15 +6,20 @@ Called by ``scheduler.service`` at its start and at each reload. It must never d
 from __future__ import annotations
 
 from collections.abc import Iterable
-from decimal import Decimal
+from dataclasses import replace
 
+from scheduler.accounting.budget_terms import NANO_PLACES, BudgetTerm
+from scheduler.accounting.changes import WEIGHT_PARTS
+from scheduler.accounting.directory import Directory
+from scheduler.accounting.prices import PriceBook
 from scheduler.api.access import key_id_of
 from scheduler.config import Config
-from scheduler.config_sections import NANO_PLACES, ModelConfig, WorkConfig, ledger_amount
+from scheduler.config_prices import book_of
+from scheduler.config_sections import ModelConfig, WorkConfig
 from scheduler.config_tenants import BudgetConfig
 from scheduler.core.budget_accounts import Budget, Level
 from scheduler.core.fairness import WorkWeights
-from scheduler.core.request import DataClass, Rates, Slo
+from scheduler.core.request import DataClass, Slo
 from scheduler.core.rules import Rules
 from scheduler.credentials import key_digest
 
@@ -60,16 +65,35 @@ def budgets_of(config: Config) -> dict[Level, tuple[Budget, ...]]:
     return {level: _budgets(configured) for level, configured in budgets.items() if configured}
 
 
+def with_directory(rules: Rules, directory: Directory) -> Rules:
+    """The same with budgets and weights of the directory's tenants; a closed one keeps its own, and what it used."""
+    budgets: dict[Level, tuple[BudgetTerm, ...]] = {}
+    tenants = directory.tenants.values()
+    for tenant in tenants:
+        budgets[Level("tenant", tenant.name)] = tenant.budgets
+        for name, of_project in tenant.projects.items():
+            budgets[Level("project", f"{tenant.name}/{name}")] = of_project
+    for key in directory.keys.values():
+        if key.budgets and key.revoked_us is None:
+            budgets[Level("key", key.key_id)] = key.budgets
+    return replace(
+        rules,
+        budgets={level: tuple(term.budget for term in terms) for level, terms in budgets.items() if terms},
+        task_budgets={
+            tenant.name: tuple(term.budget for term in tenant.task_budgets) for tenant in tenants if tenant.task_budgets
+        },
+        weights={tenant.name: tenant.terms.weight_micro / WEIGHT_PARTS for tenant in tenants},
+    )
+
+
 def zone_names(config: Config) -> frozenset[str]:
     """Every zone that is named or has a configured worker."""
     return frozenset(config.zones) | {worker.zone for worker in config.workers}
 
 
-def rates_of(model: ModelConfig, *, currency: str) -> Rates:
-    """Its prices, as a request is admitted with them."""
-    price = model.price
-    cached: Decimal = price.input if price.cached_input is None else price.cached_input
-    return Rates(*(ledger_amount(each, NANO_PLACES) for each in (price.input, cached, price.output)), currency)
+def prices_of(config: Config) -> PriceBook:
+    """What requests are admitted with; that its versions can be a book was checked when it was loaded."""
+    return book_of(config.prices, config.models, currency=config.currency)
 
 
 def slo_of(model: ModelConfig) -> Slo:
@@ -79,7 +103,7 @@ def slo_of(model: ModelConfig) -> Slo:
 
 
 def _budgets(configured: Iterable[BudgetConfig]) -> tuple[Budget, ...]:
-    return tuple(Budget(each.counted.measure, each.limit, each.window) for each in configured)
+    return tuple(each.term.budget for each in configured)
 
 
 def _work(work: WorkConfig) -> WorkWeights:

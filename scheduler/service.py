@@ -10,26 +10,37 @@ import logging
 import time
 from collections.abc import Callable
 
+from scheduler.accounting.change_rows import LedgerChangeLog
+from scheduler.accounting.changes import Owner
+from scheduler.accounting.compaction import Compactor
 from scheduler.accounting.errors import LedgerError
+from scheduler.accounting.prices import NO_PRICES, NoPrice, PriceBook
 from scheduler.accounting.receipts import Receipt, make_receipt
 from scheduler.accounting.recovery import recover
-from scheduler.api.access import Hosts, Keys, digest_of
+from scheduler.accounting.rows import Prices
+from scheduler.accounting.usage_log import LedgerOutcomes, LedgerUsage
+from scheduler.api.access import Hosts
 from scheduler.api.admin import AdminApp
 from scheduler.api.app import RelayApp
+from scheduler.api.directory import directory_routes
 from scheduler.api.limits import RelayLimits, ServedModel
+from scheduler.api.outcomes import OutcomeDesk
+from scheduler.api.usage import UsageDesk
 from scheduler.config import Config, worker_specs
 from scheduler.core.admission import Limits
 from scheduler.core.queue import QueueLimits
+from scheduler.core.request import Band, Rates
 from scheduler.core.scheduler import Scheduler
-from scheduler.credentials import kept_key, tenant_keys
+from scheduler.credentials import house_key_id, kept_key
+from scheduler.directory_owner import DirectoryOwner
 from scheduler.dispatcher import Dispatcher
 from scheduler.fleet import RESTART_DELAYS_S, Fleet
-from scheduler.ledger_files import open_ledger
+from scheduler.ledger_files import open_ledger, open_spool
 from scheduler.listeners import Listener, Tls, bind
 from scheduler.metrics import Metrics
-from scheduler.policies import rates_of, rules_of, slo_of, zone_names
+from scheduler.policies import prices_of, slo_of, zone_names
 from scheduler.snapshot import Snapshot, WorkerSnapshot
-from scheduler.statement import STATEMENT, version
+from scheduler.statement import STATEMENT, software_version
 from workers.errors import WorkerError
 from workers.ray_worker import RayCluster
 from workers.types import WorkerState
@@ -40,6 +51,7 @@ EXPANSIONS = {"none": 1, "nfc": 3, "nfkc": 11}
 """Characters that one can become in a tokenizer's normaliser, at most (design §4)."""
 
 READY_POLL_S = 0.1
+RETAIN_EVERY_S = 3600.0
 
 RESTART_SECTIONS = (
     "server",
@@ -51,6 +63,7 @@ RESTART_SECTIONS = (
     "workers",
     "state_dir",
     "generate_keys",
+    "directory",
 )
 """What is read at the start only."""
 
@@ -59,45 +72,35 @@ class Service:
     """One control plane. ``start``, optionally ``wait_ready``, then ``stop`` on every way out, also after a failure."""
 
     def __init__(self, config: Config) -> None:
-        """Binds both ports, reads the keys and opens the ledger, so that mistakes show before Ray starts.
+        """Binds both ports, opens the ledger and reads the keys, so that mistakes show before Ray starts.
 
         Raises: PortTaken, OSError, ConfigError, LedgerError.
         """
         self._config = config
-        keys, self.generated_keys = tenant_keys(config.tenants, generate=config.generate_keys)
         self.admin_key, was_made = kept_key(config.admin_key_path, where="admin.key_file")
         if was_made:
             logger.info("the admin key was made: %s", config.admin_key_path)
         # Kept, so that prefix caches of engines that outlive us stay warm, and each tenant's its own.
         self._cache_salt_key, _ = kept_key(config.state_dir / "cache-salt.key", where="state_dir")
-        self._keys = Keys(keys)
+        self._book = NO_PRICES
+        self._noted_prices: set[str] = set()
+        self._relay: RelayApp | None = None
+        self._retaining: asyncio.Task[None] | None = None
         self._server_socket = bind("server", config.server.host, config.server.port)
         try:
             self._admin_socket = bind("admin", config.admin.host, config.admin.port)
         except BaseException:
             self._server_socket.close()
             raise
-        self.cluster = RayCluster(
-            address=config.ray.address, namespace=config.ray.namespace, num_cpus=config.ray.num_cpus
-        )
-        limits = config.limits
-        self._core = Scheduler(
-            models=config.models,
-            limits=Limits(
-                queue=QueueLimits(max_requests=limits.max_queued_requests, max_bytes=limits.max_queued_bytes),
-                max_wait_s=limits.request_timeout_s,
-            ),
-            rules=rules_of(config),
-        )
         try:
             self.ledger = open_ledger(config)
+            self._open_books(config)
         except BaseException:
             self._close_sockets()
             raise
-        self.settlement, self.recovered = recover(
-            self.ledger, self._core, statement=STATEMENT, version=version(), now_s=time.monotonic()
+        self.cluster = RayCluster(
+            address=config.ray.address, namespace=config.ray.namespace, num_cpus=config.ray.num_cpus
         )
-        self.settlement.carbon_ug_per_mj = self._core.rules.carbon_ug_per_mj
         self.dispatcher = Dispatcher(
             scheduler=self._core, settlement=self.settlement, on_worker_down=self._on_worker_down
         )
@@ -105,13 +108,43 @@ class Service:
             worker_specs(config),
             cluster=self.cluster,
             links=self.dispatcher,
-            last_counter_mj=self.settlement.last_counter_mj,
+            last_counter_mj=self.settlement.durable_counter_mj,
             clock=time.monotonic,
             restart_delays_s=RESTART_DELAYS_S,
         )
         self._listeners: list[Listener] = []
         self.url = ""
         self.admin_url = ""
+
+    def _open_books(self, config: Config) -> None:
+        """Tenants, core and settlement as the ledger has them. Raises: ConfigError, LedgerError."""
+        try:
+            self.spool = open_spool(config, self.ledger)  # first: what it delivers may be a key that was revoked
+            log = LedgerChangeLog(self.ledger)
+            self._directory = DirectoryOwner(config, house_key=self.admin_key, log=log, logged=log.changes())
+            self.generated_keys = self._directory.generated
+            limits = config.limits
+            self._core = Scheduler(
+                models=config.models,
+                limits=Limits(
+                    queue=QueueLimits(max_requests=limits.max_queued_requests, max_bytes=limits.max_queued_bytes),
+                    max_wait_s=limits.request_timeout_s,
+                ),
+                rules=self._directory.rules,
+            )
+            self.settlement, self.recovered = recover(
+                self.ledger,
+                self._core,
+                store=self.spool,
+                statement=STATEMENT,
+                version=software_version(),
+                now_s=time.monotonic(),
+            )
+        except BaseException:
+            self.ledger.close()
+            raise
+        log.attach(self.settlement)
+        self.settlement.carbon_ug_per_mj = self._core.rules.carbon_ug_per_mj
 
     # -- start and stop
 
@@ -125,12 +158,15 @@ class Service:
         await asyncio.to_thread(self.cluster.connect)
         await self.settlement.commit()  # who opened the ledger, and what was voided, before anything new
         await self.dispatcher.start()
+        self._directory.start(self.dispatcher.reload)
+        await self._directory.commit()
         adopted, started = await self.fleet.start(adopt=self.cluster.is_standing)
         if adopted:
             progress(f"adopted {adopted} standing workers; no weights are loaded again")
         if started:
             progress(f"starting {started} workers")
         self.settlement.give_up_workers(others_than=self.dispatcher.worker_ids)
+        self._retaining = asyncio.create_task(self._retain(), name="retention")
         await self._listen()
         progress(f"listening on {self.url}, admin on {self.admin_url}")
 
@@ -139,9 +175,11 @@ class Service:
         metrics = Metrics()
         metrics.set_source(self.dispatcher.snapshot)
         now_unix_s = int(time.time())
-        relay = RelayApp(
+        source = LedgerUsage(self.ledger, self.settlement)
+        usage = UsageDesk(source, prices=self._rates_now)
+        relay = self._relay = RelayApp(
             dispatcher=self.dispatcher,
-            keys=self._keys,
+            keys=self._directory.keys,
             hosts=Hosts(config.server.allowed_hosts),
             models={
                 name: ServedModel(
@@ -149,7 +187,6 @@ class Service:
                     default_output_tokens=model.default_output_tokens,
                     expansion=EXPANSIONS[model.normalizer],
                     created_unix_s=now_unix_s,
-                    rates=rates_of(model, currency=config.currency),
                     slo=slo_of(model),
                 )
                 for name, model in config.models.items()
@@ -165,13 +202,20 @@ class Service:
             cache_salt_key=self._cache_salt_key.encode(),
             zones=zone_names(config),
             receipts=self._receipt,
+            prices=self._prices(config),
+            usage=usage,
+            outcomes=OutcomeDesk(LedgerOutcomes(self.ledger, self.settlement, source)),
+            denials=self._directory.tenancy,
         )
         admin = AdminApp(
             dispatcher=self.dispatcher,
-            admin_key_digest=digest_of(self.admin_key),
+            keys=self._directory.admin_keys,
             hosts=Hosts(),
             metrics=metrics,
+            routes=directory_routes(self._directory.tenancy, house_key_id=house_key_id(self.admin_key)),
+            denials=self._directory.tenancy,
             receipts=self._receipt,
+            usage=usage,
         )
         server = config.server
         tls = None
@@ -216,22 +260,61 @@ class Service:
         await self.dispatcher.stop(drain_s=drain_s, stop_workers=stop_workers)
         for listener in self._listeners:
             await listener.stop()
+        if self._retaining is not None:
+            self._retaining.cancel()
+        await self._directory.stop()
         self._close_sockets()
         await self._close_ledger()
         await asyncio.to_thread(self.cluster.shutdown)
 
     def reload(self, config: Config) -> list[str]:
-        """Keys, budgets, weights, zones and scheduling as they are written now; running requests go on as admitted.
+        """Keys, budgets, prices, weights, zones and scheduling as they are written; running requests go on as admitted.
 
-        Returns the sections that changed too and need a restart. Raises: ConfigError; nothing changes then.
+        Where the API owns tenants, keys and budgets, what the file says of them is ignored. Returns the sections that
+        changed too and need a restart. Raises: ConfigError, LedgerError; nothing changes then.
         """
-        rules = rules_of(config)
-        if not config.generate_keys:  # those that were made live as long as this process
-            self._keys.reload(tenant_keys(config.tenants, generate=False)[0])
-        self.dispatcher.reload(rules)
-        self.settlement.carbon_ug_per_mj = rules.carbon_ug_per_mj
+        prices = self._prices(config)
+        self._directory.reload(config)
+        self.settlement.carbon_ug_per_mj = self._directory.rules.carbon_ug_per_mj
+        if self._relay is not None:
+            self._relay.reload(prices)
         before, self._config = self._config, config
-        return [name for name in RESTART_SECTIONS if getattr(before, name) != getattr(config, name)]
+        return [name for name in RESTART_SECTIONS if _read_at_start(before, name) != _read_at_start(config, name)]
+
+    def _prices(self, config: Config) -> PriceBook:
+        """The book, after saying what an operator should know of it."""
+        book = prices_of(config)
+        for version in book.versions:
+            version_id = version.version_id()
+            if version_id not in self._noted_prices and self.ledger.find("prices", version_id) is None:
+                self.settlement.note(Prices(version=version_id, text=version.text()))
+            self._noted_prices.add(version_id)
+        for words in book.warnings(config.models, time.time()):
+            logger.warning("prices: %s", words)
+        self._book = book
+        return book
+
+    async def _retain(self) -> None:
+        """Once in a while what is too old is compacted; for ever."""
+        compactor = Compactor(self.ledger, self.settlement)
+        while True:
+            days = self._config.ledger.retention_days
+            if days is not None:
+                try:
+                    await compactor.compact(before_us=int((time.time() - days * 86_400) * 1_000_000))
+                except LedgerError as error:
+                    logger.warning("ledger: nothing was compacted: %s", error)
+            await asyncio.sleep(RETAIN_EVERY_S)
+
+    def _rates_now(self) -> dict[str, Rates]:
+        """What each model costs at this moment, at the default tier; models without a price are left out."""
+        found, book = {}, self._book
+        for model in self._config.models:
+            try:
+                found[model] = book.rates(model, Band.DEFAULT, time.time())
+            except NoPrice:
+                continue
+        return found
 
     def _receipt(self, request_id: str, tenant: str | None) -> Receipt | None:
         return make_receipt(self.ledger, request_id, statement=STATEMENT, tenant=tenant)
@@ -246,7 +329,14 @@ class Service:
             await self.settlement.journal.commit(with_state=True)
         except LedgerError as error:
             logger.error("ledger: not closed in order, the next start replays its last rows: %s", error)
+        if self.spool is not None:
+            self.spool.close()
         self.ledger.close()
+
+    @property
+    def directory_owner(self) -> Owner:
+        """Who says which tenants there are; only a restart can change it."""
+        return self._directory.owner
 
     def snapshot(self) -> Snapshot:
         """Everything at this moment."""
@@ -254,6 +344,13 @@ class Service:
 
     def _on_worker_down(self, worker_id: str, cause: str) -> None:
         self.fleet.on_worker_down(worker_id, cause)
+
+
+def _read_at_start(config: Config, section: str) -> object:
+    """A section without what is read at each reload."""
+    if section == "models":
+        return {name: model.model_copy(update={"price": None}) for name, model in config.models.items()}
+    return getattr(config, section)
 
 
 def state_words(worker: WorkerSnapshot) -> str:

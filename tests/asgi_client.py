@@ -98,6 +98,7 @@ def ask(
     raw_headers: list[tuple[bytes, bytes]] | None = None,
     host: str = "localhost",
     ends: bool = True,
+    source: str = "127.0.0.1",
 ) -> Asked:
     """Begins a request. ``body``: bytes as they are, a list of bytes in parts, anything else as JSON."""
     parts = body if isinstance(body, list) and all(isinstance(part, bytes) for part in body) else None
@@ -110,8 +111,9 @@ def ask(
     scope = {
         "type": "http",
         "method": method or ("GET" if body is None else "POST"),
-        "path": path,
-        "query_string": b"",
+        "path": path.partition("?")[0],
+        "query_string": path.partition("?")[2].encode(),
+        "client": (source, 50_000),
         "headers": fields if raw_headers is None else raw_headers,
     }
     return Asked(app, scope, parts, ends=ends)

@@ -27,6 +27,7 @@ class Ready:
 
     ready_models: tuple[str, ...] = ("m",)
     is_draining: bool = False
+    ledger_problem: str = ""
 
 
 class FakeDispatcher:

@@ -19,6 +19,8 @@ from scheduler.accounting.checkpoints import Signer
 from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.ledger_reader import CHECKPOINTS, LEDGER, NODES, ROWS, Reader, make_engine, sqlite_url
 from scheduler.accounting.merkle import Tree, leaf_hash
+from scheduler.accounting.outcomes import Facts, Tally, Verdict
+from scheduler.accounting.outcomes import Outcome as Judgement
 from scheduler.accounting.recovery import recover
 from scheduler.accounting.rows import (
     Changed,
@@ -45,8 +47,7 @@ SEED = b"\x07" * 32
 OTHER_SEED = b"\x08" * 32
 LEDGER_ID = "0123456789abcdef"
 STATEMENT = "jouleway-measurement/1.0"
-BY_CLASS = {"input_nano": 7_300_000, "cached_nano": 1_100_000, "output_nano": 31_700_000}
-RATES = Rates(**BY_CLASS)
+RATES = Rates(input_nano=7_300_000, cached_nano=1_100_000, output_nano=31_700_000, version="2026-11-01/0123abcd")
 WORKERS = ("w-0", "w-1")
 
 
@@ -59,9 +60,9 @@ def hold_of(request_id: str, **fields: Any) -> Hold:
     """100 tokens in, 50 out, priced."""
     values = {
         "tenant": "alpha", "model": MODEL, "arrived_us": 1_000_000, "input_tokens": 100, "output_tokens": 50,
-        "rates": BY_CLASS, **fields,
+        "rates": RATES, **fields,
     }  # fmt: skip
-    rates = Rates(**values["rates"])
+    rates: Rates = values["rates"]
     cost_nano = rates.cost_nano(
         input_tokens=values["input_tokens"], cached_tokens=0, output_tokens=values["output_tokens"]
     )
@@ -73,11 +74,21 @@ def charge_of(attempt_id: str, **fields: Any) -> Charge:
     values = {
         "request_id": request_id_of(attempt_id), "attempt_number": int(attempt_id.rpartition("-")[2]),
         "tenant": "alpha", "model": MODEL, "worker_id": "w-0", "outcome": Outcome.COMPLETED, "arrived_us": 1_000_000,
-        "input_tokens": 90, "cached_tokens": 30, "output_tokens": 40, **fields,
+        "input_tokens": 90, "cached_tokens": 30, "output_tokens": 40, "rates": RATES, **fields,
     }  # fmt: skip
-    cost_nano = RATES.cost_nano(**{name: values[name] for name in ("input_tokens", "cached_tokens", "output_tokens")})
+    rates: Rates = values["rates"]
+    cost_nano = rates.cost_nano(**{name: values[name] for name in ("input_tokens", "cached_tokens", "output_tokens")})
     is_free = values.get("payer") is Payer.OPERATOR
     return Charge(attempt_id=attempt_id, **{"cost_nano": 0 if is_free else cost_nano, **values})
+
+
+def judged(outcome_id: str) -> Judged:
+    """A request of its own, accepted."""
+    verdict = Verdict(request_id=f"req-{outcome_id}", accepted=True, score_ppm=500_000)
+    facts = Facts(tenant="alpha", model=MODEL, currency="USD")
+    return Judged(
+        outcome=Judgement(outcome_id=outcome_id, verdict=verdict, facts=facts, at_us=1), change=Tally(1, 0, 1)
+    )
 
 
 def energy_of(attempt_id: str, **fields: Any) -> Energy:
@@ -211,8 +222,8 @@ class Traffic:
         self.settlement.note(
             self.chance.choice(
                 (
-                    Changed(change_id=number, actor="ops", action="key.revoke", target="k", detail={"why": "lost"}),
-                    Judged(outcome_id=number, request_id=request_id(1), tenant="alpha", accepted=True, score=0.5),
+                    Changed(change_id=number, fields={"what": "key_revoked", "target": "k"}),
+                    judged(number),
                     Prices(version=number, text="model: m\n# π ≈ 3.14 €/Mtok"),
                     Correction(
                         correction_id=number,

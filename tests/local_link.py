@@ -10,8 +10,9 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
+from scheduler.accounting.changes import Role
 from scheduler.accounting.settlement import Settlement
-from scheduler.api.access import Caller, Hosts, Key, Keys, digest_of, key_id_of
+from scheduler.api.access import AdminCaller, Caller, Hosts, Key, Keys, digest_of, key_id_of
 from scheduler.api.admin import AdminApp
 from scheduler.api.app import RelayApp
 from scheduler.api.limits import RelayLimits, ServedModel
@@ -21,6 +22,7 @@ from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
 from scheduler.dispatcher import Dispatcher
 from scheduler.metrics import Metrics
+from tests.price_words import book_of_one
 from workers.build import build_worker
 from workers.errors import WorkerDead
 from workers.types import Command, MeterSpec, Report, WorkerSpec
@@ -95,7 +97,12 @@ class ControlPlane:
     links: list[LocalLink]
 
 
-def caller_keys() -> Keys:
+def admin_keys() -> Keys[AdminCaller]:
+    """``ADMIN_KEY``, which may everything."""
+    return Keys([Key(digest=digest_of(ADMIN_KEY), caller=AdminCaller(key_id="adm-tests", role=Role.ADMIN))])
+
+
+def caller_keys() -> Keys[Caller]:
     """The keys of ``KEYS``."""
     bands = {"alpha": Band.PRIORITY, "beta": Band.FLEX}
     return Keys(
@@ -143,15 +150,15 @@ async def control_plane(
                         default_output_tokens=64,
                         expansion=1,
                         created_unix_s=1_700_000_000,
-                        rates=rates,
                     )
                 },
                 limits=limits or RelayLimits(),
                 metrics=metrics,
+                prices=book_of_one(MODEL, rates),
             ),
             admin=AdminApp(
                 dispatcher=dispatcher,
-                admin_key_digest=digest_of(ADMIN_KEY),
+                keys=admin_keys(),
                 hosts=Hosts(),
                 metrics=metrics,
             ),

@@ -92,15 +92,26 @@ class PostgresServer:
             self._process.wait(START_TIMEOUT_S)
             self._process = None
 
-    @contextlib.contextmanager
-    def database(self) -> Iterator[str]:
-        """The URL of an empty database, which is gone afterwards."""
+    @property
+    def version(self) -> str:
+        with contextlib.closing(self._admin()) as connection:
+            row = connection.execute("SHOW server_version").fetchone()
+        return "" if row is None else str(row[0])
+
+    def new_database(self) -> str:
+        """The URL of an empty one, which lives as long as the server."""
         self._num_databases += 1
         name = f"test_{self._num_databases}"
         with contextlib.closing(self._admin()) as connection:
             connection.execute(f"CREATE DATABASE {name}")
+        return f"postgresql://{ACCOUNT}@/{name}?host={self._folder}"
+
+    @contextlib.contextmanager
+    def database(self) -> Iterator[str]:
+        """The same, and it is gone afterwards."""
+        url, name = self.new_database(), f"test_{self._num_databases}"
         try:
-            yield f"postgresql://{ACCOUNT}@/{name}?host={self._folder}"
+            yield url
         finally:
             if self._process is None:
                 self.start()

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from workers.digests import NOTHING, SALT_BYTES, Stated, asked_of
 from workers.engine import Engine, Message
 from workers.types import Call, Chunk, Ended, Outcome, Output, SequenceUsage, Started, UsageRecord
 
@@ -23,6 +25,11 @@ MAX_BUFFER_BYTES = 8 * 1024 * 1024
 
 ABORT_GRACE_S = 5.0
 """How long an engine may take to obey a disconnect before its task is cancelled."""
+
+
+def new_salt() -> bytes:
+    """An attempt's own."""
+    return secrets.token_bytes(SALT_BYTES)
 
 
 async def wait_at_most(timeout_s: float, event: asyncio.Event) -> None:
@@ -38,6 +45,9 @@ class Attempt:
 
     call: Call
     started_s: float
+    salt: bytes = b""
+    """Empty where the engine is never asked."""
+    asked: Stated = NOTHING
     disconnect: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     status: int | None = None
@@ -68,14 +78,23 @@ def usage_of(attempt: Attempt, *, provisional: tuple[int, int]) -> UsageRecord:
     first_of_prompt: dict[int, SequenceUsage] = {}
     for sequence in sequences:
         first_of_prompt.setdefault(sequence.prompt_index, sequence)
+    prompts = first_of_prompt.values()
     return UsageRecord(
         attempt_id=attempt.call.attempt_id,
         outcome=attempt.outcome,
         cause=attempt.cause,
         sequences=sequences,
-        input_tokens=sum(sequence.prompt_tokens for sequence in first_of_prompt.values()),
-        cached_tokens=sum(sequence.cached_tokens for sequence in first_of_prompt.values()),
+        input_tokens=sum(sequence.prompt_tokens for sequence in prompts),
+        cached_tokens=sum(sequence.cached_tokens for sequence in prompts),
         output_tokens=sum(sequence.generated_tokens for sequence in sequences),
+        reasoning_tokens=sum(sequence.reasoning_tokens for sequence in sequences),
+        image_tokens=sum(sequence.image_tokens for sequence in prompts),
+        audio_tokens=sum(sequence.audio_tokens for sequence in prompts),
+        input_bytes=attempt.asked.num_bytes,
+        output_bytes=sum(sequence.output_bytes for sequence in sequences),
+        salt=attempt.salt.hex(),
+        input_digest=attempt.asked.digest,
+        output_digests=tuple(sequence.output_digest for sequence in sequences if sequence.output_digest),
         started_s=attempt.started_s,
         first_byte_s=attempt.first_byte_s,
         ended_s=attempt.ended_s or attempt.started_s,
@@ -178,7 +197,8 @@ async def drive(
         on_output()
 
     try:
-        scope, body = engine.request(attempt.call)
+        attempt.asked = asked_of(attempt.salt, attempt.call.body)
+        scope, body = engine.request(attempt.call, attempt.salt)
         await engine.app(scope, receive, send)
     except asyncio.CancelledError:
         attempt.failure = attempt.failure or "cancelled"
@@ -199,12 +219,14 @@ class Attempts:
         clock: Callable[[], float],
         on_output: Callable[[], None],
         on_final: Callable[[Attempt], None],
+        make_salt: Callable[[], bytes] = new_salt,
     ) -> None:
         self._engine = engine
         self._buffer = buffer
         self._clock = clock
         self._on_output = on_output
         self._on_final = on_final
+        self._make_salt = make_salt
         self._by_id: dict[str, Attempt] = {}
         self._is_empty = asyncio.Event()
         self._is_empty.set()
@@ -232,6 +254,7 @@ class Attempts:
         if refusal:
             self._close(attempt)
             return
+        attempt.salt = self._make_salt()
         attempt.task = asyncio.create_task(self._run(attempt), name=call.attempt_id)
 
     def close(self, attempt_id: str, sequences: tuple[SequenceUsage, ...]) -> None:

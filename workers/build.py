@@ -26,7 +26,7 @@ class UnbuiltEngine:
     async def start(self, sink: EngineSink) -> EngineInfo:
         raise EngineStartError(self._cause)
 
-    def request(self, call: Call) -> tuple[Scope, bytes]:
+    def request(self, call: Call, salt: bytes) -> tuple[Scope, bytes]:
         raise EngineStartError(self._cause)
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:

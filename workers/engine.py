@@ -33,7 +33,10 @@ class EngineSink(Protocol):
     def on_step(self, step: StepRecord) -> None: ...
 
     def on_closed(self, attempt_id: str, sequences: tuple[SequenceUsage, ...]) -> None:
-        """Exactly once per attempt, after ``asgi_ended`` and after every closing record of its sequences."""
+        """Exactly once per attempt, after ``asgi_ended`` and after every closing record of its sequences.
+
+        ``sequences`` are in the order of the answer's choices.
+        """
 
     def on_dropped(self, num_records: int) -> None: ...
 
@@ -46,8 +49,11 @@ class Engine(Protocol):
     async def start(self, sink: EngineSink) -> EngineInfo:
         """Raises EngineStartError with the engine's last lines."""
 
-    def request(self, call: Call) -> tuple[Scope, bytes]:
-        """The ASGI scope (our ids and priority in it) and the body for one attempt."""
+    def request(self, call: Call, salt: bytes) -> tuple[Scope, bytes]:
+        """The ASGI scope (our ids and priority in it) and the body for one attempt.
+
+        Of each text that it generates the engine states bytes and digest under ``salt``, and keeps none of them.
+        """
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 

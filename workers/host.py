@@ -16,6 +16,7 @@ from typing import TypedDict
 import msgspec
 
 from workers.build import build_worker
+from workers.core_dumps import forbid_core_dumps
 from workers.errors import StaleEpoch, WireMismatch, WorkerError
 from workers.guardian import MARKER, start_guardian
 from workers.types import WIRE_VERSION, Command, Report, WorkerSpec
@@ -109,6 +110,7 @@ class WorkerHost:
     """One or more workers in one process. Every method is called on the event loop of that process."""
 
     def __init__(self, encoded_specs: bytes) -> None:
+        forbid_core_dumps()
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
         logging.getLogger("jouleway").setLevel(logging.INFO)  # an engine that fails raises the root's own level
         self._specs = _decode_specs(encoded_specs)

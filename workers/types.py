@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 """Raised with every change of a struct that crosses the boundary."""
 
 
@@ -151,7 +151,7 @@ class StepRecord:
 
 
 class SequenceUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """Token counts of one engine request, closed.
+    """Token counts of one engine request, closed, and what is stated of its text.
 
     Identity (design §5): computed_prompt + max(generated − 1, 0) == scheduled − recomputed − rejected − overrun.
     The left side is counted from the engine's outputs, the right side from its scheduler's.
@@ -168,6 +168,14 @@ class SequenceUsage(msgspec.Struct, frozen=True, kw_only=True):
     recomputed_tokens: int = 0
     rejected_tokens: int = 0
     overrun_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Of the generated; 0 where the engine does not tell."""
+    image_tokens: int = 0
+    """Of the prompt; pictures of a video too."""
+    audio_tokens: int = 0
+    output_bytes: int = 0
+    output_digest: str = ""
+    """See ``UsageRecord.output_digests``; empty where nothing is generated (embeddings)."""
     finish_reason: str = ""
     exact: bool = True
     """False where the scheduler's side is missing (aggregate fallback, dropped records)."""
@@ -257,6 +265,20 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, tag="usage"):
     """Billed input: each prompt once, cached tokens included."""
     cached_tokens: int = 0
     output_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Part of ``output_tokens``; ``image_tokens`` and ``audio_tokens`` are parts of ``input_tokens``."""
+    image_tokens: int = 0
+    audio_tokens: int = 0
+    input_bytes: int = 0
+    """UTF-8 of the texts asked; 0 where they were token ids."""
+    output_bytes: int = 0
+    """UTF-8 of all choices' whole generated texts."""
+    salt: str = ""
+    """32 hex digits, this attempt's own; empty where the engine was never asked."""
+    input_digest: str = ""
+    """Hex SHA-256(salt || RFC 8785 of the body's messages, prompt or input)."""
+    output_digests: tuple[str, ...] = ()
+    """Hex SHA-256(salt || UTF-8 of the whole generated text), one a choice that was begun, by the choices' index."""
     started_s: float = 0.0
     first_byte_s: float | None = None
     ended_s: float = 0.0

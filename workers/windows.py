@@ -127,6 +127,7 @@ class Windows:
         self._unmetered_mj: int | None = None
         self._carried_mj = 0
         self._carried_gpu_us = 0
+        self._carried_jumps: set[str] = set()
         self._dropped_steps = 0
         self._in_flight: dict[str, _InFlight] = {}
         self._num_windows = 0
@@ -317,6 +318,7 @@ class Windows:
             # Nobody acknowledges: carry all of it to the next window that finds room, without a payer.
             self._carried_mj += measured.meter_mj
             self._carried_gpu_us += split.busy_gpu_us
+            self._carried_jumps |= {"counter_reset", "meter_found"} & {cause for cause, _ in causes}
             for attempt_id in split.shares:
                 if (account := self._in_flight.get(attempt_id)) is not None:
                     account.is_complete = False
@@ -325,8 +327,10 @@ class Windows:
         shares = self._move_in_flight(split, grade)
         carried_mj, self._carried_mj = self._carried_mj, 0
         carried_gpu_us, self._carried_gpu_us = self._carried_gpu_us, 0
-        if carried_mj or carried_gpu_us:
+        if carried_mj or carried_gpu_us or self._carried_jumps:
             causes.append(("outbox_overflow", carried_mj))
+            causes += [(cause, 0) for cause in sorted(self._carried_jumps - {cause for cause, _ in causes})]
+            self._carried_jumps.clear()
         unpaid_mj = split.overhead_mj + sum(mj for mj, _ in split.shares.values()) - sum(mj for _, mj, _ in shares)
         busy_gpu_us = split.busy_gpu_us + carried_gpu_us
         self._num_windows += 1

@@ -13,8 +13,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from scheduler.accounting.accounts import OPERATOR, Accounts
-from scheduler.accounting.rows import Charge, Daily, Energy, Hold, Row, Void, Window, request_id_of
-from scheduler.accounting.usage_book import Key, UsageBook, usage_key
+from scheduler.accounting.rows import Charge, Daily, Energy, Hold, Judged, Row, Void, Window, request_id_of
+from scheduler.accounting.usage_book import Key, UsageBook, key_of_facts, usage_key
 from workers.types import EnergyPosting, Grade
 
 MAX_DETAILS = 10_000
@@ -32,6 +32,8 @@ class RequestDetails:
     tenant: str
     charges: dict[str, Charge] = field(default_factory=dict)
     postings: dict[str, EnergyPosting] = field(default_factory=dict)
+    differences: dict[str, int] = field(default_factory=dict)
+    """10⁻⁹ currency units that a posting changed of its charge's price (cost-plus)."""
 
     @property
     def is_final(self) -> bool:
@@ -89,6 +91,14 @@ class Books:
                 self.holds[row.request_id] = row
             case Void():
                 self.holds.pop(row.request_id, None)
+            case Judged():
+                change = row.change
+                self.usage.add_outcome(
+                    key_of_facts(row.outcome.facts),
+                    accepted=change.accepted,
+                    rejected=change.rejected,
+                    judged=change.judged,
+                )
             case _:
                 pass  # says something, moves nothing that is kept here
 
@@ -142,6 +152,7 @@ class Books:
             self.accounts.posting_difference_mj += abs(row.posted_mj - row.energy_mj)
         self.accounts.metered_token_difference += row.token_difference
         if (details := self.details.get(request_id_of(row.attempt_id))) is not None:
+            details.differences[row.attempt_id] = row.cost_nano
             details.postings[row.attempt_id] = EnergyPosting(
                 attempt_id=row.attempt_id,
                 energy_mj=row.energy_mj if row.posted_mj is None else row.posted_mj,

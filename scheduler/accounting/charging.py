@@ -19,7 +19,6 @@ def hold_of(request: Request, dispatch: Dispatch) -> Hold:
     input_tokens, _, output_tokens, cost_nano = needed(
         request, request.prompt_tokens_bound, dispatch.max_output_tokens, None
     )[:4]
-    rates = request.rates
     return Hold(
         request_id=request.request_id,
         tenant=request.tenant,
@@ -34,8 +33,7 @@ def hold_of(request: Request, dispatch: Dispatch) -> Hold:
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         cost_nano=cost_nano,
-        currency=rates.currency,
-        rates={name: rate for name, rate in rates._asdict().items() if isinstance(rate, int) and rate},
+        rates=request.rates,
     )
 
 
@@ -62,7 +60,9 @@ def charge_of(settle: Settle, request: Request, *, status: WorkerStatus | None, 
         output_tokens=tokens.output_tokens,
         arrived_us=int(request.arrival_unix_s * MICRO),
         cost_nano=settle.cost_nano,
-        currency=request.rates.currency,
+        rates=request.rates,
+        plus_nano=settle.plus_nano,
+        most_plus_nano=settle.most_plus_nano,
         is_exact=settle.is_exact,
     )
     return _with_facts(charge, status=status, usage=usage)
@@ -131,6 +131,13 @@ def _with_facts(charge: Charge, *, status: WorkerStatus | None, usage: UsageReco
     charge.token_difference = sum(abs(sequence.token_difference) for sequence in exact)
     charge.inexact_sequences = len(usage.sequences) - len(exact)
     charge.scheduled_tokens = sum(sequence.scheduled_tokens for sequence in exact) if is_exact else None
+    charge.reasoning_tokens = usage.reasoning_tokens
+    charge.image_tokens, charge.audio_tokens = usage.image_tokens, usage.audio_tokens
+    charge.input_bytes, charge.output_bytes = usage.input_bytes, usage.output_bytes
+    charge.salt, charge.input_digest = usage.salt, usage.input_digest
+    charge.output_digests = list(usage.output_digests)
+    charge.computed_prompt_tokens = sum(sequence.computed_prompt_tokens for sequence in exact)
+    charge.num_generating = sum(sequence.generated_tokens > 0 for sequence in exact)
     charge.recomputed_tokens = sum(sequence.recomputed_tokens for sequence in exact)
     charge.rejected_tokens = sum(sequence.rejected_tokens for sequence in exact)
     charge.overrun_tokens = sum(sequence.overrun_tokens for sequence in exact)

@@ -87,6 +87,7 @@ class Signer:
 
     def __init__(self, origin: str, seed: bytes) -> None:
         """``seed``: 32 secret bytes."""
+        self.seed = seed
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
         self.public_key = PublicKey(origin, self._key.public_key().public_bytes_raw())
 

@@ -40,8 +40,11 @@ class State(NamedTuple):
 class Store(Protocol):
     """Where rows become durable; called from one thread at a time."""
 
-    def write(self, rows: list[Row], state: State | None) -> None:
-        """All of them or none. Raises: whatever kept it from it; the same rows are then given again."""
+    def write(self, rows: list[Row], state: State | None) -> bool:
+        """All of them or none; whether a state that was given is stored.
+
+        Raises: whatever kept it from it; the same rows are then given again.
+        """
 
 
 class Journal:
@@ -59,14 +62,15 @@ class Journal:
         self._store = store
         self._unix_clock = unix_clock
         self._pending: list[Row] = []
+        self._one_at_a_time = asyncio.Lock()
         self._last_at_us = last_at_us
         self._state_seq = state_seq
         self._state_unix_s = unix_clock()
         self.next_seq = next_seq
         self.durable_seq = next_seq
         """Rows below it are durable."""
-        self._usage: list[tuple[int, UsageRows]] = []
-        """Taken from the books and not known to be durable."""
+        self.usage: list[tuple[int, UsageRows]] = []
+        """Taken from the books and not known to be durable, each with its seq."""
         self.take_state: Callable[[], tuple[bytes, UsageRows]] | None = None
         """What all rows appended so far come to, and its usage since the last time: set by who recovers from it."""
 
@@ -91,23 +95,39 @@ class Journal:
 
     async def commit(self, *, with_state: bool = False) -> None:
         """Returns when everything appended so far is durable. Raises: the store's error; all waits for the next try."""
-        if self._store is None or not (self._pending or with_state):
+        if self._store is None:
             return
+        # A caller that gives up must not leave a write behind that another one overtakes.
+        writing = asyncio.ensure_future(self._commit(self._store, with_state=with_state))
+        writing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(writing)
+
+    async def run(self, change: Callable[[], None]) -> None:
+        """Something else that is written, in a thread, between two commits."""
+        async with self._one_at_a_time:
+            await asyncio.to_thread(change)
+
+    async def _commit(self, store: Store, *, with_state: bool) -> None:
+        async with self._one_at_a_time:  # rows reach the store in their order
+            if self._pending or with_state:
+                await self._write(store, with_state=with_state)
+
+    async def _write(self, store: Store, *, with_state: bool) -> None:
         rows, self._pending = self._pending, []
-        state = self._state(rows, with_state=with_state)
+        state = self._state(with_state=with_state)
         try:
-            await asyncio.to_thread(self._store.write, rows, state)
+            is_state_stored = await asyncio.to_thread(store.write, rows, state)
         except BaseException:
             self._pending[:0] = rows
             if state is not None:
                 self._state_seq = -STATE_ROWS  # at the next try
             raise
-        if state is not None:
-            self._usage.clear()
+        if state is not None and is_state_stored:
+            self.usage.clear()
         if rows:
             self.durable_seq = rows[-1].seq + 1
 
-    def _state(self, rows: list[Row], *, with_state: bool) -> State | None:
+    def _state(self, *, with_state: bool) -> State | None:
         if self.take_state is None:
             return None
         now_s = self._unix_clock()
@@ -118,5 +138,5 @@ class Journal:
             return None
         self._state_seq, self._state_unix_s = self.next_seq, now_s
         data, usage = self.take_state()
-        self._usage.append((self.next_seq, usage))
-        return State(self.next_seq, data, list(self._usage))
+        self.usage.append((self.next_seq, usage))
+        return State(self.next_seq, data, list(self.usage))

@@ -33,6 +33,7 @@ from scheduler.accounting.ledger_reader import (
     LEDGER,
     MIGRATIONS,
     NODES,
+    OUTCOMES,
     ROWS,
     STATES,
     USAGE,
@@ -66,9 +67,9 @@ class Ledger(Reader):
         each one that is durable. Raises: LedgerInUse, LedgerError.
         """
         engine = make_engine(url, is_read_only=False)
-        self._lock = _Lock(engine)
+        self._lock = WriterLock(engine)
         try:
-            _migrate(engine)
+            migrate(engine)
             super().__init__(url, is_read_only=False)
             self._on_checkpoint = on_checkpoint
             self._one_at_a_time = Lock()
@@ -120,11 +121,16 @@ class Ledger(Reader):
         self._checkpoint_size = size
 
     @property
+    def is_on_server(self) -> bool:
+        """Whether it may be away for a while."""
+        return self._engine.dialect.name != "sqlite"
+
+    @property
     def size(self) -> int:
         """Rows that are durable."""
         return self._tree.size
 
-    def write(self, rows: list[Row], state: State | None) -> None:
+    def write(self, rows: list[Row], state: State | None) -> bool:
         """Rows that are stored already, by a try that failed or was given up, are passed over.
 
         Raises: LedgerError (try again), LedgerLost (never again).
@@ -132,9 +138,9 @@ class Ledger(Reader):
         with self._one_at_a_time:
             if not self._is_sure:
                 self._find_written(rows)
-            self._write([row for row in rows if row.seq >= self._tree.size], state)
+            return self._write([row for row in rows if row.seq >= self._tree.size], state)
 
-    def _write(self, rows: list[Row], state: State | None) -> None:
+    def _write(self, rows: list[Row], state: State | None) -> bool:
         tree, row_values, node_values = self._tree.copy(), [], []
         for row in rows:
             body = encode(row)
@@ -144,6 +150,7 @@ class Ledger(Reader):
             row_values.append(
                 {"seq": row.seq, "kind": row.kind, "row_id": row.row_id, "body": body.decode(), "leaf": leaf}
             )
+        outcomes = [row.indexed for row in rows if row.indexed is not None]
         note = self.signer.sign(tree.size, tree.root())
         is_kept = state is not None or tree.size - self._checkpoint_size >= CHECKPOINT_ROWS
         self._is_sure = False
@@ -157,6 +164,8 @@ class Ledger(Reader):
                 connection.execute(sa.insert(ROWS), row_values)
             if node_values:
                 connection.execute(sa.insert(NODES), node_values)
+            if outcomes:
+                connection.execute(sa.insert(OUTCOMES), outcomes)
             if is_kept and tree.size > self._checkpoint_size:
                 connection.execute(sa.insert(CHECKPOINTS), {"size": tree.size, "note": note})
             if state is not None:
@@ -165,6 +174,7 @@ class Ledger(Reader):
         if is_kept:
             self._checkpoint_size = tree.size
             self._on_checkpoint(tree.size, note)
+        return state is not None
 
     def _write_state(self, connection: sa.Connection, state: State) -> None:
         before = connection.execute(sa.select(sa.func.max(STATES.c.seq))).scalar()
@@ -192,9 +202,20 @@ class Ledger(Reader):
             tree.append(leaf_hash(encode(row)))
         if tree.size > self._tree.size and self.signer.public_key.verify(head["note"]).root != tree.root():
             raise LedgerLost(f"{self.url} has other rows than were written")
-        with self._reading() as connection:
+        with self.reading() as connection:
             kept = connection.execute(sa.select(sa.func.max(CHECKPOINTS.c.size))).scalar()
         self._tree, self._checkpoint_size, self._is_sure = tree, max(kept or 0, self._checkpoint_size), True
+
+    def drop_bodies(self, from_seq: int, to_seq: int, *, kinds: list[str]) -> None:
+        """The texts of rows that a compaction has summed up go; their leaves stay. Raises: LedgerError."""
+        is_old = sa.and_(ROWS.c.seq >= from_seq, ROWS.c.seq < to_seq, ROWS.c.kind.in_(kinds))
+        with self._one_at_a_time, self._writing() as connection:
+            mine = connection.execute(sa.select(LEDGER.c.epoch)).scalar()
+            if mine != self.epoch:
+                raise LedgerLost(
+                    f"another control plane has taken over {self.url}: nothing of ours is written any more"
+                )
+            connection.execute(sa.update(ROWS).where(is_old).values(body=None))
 
     def close(self) -> None:
         super().close()
@@ -210,7 +231,7 @@ class Ledger(Reader):
             raise LedgerError(f"{self.url} could not be written: {words_of(error)}") from None
 
 
-class _Lock:
+class WriterLock:
     """Held while the ledger is open; the system lets go of it when the process dies."""
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -254,7 +275,7 @@ class _Lock:
             self._connection.close()
 
 
-def _migrate(engine: sa.Engine) -> None:
+def migrate(engine: sa.Engine) -> None:
     """To the newest version known here. Raises: LedgerError, also for a database of a newer one."""
     config = AlembicConfig()
     config.set_main_option("script_location", str(MIGRATIONS))

@@ -27,10 +27,14 @@ READ_ROWS = 2_048
 BUSY_MS = 10_000
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_MS}", "cache_size=-32768")
 
+SERVER_ARGUMENTS = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "options": "-c statement_timeout=60000"}
+"""A server that does not answer is taken as away, so that rows are kept elsewhere and nobody waits for ever."""
+
 LEDGER = sa.table("ledger", *map(sa.column, ("one", "ledger_id", "origin", "public_key", "epoch", "size", "note")))
 ROWS = sa.table("rows", *map(sa.column, ("seq", "kind", "row_id", "body", "leaf")))
 NODES = sa.table("nodes", *map(sa.column, ("level", "place", "hash")))
 CHECKPOINTS = sa.table("checkpoints", *map(sa.column, ("size", "note")))
+OUTCOMES = sa.table("outcomes", *map(sa.column, ("subject", "number", "outcome_id")))
 STATES = sa.table("states", *map(sa.column, ("seq", "data")))
 USAGE = sa.table("usage", *map(sa.column, ("minute_us", *GROUPS, *SUMS)))
 
@@ -51,7 +55,7 @@ class Reader:
         self._engine = make_engine(url, is_read_only=is_read_only)
         self.url = shown_url(self._engine.url)
         try:
-            with self._reading() as connection:
+            with self.reading() as connection:
                 if version_of(connection) is None:
                     raise LedgerError(f"{self.url} is no ledger of Jouleway")
         except BaseException:
@@ -60,7 +64,7 @@ class Reader:
 
     def head(self) -> dict[str, Any]:
         """ledger_id, origin, public_key, epoch, size, note (the newest checkpoint)."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             found = connection.execute(sa.select(LEDGER)).mappings().first()
         if found is None:
             raise LedgerBroken(f"{self.url} has no head: it was never finished, or was changed from outside")
@@ -77,7 +81,7 @@ class Reader:
             ask = sa.select(ROWS).where(ROWS.c.seq >= from_seq).order_by(ROWS.c.seq).limit(READ_ROWS)
             if to_seq is not None:
                 ask = ask.where(ROWS.c.seq < to_seq)
-            with self._reading() as connection:
+            with self.reading() as connection:
                 # The driver's own tuples: a library's row around each would cost more than its hash.
                 found: list[Stored] = connection.execute(ask).cursor.fetchall()
             yield found
@@ -91,12 +95,12 @@ class Reader:
         ask = ask.order_by(NODES.c.place)
         if not level:
             ask = sa.select(ROWS.c.leaf).where(ROWS.c.seq.between(start, start + count - 1)).order_by(ROWS.c.seq)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return list(connection.execute(ask).scalars())
 
     def find(self, kind: str, row_id: str) -> Stored | None:
         """One row by its kind and id."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute(sa.select(ROWS).where(ROWS.c.row_id == row_id, ROWS.c.kind == kind)).first()
         return None if row is None else tuple(row)  # type: ignore[return-value]
 
@@ -104,15 +108,35 @@ class Reader:
         """Every row of a request and its attempts, in order."""
         is_attempt = sa.and_(ROWS.c.row_id > f"{request_id}-", ROWS.c.row_id < f"{request_id}.")
         ask = sa.select(ROWS).where(sa.or_(ROWS.c.row_id == request_id, is_attempt)).order_by(ROWS.c.seq).limit(1_000)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [tuple(row) for row in connection.execute(ask)]  # type: ignore[misc]
+
+    def of_kind(self, kind: str) -> Iterator[tuple[int, str]]:
+        """(seq, text) of all rows of a kind that has an index (``change``), in order."""
+        after = -1
+        while True:
+            ask = sa.select(ROWS.c.seq, ROWS.c.body).where(_is_of(kind), ROWS.c.seq > after)
+            with self.reading() as connection:
+                found = connection.execute(ask.order_by(ROWS.c.seq).limit(READ_ROWS)).all()
+            yield from ((row.seq, row.body) for row in found if row.body is not None)
+            if len(found) < READ_ROWS:
+                return
+            after = found[-1].seq
+
+    def last_of_kind(self, kind: str, *, before: int | None, limit: int) -> list[tuple[int, str]]:
+        """The newest of them below a seq, the newest first."""
+        ask = sa.select(ROWS.c.seq, ROWS.c.body).where(_is_of(kind), ROWS.c.body.is_not(None))
+        if before is not None:
+            ask = ask.where(ROWS.c.seq < before)
+        with self.reading() as connection:
+            return [(row.seq, row.body) for row in connection.execute(ask.order_by(ROWS.c.seq.desc()).limit(limit))]
 
     def checkpoints(self) -> Iterator[tuple[int, str]]:
         """Kept ones (size, note), the smallest first."""
         after = -1
         while True:
             ask = sa.select(CHECKPOINTS).where(CHECKPOINTS.c.size > after).order_by(CHECKPOINTS.c.size).limit(READ_ROWS)
-            with self._reading() as connection:
+            with self.reading() as connection:
                 found = connection.execute(ask).all()
             yield from (tuple(row) for row in found)  # type: ignore[misc]
             if len(found) < READ_ROWS:
@@ -123,26 +147,36 @@ class Reader:
         """A (kind, row_id) that is there twice; the index forbids it, unless somebody took the index away."""
         key = (ROWS.c.row_id, ROWS.c.kind)
         ask = sa.select(*key).group_by(*key).having(sa.func.count() > 1).limit(1)
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute(ask).first()
         return None if row is None else (row.kind, row.row_id)
 
     def state(self) -> tuple[int, bytes] | None:
         """The newest state: what the rows before its seq come to."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute(sa.select(STATES).order_by(STATES.c.seq.desc()).limit(1)).first()
         return None if row is None else (row.seq, row.data)
+
+    def state_seq(self) -> int:
+        """Rows before it are summed up by the newest state; 0 where there is none."""
+        with self.reading() as connection:
+            return connection.execute(sa.select(sa.func.max(STATES.c.seq))).scalar() or 0
 
     def close(self) -> None:
         self._engine.dispose()
 
     @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
+    def reading(self) -> Iterator[sa.Connection]:
         try:
             with self._engine.connect() as connection:
                 yield connection
         except (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error) as error:
             raise LedgerError(f"{shown_url(self._engine.url)}: {words_of(error)}") from None
+
+
+def _is_of(kind: str) -> Any:
+    """Written out, so that a partial index is found."""
+    return ROWS.c.kind == sa.literal_column(f"'{kind}'")
 
 
 def make_engine(url: str, *, is_read_only: bool) -> sa.Engine:
@@ -152,7 +186,9 @@ def make_engine(url: str, *, is_read_only: bool) -> sa.Engine:
     except SQLAlchemyError:
         raise LedgerError("the ledger's URL cannot be read; remedy: sqlite:////PATH or postgresql://…") from None
     if parsed.get_backend_name() == "postgresql":
-        return sa.create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=2)
+        return sa.create_engine(
+            parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=2, connect_args=SERVER_ARGUMENTS
+        )
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         raise LedgerError(f"a ledger is sqlite:////PATH or postgresql://…, not {shown_url(parsed)}")
     path = Path(str(parsed.database))

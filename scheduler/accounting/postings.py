@@ -22,8 +22,8 @@ MILLIJOULES, GPU_MICROSECONDS, CARBON = "mJ", "gpu_us", "ugCO2e"
 
 def hold_legs(hold: Hold) -> list[Leg]:
     """The worst case is drawn and held."""
-    drawn, held = f"drawn/{hold.tenant}", f"held/{hold.tenant}"
-    unit, input_tokens, output_tokens, cost_nano = hold.currency, hold.input_tokens, hold.output_tokens, hold.cost_nano
+    drawn, held, unit = f"drawn/{hold.tenant}", f"held/{hold.tenant}", hold.rates.currency
+    input_tokens, output_tokens, cost_nano = hold.input_tokens, hold.output_tokens, hold.cost_nano
     legs = [
         (drawn, INPUT, -input_tokens),
         (held, INPUT, input_tokens),
@@ -51,7 +51,7 @@ def charge_legs(charge: Charge, hold: Hold | None) -> list[Leg]:
     for unit, amount, held_amount in (
         (INPUT, charge.input_tokens, held_input),
         (OUTPUT, charge.output_tokens, held_output),
-        (charge.currency, charge.cost_nano, held_nano),
+        (charge.rates.currency, charge.cost_nano, held_nano),
     ):
         if held_amount:
             legs.append((held, unit, -held_amount))

@@ -138,8 +138,8 @@ def summary_of(rows: list[Row]) -> dict[str, Any]:
             "model": first.model,
             "tier": first.tier,
             "data_class": first.data_class,
-            "currency": first.currency,
-            "price": first.price,
+            "currency": first.rates.currency,
+            "price": first.rates.version,
         }
     told["attempts"] = [_attempt(charge, energy.get(charge.attempt_id)) for charge in charges]
     paid = [charge for charge in charges if charge.account != OPERATOR]

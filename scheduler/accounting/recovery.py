@@ -18,13 +18,12 @@ from scheduler.accounting.accounts import OPERATOR
 from scheduler.accounting.books import Books
 from scheduler.accounting.charging import request_of, tokens_of
 from scheduler.accounting.errors import LedgerBroken
-from scheduler.accounting.journal import Journal
+from scheduler.accounting.journal import Journal, Store
 from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.rows import Charge, Energy, Genesis, Opened, decode
 from scheduler.accounting.settlement import Settlement
 from scheduler.core.budget_accounts import Amounts
 from scheduler.core.budgets import UsedSlots
-from scheduler.core.energy_bounds import EnergyBound
 from scheduler.core.request import Request
 from scheduler.core.scheduler import Scheduler
 
@@ -59,18 +58,24 @@ def recover(
     *,
     statement: str,
     version: str,
+    store: Store | None = None,
     now_s: float = 0.0,
     unix_clock: Callable[[], float] = time.time,
     use_state: bool = True,
 ) -> tuple[Settlement, Recovered]:
-    """A settlement that writes to the ledger, its books and the core's budgets as they were. Raises: LedgerError."""
+    """A settlement that writes to the ledger, its books and the core's budgets as they were. Raises: LedgerError.
+
+    ``store``: what rows are handed to in the ledger's place.
+    """
     began_s, size = time.perf_counter(), ledger.size
     start_seq, books = _load_state(ledger, core) if use_state else (0, Books())
     last_at_us = 0
     replay = _Replay(books, core, now_s)
     for seq, _, _, body, _ in ledger.stored(min(start_seq, max(size - FAIR_ROWS, 0)), size):
         if body is None:
-            continue  # compacted; the state is behind it
+            if seq >= start_seq:
+                raise LedgerBroken(f"row {seq} is compacted and no state covers it; remedy: restore a backup")
+            continue
         try:
             row = decode(body)
         except msgspec.DecodeError:
@@ -82,8 +87,9 @@ def recover(
             replay.fair(row)
         if seq >= start_seq:
             replay.book(row)
-    journal = Journal(ledger, next_seq=size, state_seq=start_seq, last_at_us=last_at_us, unix_clock=unix_clock)
+    journal = Journal(store or ledger, next_seq=size, state_seq=start_seq, last_at_us=last_at_us, unix_clock=unix_clock)
     settlement = Settlement(journal=journal, books=books)
+    settlement.is_booked = lambda kind, row_id: ledger.find(kind, row_id) is not None
     journal.take_state = lambda: (_save(settlement.books, core), settlement.books.usage.take())
     if not size:
         head = ledger.head()
@@ -141,7 +147,7 @@ class _Replay:
             case Charge() if row.account != OPERATOR:
                 tokens = tokens_of(row)
                 amounts = Amounts(tokens.input_tokens, tokens.cached_tokens, tokens.output_tokens, row.cost_nano)
-                budgets.restore(self._request(row), amounts)
+                budgets.restore(self._request(row), amounts, num_requests=1)
             case Energy() if row.account != OPERATOR:
                 attempt = self._books.open.get(row.attempt_id)
                 if attempt is not None and attempt.charge is not None:
@@ -171,7 +177,9 @@ class _Replay:
         return request_of(charge, arrival_s=self._now_s)
 
 
-def _carried(row: Energy) -> EnergyBound:
+def _carried(row: Energy) -> Amounts:
     if row.budget_mj is None:
-        return EnergyBound(row.energy_mj, row.gpu_us, row.carbon_ug)
-    return EnergyBound(row.budget_mj, row.budget_gpu_us or 0, row.budget_ug or 0)
+        energy_mj, gpu_us, carbon_ug = row.energy_mj, row.gpu_us, row.carbon_ug
+    else:
+        energy_mj, gpu_us, carbon_ug = row.budget_mj, row.budget_gpu_us or 0, row.budget_ug or 0
+    return Amounts(money_nano=row.cost_nano, energy_mj=energy_mj, gpu_us=gpu_us, carbon_ug=carbon_ug)

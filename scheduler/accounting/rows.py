@@ -4,7 +4,7 @@ Written through ``scheduler.accounting.journal``, read by everybody who verifies
 never hold a prompt, an answer or a key; of texts it has salted digests, made beside the engine.
 
 Units end names. ``at_us`` is UTC in unix microseconds and never goes back in one ledger. Fields with their default are
-left out of the text. ``docs/settlement.md`` has every field.
+left out of the text. ``docs/measurement.md`` says of every amount what it is.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from typing import Any, get_args
 
 import msgspec
 
+from scheduler.accounting.outcomes import Outcome, Tally
 from scheduler.core.actions import Payer
-from workers.types import Grade, Outcome, WindowRecord
+from scheduler.core.request import FREE, Rates
+from workers.types import Grade, WindowRecord
+from workers.types import Outcome as Ending
 
 OPERATOR = "(operator)"
 """The account of the house itself: repeated and failed work. No tenant can have this name: brackets are not allowed."""
@@ -37,6 +40,11 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind", gc
     def row_id(self) -> str:
         """Unique among the rows of its kind: what makes booking it idempotent."""
         raise NotImplementedError
+
+    @property
+    def indexed(self) -> dict[str, str | int] | None:
+        """Where it is looked up beside its id; None = nowhere."""
+        return None
 
     @property
     def kind(self) -> str:
@@ -91,11 +99,8 @@ class Hold(Row, tag="hold", kw_only=True):
     """Held, over all sequences."""
     cost_nano: int = 0
     """Held."""
-    currency: str = "USD"
-    price: str = ""
-    """Version of the price book."""
-    rates: dict[str, int] = {}
-    """10⁻⁹ currency units per million tokens, by class; empty = free."""
+    rates: Rates = FREE
+    """Pinned at admission, with the version of the price book that they are from."""
 
     @property
     def row_id(self) -> str:
@@ -132,7 +137,7 @@ class Charge(Row, tag="charge", kw_only=True):
     worker_id: str
     zone: str = ""
     payer: Payer = Payer.REQUEST
-    outcome: Outcome
+    outcome: Ending
     cause: str = ""
     arrived_us: int = 0
     input_tokens: int
@@ -149,8 +154,12 @@ class Charge(Row, tag="charge", kw_only=True):
     """UTF-8 of the texts."""
     cost_nano: int = 0
     """Money by the rates that were pinned at admission, in 10⁻⁹ units; what the operator pays for costs nobody."""
-    currency: str = "USD"
-    price: str = ""
+    rates: Rates = FREE
+    """Those rates, with the price version that they are from."""
+    plus_nano: int = 0
+    """Of ``cost_nano``: for energy and GPU-time as they were estimated (cost-plus)."""
+    most_plus_nano: int | None = None
+    """The most that these may cost it, measured or not; None: nothing was held for it."""
     provisional_mj: int = 0
     provisional_gpu_us: int = 0
     grade: Grade = Grade.D
@@ -161,6 +170,11 @@ class Charge(Row, tag="charge", kw_only=True):
     inexact_sequences: int = 0
     scheduled_tokens: int | None = None
     """What the engine scheduled for it; None where not every sequence was counted on both sides."""
+    computed_prompt_tokens: int = 0
+    num_generating: int = 0
+    """Positions of prompts that were computed, and sequences that put out anything (the last token of each is never
+    scheduled): what leads from billed to scheduled tokens.
+    """
     recomputed_tokens: int = 0
     rejected_tokens: int = 0
     overrun_tokens: int = 0
@@ -183,6 +197,15 @@ class Charge(Row, tag="charge", kw_only=True):
     def account(self) -> str:
         """Name of the account that pays."""
         return OPERATOR if self.payer is BY_OPERATOR else self.tenant
+
+    def difference_nano(self, *, energy_mj: int, gpu_us: int) -> int:
+        """What is posted once, when its energy is measured: cost-plus by the measurement less what was charged by the
+        estimate; negative where less was taken, never more than was held, 0 where it pays for tokens only.
+        """
+        if self.payer is Payer.OPERATOR:
+            return 0
+        cost_nano = self.rates.cost_plus_nano(energy_mj=energy_mj, gpu_us=gpu_us, most_nano=self.most_plus_nano)
+        return cost_nano - self.plus_nano
 
 
 class Energy(Row, tag="energy", kw_only=True):
@@ -235,20 +258,24 @@ class Window(Row, tag="window", kw_only=True):
 
 
 class Judged(Row, tag="outcome", kw_only=True):
-    """Whether what a request or task brought was accepted. A later one of the same target replaces it."""
+    """Whether what a request or task brought was accepted. A later one of the same subject replaces it."""
 
-    outcome_id: str
-    request_id: str = ""
-    task: str = ""
-    tenant: str
-    model: str = ""
-    accepted: bool
-    score: float | None = None
-    label: str = ""
+    outcome: Outcome
+    change: Tally
+    """Of the usage where it counts."""
 
     @property
     def row_id(self) -> str:
-        return self.outcome_id
+        return self.outcome.outcome_id
+
+    @property
+    def indexed(self) -> dict[str, str | int] | None:
+        outcome, verdict = self.outcome, self.outcome.verdict
+        return {
+            "subject": subject_of(outcome.facts.tenant, verdict.request_id, verdict.task),
+            "number": outcome.number,
+            "outcome_id": outcome.outcome_id,
+        }
 
 
 class Prices(Row, tag="prices", kw_only=True):
@@ -266,10 +293,8 @@ class Changed(Row, tag="change", kw_only=True):
     """Who changed what about tenants, keys, budgets or rules, or was denied. Never a secret."""
 
     change_id: str
-    actor: str
-    action: str
-    target: str
-    detail: dict[str, Any] = {}
+    fields: dict[str, Any]
+    """As ``changes.Change.fields`` has them."""
 
     @property
     def row_id(self) -> str:
@@ -311,6 +336,11 @@ encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(AnyRow).decode
 DECODERS = {str(each.__struct_config__.tag): msgspec.json.Decoder(each) for each in get_args(AnyRow)}
 """By the word of a kind: who knows it already need not ask the text."""
+
+
+def subject_of(tenant: str, request_id: str | None, task: str | None) -> str:
+    """What was judged, as one word: only a task may hold a slash, and it is last."""
+    return f"{tenant}/{request_id or ''}/{task or ''}"
 
 
 def request_id_of(attempt_id: str) -> str:

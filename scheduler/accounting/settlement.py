@@ -36,6 +36,7 @@ class _Source:
     recovered: int = 0
     """Its last window that an earlier control plane booked: nothing up to it is new."""
     watermark: int | None = None
+    """None before the first record."""
     ahead: set[int] = field(default_factory=set)
 
 
@@ -58,6 +59,10 @@ class Settlement:
         self.on_settled: Callable[[str, int, int], tuple[int, int, int] | None] = lambda attempt_id, energy, gpu: None
         """Hears of every attempt once what it took is booked: (id, mJ, GPU-µs), after its charge and exactly once.
         Answers with what its budgets carry of mJ, GPU-µs and µgCO₂e where that is less than all of it.
+        """
+        self.is_booked: Callable[[str, str], bool] = lambda kind, row_id: False
+        """Whether the ledger has a row of this kind and id; asked only of attempts that are not remembered. May raise
+        LedgerError: ``charge`` and ``post_energy`` then do so too, and have booked nothing.
         """
         self.carbon_ug_per_mj: Mapping[str, float] = {}
         """By zone."""
@@ -95,6 +100,14 @@ class Settlement:
             source.ahead.discard(source.watermark)
         return True
 
+    def put_back(self, worker_id: str, number: int) -> None:
+        """This record could not be booked after all, and will be given again: nothing from it on is acknowledged."""
+        source = self._sources[worker_id]
+        source.ahead.discard(number)
+        if source.watermark is not None and number <= source.watermark:
+            source.ahead.update(range(number + 1, source.watermark + 1))
+            source.watermark = number - 1
+
     def watermark(self, worker_id: str) -> int | None:
         """Every record up to this number is booked: what may be acknowledged. None before the first."""
         source = self._sources.get(worker_id)
@@ -126,6 +139,9 @@ class Settlement:
         if attempt_id in self.books.closed or (attempt is not None and attempt.charge is not None):
             self.duplicates_total += 1
             return False
+        if attempt is None and not charge.attempt_number and self.is_booked("charge", attempt_id):
+            self.duplicates_total += 1
+            return False
         hold = None if charge.account == OPERATOR else self.books.holds.get(charge.request_id)
         charge.legs = postings.charge_legs(charge, hold)
         self._book(charge)
@@ -143,6 +159,9 @@ class Settlement:
         attempt_id = posting.attempt_id
         attempt = self.books.open.get(attempt_id)
         if attempt_id in self.books.closed or (attempt is not None and attempt.posting is not None):
+            self.duplicates_total += 1
+            return False
+        if attempt is None and self.is_booked("energy", attempt_id):
             self.duplicates_total += 1
             return False
         if attempt is None:
@@ -221,6 +240,15 @@ class Settlement:
         totals = self.accounts.windows.get(worker_id)
         return None if totals is None else totals.counter_mj
 
+    async def durable_counter_mj(self, worker_id: str) -> int | None:
+        """The same once it is durable: a successor that began at one that is lost would leave a gap for ever.
+
+        Raises: LedgerError.
+        """
+        counter_mj = self.last_counter_mj(worker_id)
+        await self.commit()
+        return counter_mj
+
     @property
     def num_open(self) -> int:
         """Attempts that miss their charge or their posting."""
@@ -256,8 +284,17 @@ class Settlement:
             row.token_difference = metered_token_difference(
                 computed=posting.computed_tokens, scheduled=charge.scheduled_tokens, overrun=charge.overrun_tokens
             )
+        if charge is not None:
+            row.cost_nano = charge.difference_nano(energy_mj=energy_mj, gpu_us=gpu_us)
+            row.currency = charge.rates.currency
         row.legs = postings.energy_legs(
-            attempt.worker_id, account, energy_mj=energy_mj, gpu_us=gpu_us, carbon_ug=row.carbon_ug
+            attempt.worker_id,
+            account,
+            energy_mj=energy_mj,
+            gpu_us=gpu_us,
+            carbon_ug=row.carbon_ug,
+            cost_nano=row.cost_nano,
+            currency=row.currency,
         )
         carried = self.on_settled(attempt_id, energy_mj, gpu_us)
         if carried is not None:

@@ -5,8 +5,9 @@ Owned by ``scheduler.accounting.books``. Pure. It must never know a database: wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
 
+from scheduler.accounting.outcomes import Facts
 from scheduler.accounting.rows import OPERATOR, Charge
 
 GROUPS = ("tenant", "project", "key_id", "model", "task", "tier", "currency")
@@ -27,6 +28,7 @@ SUMS = (
     "cost_nano",
     "accepted",
     "rejected",
+    "judged",
 )
 MINUTE_US = 60_000_000
 _PLACES = {name: place for place, name in enumerate(SUMS)}
@@ -40,7 +42,7 @@ def usage_key(charge: Charge) -> Key:
     """Where a charge counts: with its request; work in vain with the operator, by model alone."""
     minute_us = (charge.arrived_us or max(charge.at_us, 0)) // MINUTE_US * MINUTE_US
     if charge.account == OPERATOR:
-        return (minute_us, OPERATOR, "", "", charge.model, "", charge.tier, charge.currency)
+        return (minute_us, OPERATOR, "", "", charge.model, "", charge.tier, charge.rates.currency)
     return (
         minute_us,
         charge.tenant,
@@ -49,47 +51,72 @@ def usage_key(charge: Charge) -> Key:
         charge.model,
         charge.task,
         charge.tier,
-        charge.currency,
+        charge.rates.currency,
+    )
+
+
+def key_of_facts(facts: Facts) -> Key:
+    """Where an outcome counts."""
+    return (
+        facts.bucket_us,
+        facts.tenant,
+        facts.project,
+        facts.key_id,
+        facts.model,
+        facts.task,
+        facts.tier,
+        facts.currency,
     )
 
 
 class UsageBook:
-    """Sums since they were last taken; as many as there are groups with traffic meanwhile."""
+    """Sums since they were last taken; as many as there are groups with traffic meanwhile.
+
+    Changed on the event loop; read by any thread, which sees whole rows only.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[Key, list[int]] = {}
+        self._lock = threading.Lock()
+        self.num_taken = 0
+        """Times that all was taken."""
 
     def add_charge(self, charge: Charge) -> None:
         """Tokens and money."""
-        sums = self._of(usage_key(charge))
-        sums[0] += charge.account != OPERATOR
-        sums[1] += 1
-        for name in _CHARGED:
-            sums[_PLACES[name]] += getattr(charge, name)
+        with self._lock:
+            sums = self._of(usage_key(charge))
+            sums[0] += charge.account != OPERATOR
+            sums[1] += 1
+            for name in _CHARGED:
+                sums[_PLACES[name]] += getattr(charge, name)
 
     def add_energy(self, key: Key, *, energy_mj: int, gpu_us: int, carbon_ug: int = 0, cost_nano: int = 0) -> None:
         """What was measured of a charged attempt, and what that changed of its price."""
-        sums = self._of(key)
-        for name, amount in (
-            ("energy_mj", energy_mj), ("gpu_us", gpu_us), ("carbon_ug", carbon_ug), ("cost_nano", cost_nano)
-        ):  # fmt: skip
-            sums[_PLACES[name]] += amount
+        with self._lock:
+            sums = self._of(key)
+            for name, amount in (
+                ("energy_mj", energy_mj), ("gpu_us", gpu_us), ("carbon_ug", carbon_ug), ("cost_nano", cost_nano)
+            ):  # fmt: skip
+                sums[_PLACES[name]] += amount
 
-    def add_outcome(self, key: Key, *, accepted: int = 0, rejected: int = 0) -> None:
+    def add_outcome(self, key: Key, *, accepted: int, rejected: int, judged: int) -> None:
         """Results that were judged; negative where a later word replaces an earlier one."""
-        sums = self._of(key)
-        sums[_PLACES["accepted"]] += accepted
-        sums[_PLACES["rejected"]] += rejected
+        with self._lock:
+            sums = self._of(key)
+            for name, amount in (("accepted", accepted), ("rejected", rejected), ("judged", judged)):
+                sums[_PLACES[name]] += amount
 
-    def rows(self) -> Iterator[tuple[object, ...]]:
+    def rows(self) -> list[tuple[object, ...]]:
         """Minute, groups, sums of each."""
-        for key, sums in self._sums.items():
-            yield (*key, *sums)
+        with self._lock:
+            return [(*key, *sums) for key, sums in self._sums.items()]
 
     def take(self) -> list[tuple[object, ...]]:
         """All of them; what follows is counted from 0."""
-        taken = list(self.rows())
-        self._sums.clear()
+        with self._lock:
+            taken = [(*key, *sums) for key, sums in self._sums.items()]
+            self._sums.clear()
+            self.num_taken += 1
         return taken
 
     def _of(self, key: Key) -> list[int]:

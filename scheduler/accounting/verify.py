@@ -7,6 +7,7 @@ anything anew.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -23,6 +24,7 @@ from scheduler.accounting.postings import charge_legs, differences, energy_legs,
 from scheduler.accounting.rows import (
     BY_OPERATOR,
     DECODERS,
+    OPERATOR,
     Charge,
     Daily,
     Energy,
@@ -33,11 +35,10 @@ from scheduler.accounting.rows import (
     Void,
     Window,
 )
-from scheduler.core.request import Rates
+from scheduler.core.request import SpecialTokens
 
 CHECKED_NODES = 256
 """Of the tree, compared at a time."""
-_NO_RATES: tuple[dict[str, int], None] = {}, None
 
 
 class Fault(Exception):
@@ -96,12 +97,14 @@ class _Verification:
         self._nodes: list[tuple[int, int, bytes]] = []
         """Complete ones that were not compared yet."""
         self._holds: dict[str, Hold] = {}
+        self._unmeasured: dict[str, tuple[str, Charge | None]] = {}
+        """By attempt that was charged: who pays, and the charge where its price waits for what is measured."""
+        self._in_flight: dict[str, int] = {}
+        """By attempt: mJ that windows gave it."""
         self._blanks: list[list[int]] = []
         """Ranges of rows without their text."""
         self._compacted: list[Daily] = []
         self._last_at_us = 0
-        self._rates: dict[str, tuple[dict[str, int], Rates | None]] = {}
-        """The last ones of each model, as they are written and as they are counted by."""
         legs_of: dict[Any, Callable[[Any], list[Leg]]] = {
             Genesis: self._genesis,
             Hold: self._hold,
@@ -205,34 +208,39 @@ class _Verification:
 
     def _void(self, row: Void) -> list[Leg]:
         hold = self._holds.pop(row.request_id, None)
+        if hold is None and self._blanks:
+            return self._balanced(row)  # its hold may be compacted
         if hold is None:
             raise Fault(f"gives back a hold that is not open: {row.request_id}", row.seq)
         return void_legs(hold)
 
     def _charge(self, row: Charge) -> list[Leg]:
+        self._unmeasured[row.attempt_id] = row.account, None if row.rates.plus is None else row
         if row.payer is BY_OPERATOR:
             if row.cost_nano:
                 raise Fault("lets the operator pay money to itself", row.seq)
             return charge_legs(row, None)
         hold = self._holds.pop(row.request_id, None)
-        if hold is not None and hold.rates and not self._is_price(row, hold):
+        if hold is not None and hold.rates != row.rates:
+            raise Fault("is charged at other rates than were pinned when it was admitted", row.seq)
+        if row.cost_nano != _price(row) + row.plus_nano:
             raise Fault("costs something else than its rates say", row.seq)
+        if hold is None and self._blanks:
+            return self._balanced(row)
         return charge_legs(row, hold)
 
-    def _is_price(self, charge: Charge, hold: Hold) -> bool:
-        known, rates = self._rates.get(hold.model, _NO_RATES)
-        if known != hold.rates:
-            is_known = hold.rates.keys() <= set(Rates._fields)
-            rates = Rates(**hold.rates) if is_known else None  # type: ignore[arg-type]
-            self._rates[hold.model] = hold.rates, rates
-        if rates is None:
-            return True  # of a price book with more classes than are known here
-        cost_nano = rates.cost_nano(
-            input_tokens=charge.input_tokens, cached_tokens=charge.cached_tokens, output_tokens=charge.output_tokens
-        )
-        return cost_nano == charge.cost_nano
-
     def _energy(self, row: Energy) -> list[Leg]:
+        account, charge = self._unmeasured.pop(row.attempt_id, (OPERATOR, None))
+        energy_mj, cost_nano = self._in_flight.pop(row.attempt_id, 0), 0
+        if charge is not None:
+            cost_nano = charge.difference_nano(energy_mj=row.energy_mj, gpu_us=row.gpu_us)
+        if not self._blanks:  # else its charge and its windows may be compacted
+            if row.account != account:
+                raise Fault(f"is paid by {row.account}, and its charge by {account}", row.seq)
+            if row.energy_mj != energy_mj:
+                raise Fault(f"books {row.energy_mj} mJ, and windows gave it {energy_mj}", row.seq)
+            if row.cost_nano != cost_nano:
+                raise Fault("costs something else than what was measured", row.seq)
         return energy_legs(
             row.worker_id,
             row.account,
@@ -245,6 +253,9 @@ class _Verification:
 
     def _window(self, row: Window) -> list[Leg]:
         """Energy of attempts that were settled already follows to whoever paid them."""
+        in_flight = self._in_flight
+        for attempt_id, energy_mj, _ in row.window.shares:
+            in_flight[attempt_id] = in_flight.get(attempt_id, 0) + energy_mj
         legs = window_legs(row.worker_id, row.window, is_calibration=Accounts.is_calibration(row.window))
         return legs + self._balanced(row)[len(legs) :]
 
@@ -308,10 +319,41 @@ class _Verification:
         duplicate = self._reader.duplicate()
         if duplicate is not None:
             raise Fault(f"{duplicate[0]} {duplicate[1]} was booked twice")
-        for start, end in self._blanks:
-            if not any(each.from_seq <= start and end <= each.to_seq for each in self._compacted):
-                raise Fault("has lost its text, and no compaction says so", start)
+        self._check_blanks()
         self.found.num_open_holds = len(self._holds)
+
+    def _check_blanks(self) -> None:
+        """Every row without a text is in a compaction, and a compaction took all of its rows or none."""
+        compacted = sorted(self._compacted, key=lambda each: each.from_seq)
+        starts = [each.from_seq for each in compacted]
+        taken = dict.fromkeys(starts, 0)
+        for start, end in self._blanks:
+            seq = start
+            while seq < end:
+                place = bisect_right(starts, seq) - 1
+                if place < 0 or seq >= compacted[place].to_seq:
+                    raise Fault("has lost its text, and no compaction says so", seq)
+                until = min(end, compacted[place].to_seq)
+                taken[starts[place]] += until - seq
+                seq = until
+        for each in compacted:
+            if taken[each.from_seq] not in (0, each.num_rows):
+                raise Fault(f"says that {each.num_rows} texts went, and {taken[each.from_seq]} did", each.seq)
+
+
+def _price(charge: Charge) -> int:
+    """Of its tokens, at its rates."""
+    return charge.rates.cost_nano(
+        input_tokens=charge.input_tokens,
+        cached_tokens=charge.cached_tokens,
+        output_tokens=charge.output_tokens,
+        special=SpecialTokens.of(
+            charge.input_tokens - charge.cached_tokens,
+            reasoning=charge.reasoning_tokens,
+            image=charge.image_tokens,
+            audio=charge.audio_tokens,
+        ),
+    )
 
 
 def _public_key(text: str) -> PublicKey:

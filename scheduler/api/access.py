@@ -1,4 +1,4 @@
-"""Who may ask: API keys by their hash, and the names that may stand in the Host header.
+"""Who may ask: keys of tenants and of admins by their hash, and the names that may stand in the Host header.
 
 Called by ``scheduler.api.app`` and ``scheduler.api.admin``. It must never keep, log or return a key.
 """
@@ -8,12 +8,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+import secrets
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
+from scheduler.accounting.changes import Role
 from scheduler.api.errors import ApiError
 from scheduler.core.request import Band, DataClass
 
+KEY_PREFIX, ADMIN_KEY_PREFIX = "jw-", "jwa-"
 MAX_HOSTS_REMEMBERED = 256
 _BEARER = re.compile(rb"[Bb]earer ([\x21-\x7e]{1,512})")
 _HOST = re.compile(rb"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
@@ -27,21 +32,45 @@ class Caller:
     tenant: str
     project: str
     key_id: str
-    """Public: from the hash, safe to print."""
+    """Public: from the hash of its first secret, safe to print; a rotation does not change it."""
     best_band: Band
     """The highest priority that it gets."""
     data_class: DataClass = DataClass.GENERAL
     """Of everything that is asked with it; a request may only be stricter."""
     zones: frozenset[str] | None = None
     """Where it may run; None = wherever its data class may."""
+    expires_unix_s: float | None = None
+    """From then on the key opens nothing; None = never by time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
+class AdminCaller:
+    """Whom an admin key stands for."""
+
+    key_id: str
+    role: Role
+    expires_unix_s: float | None = None
+
+
+class _Expires(Protocol):
+    @property
+    def expires_unix_s(self) -> float | None: ...
+
+
+AnyCaller = TypeVar("AnyCaller", bound=_Expires)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key(Generic[AnyCaller]):
     """A key that may be used, by the SHA-256 of its bytes."""
 
     digest: bytes
-    caller: Caller
+    caller: AnyCaller
+
+
+def new_key(prefix: str = KEY_PREFIX) -> str:
+    """A key that nobody can guess: 256 bits."""
+    return prefix + secrets.token_urlsafe(32)
 
 
 def digest_of(key: str) -> bytes:
@@ -54,31 +83,42 @@ def key_id_of(digest: bytes) -> str:
     return f"key-{digest.hex()[:10]}"
 
 
-class Keys:
-    """Finds the caller of an Authorization header."""
+class Keys(Generic[AnyCaller]):
+    """Finds the caller of an Authorization header: a tenant's on one listener, an admin's on the other."""
 
-    def __init__(self, keys: Iterable[Key]) -> None:
+    def __init__(self, keys: Iterable[Key[AnyCaller]], *, unix_clock: Callable[[], float] = time.time) -> None:
+        self._unix_clock = unix_clock
         self.reload(keys)
 
-    def reload(self, keys: Iterable[Key]) -> None:
+    def reload(self, keys: Iterable[Key[AnyCaller]]) -> None:
         """These keys and no others from now on."""
-        known: dict[str, Key] = {}
+        known: dict[str, Key[AnyCaller]] = {}
         for key in keys:
-            assert key.caller.key_id not in known, f"{key.caller.key_id} is given twice"
-            known[key.caller.key_id] = key
+            index = key_id_of(key.digest)
+            assert index not in known, f"{index} is given twice"
+            known[index] = key
         self._keys = known
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def caller(self, values: list[bytes]) -> Caller:
+    def caller(self, values: list[bytes]) -> AnyCaller:
         """``values`` are all Authorization headers of the request. Raises: ApiError 401."""
         digest = hashlib.sha256(bearer_token(values)).digest()
-        # The public id leads to at most one key; whether it is the right one is told in constant time.
+        # Its first digits lead to at most one key; whether it is the right one is told in constant time.
         key = self._keys.get(key_id_of(digest))
-        if key is None or not hmac.compare_digest(key.digest, digest):
+        if key is None or not hmac.compare_digest(key.digest, digest) or self._is_over(key.caller):
             raise unauthorized("Incorrect API key provided.")
         return key.caller
+
+    def _is_over(self, caller: AnyCaller) -> bool:
+        return caller.expires_unix_s is not None and self._unix_clock() >= caller.expires_unix_s
+
+
+def offered_sha256(values: list[bytes]) -> str | None:
+    """The hash of whatever key was sent, in hexadecimal, to say whose it was; None where none can be read."""
+    match = _BEARER.fullmatch(values[0]) if len(values) == 1 else None
+    return None if match is None else hashlib.sha256(match[1]).hexdigest()
 
 
 def bearer_token(values: list[bytes]) -> bytes:

@@ -1,29 +1,37 @@
-"""The operator's ASGI application, on its own loopback listener: metrics, workers, queues, budgets, balance, requests.
+"""The operator's ASGI application, on its own loopback listener: host, key, route, role, body, then who answers.
 
-Called by ``scheduler.service`` through uvicorn, opened by one admin key. It must never change anything, and it shows no
-prompt and no key.
+Called by ``scheduler.service`` through uvicorn. Of itself it shows metrics, workers, queues, budgets, balance and
+requests; other routes are given to it. It must never change anything itself, and it shows no prompt.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
-import hmac
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 import msgspec
 
-from scheduler.api.access import Hosts, bearer_token, unauthorized
+from scheduler.accounting.changes import Role
+from scheduler.api.access import AdminCaller, Hosts, Keys
+from scheduler.api.admin_routes import EVERYBODY, OPERATORS, READS, Question, Reply, Route, RouteTable
+from scheduler.api.denied import NotesDenied, note
 from scheduler.api.errors import ApiError
-from scheduler.api.exchange import JSON, NO_STORE, Exchange, Header, Receive, Scope, Send
+from scheduler.api.exchange import ClientGone, Exchange, Receive, Scope, Send
 from scheduler.api.exchange import new_request_id as random_request_id
 from scheduler.api.explain import PREFIX, REQUESTS_PREFIX, life_of
 from scheduler.api.receipts import RECEIPTS_PREFIX, Receipts, receipt_body
+from scheduler.api.request_headers import idempotency_key
+from scheduler.api.usage import USAGE_PATHS, UsageDesk
 from scheduler.metrics import CONTENT_TYPE, Metrics
 from scheduler.snapshot import Snapshot
 
 logger = logging.getLogger("jouleway.api")
+
+MAX_BODY_BYTES = 64 << 10
+BODY_TIMEOUT_S = 10.0
 
 
 class Shows(Protocol):
@@ -41,66 +49,119 @@ class AdminApp:
         self,
         *,
         dispatcher: Shows,
-        admin_key_digest: bytes,
+        keys: Keys[AdminCaller],
         hosts: Hosts,
         metrics: Metrics,
+        routes: Iterable[Route] = (),
+        denials: NotesDenied | None = None,
         new_request_id: Callable[[], str] = random_request_id,
         receipts: Receipts | None = None,
+        usage: UsageDesk | None = None,
     ) -> None:
-        """``admin_key_digest`` is ``access.digest_of`` of the key."""
-        self._receipts = receipts
-        self._dispatcher = dispatcher
-        self._admin_key_digest = admin_key_digest
+        """``routes``: beside its own. ``denials`` None: nobody keeps an audit log. What is None has no routes."""
+        self._keys = keys
         self._hosts = hosts
-        self._metrics = metrics
+        self._denials = denials
         self._new_request_id = new_request_id
+        own = _own_routes(dispatcher, metrics)
+        self.routes = RouteTable([*own, *_ledger_routes(receipts, usage), *routes])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         exchange = Exchange(scope, receive, send, request_id=self._new_request_id())
         try:
-            body, content_type = await self._answer(exchange)
-            await exchange.respond(200, body, [content_type, NO_STORE])
+            reply = await self._answer(exchange)
+            await exchange.respond(reply.status, reply.body, reply.header_list)
         except ApiError as error:
             logger.info("admin %s: status %d, %s", exchange.request_id, error.status, error.code)
             await exchange.fail(error)
+            values, route = exchange.headers.get(b"authorization", []), self.routes.template_of(exchange.path)
+            await note(self._denials, exchange, error, listener="admin", route=route, values=values)
+        except ClientGone:
+            logger.info("admin %s: the client left while its body was read", exchange.request_id)
         except Exception as error:
             # The loop's edge.
             logger.error("admin %s failed here: %s: %s", exchange.request_id, type(error).__name__, error)
             if not exchange.is_begun:
                 await exchange.fail(ApiError(500, "This question could not be answered.", code="internal_error"))
 
-    async def _answer(self, exchange: Exchange) -> tuple[bytes, Header]:
-        """Body and content type. Raises: ApiError."""
+    async def _answer(self, exchange: Exchange) -> Reply:
+        """Raises: ApiError, ClientGone."""
         self._hosts.check(exchange.headers.get(b"host", []), setting="the admin listener answers loopback names only")
-        if exchange.method not in ("GET", "HEAD"):
-            raise ApiError(
-                405, "This listener only answers GET.", code="method_not_allowed", headers=((b"allow", b"GET, HEAD"),)
-            )
-        path = exchange.path
-        if path == "/health":
-            return b'{"status":"ok"}', JSON
-        self._check_key(exchange.headers.get(b"authorization", []))
-        if path == "/metrics":
-            return self._metrics.render(), (b"content-type", CONTENT_TYPE.encode())
-        if path.startswith(REQUESTS_PREFIX):
-            return life_of(self._dispatcher, path.removeprefix(REQUESTS_PREFIX)), JSON
-        if path.startswith(RECEIPTS_PREFIX):
-            return await receipt_body(self._receipts, path.removeprefix(RECEIPTS_PREFIX)), JSON
-        return msgspec.json.encode(self._seen(path)), JSON
+        if exchange.path == "/health" and exchange.method in READS:
+            return Reply(body=b'{"status":"ok"}')
+        caller = self._keys.caller(exchange.headers.get(b"authorization", []))
+        route, names = self.routes.find(exchange.method, exchange.path)
+        if caller.role not in route.roles:
+            roles = " or ".join(sorted(route.roles))
+            message = f"This key's role is {caller.role}; this route needs {roles}."
+            raise ApiError(403, message, code="role_not_allowed")
+        query = {} if route.reads_query else route.read_query(exchange.query)
+        body = b""
+        if exchange.method not in READS:
+            body = await exchange.read_body(max_bytes=MAX_BODY_BYTES, timeout_s=BODY_TIMEOUT_S)
+        change_id = change_id_of(exchange, caller, body)
+        return await route.answer(
+            Question(caller=caller, names=names, query=query, raw_query=exchange.query, body=body, change_id=change_id)
+        )
 
-    def _check_key(self, values: list[bytes]) -> None:
-        digest = hashlib.sha256(bearer_token(values)).digest()
-        if not hmac.compare_digest(digest, self._admin_key_digest):
-            raise unauthorized("Incorrect admin key.")
 
-    def _seen(self, path: str) -> object:
-        """What one of the fixed routes shows."""
-        name = path.removeprefix(PREFIX) if path.startswith(PREFIX) else ""
-        if name not in VIEWS:
-            raise ApiError(404, "There is no such route here.", code="route_not_found")
-        return VIEWS[name](self._dispatcher.snapshot())
+def change_id_of(exchange: Exchange, caller: AdminCaller, body: bytes) -> str:
+    """With an Idempotency-Key the same for the same question of the same key, else a new one. Raises: ApiError 400."""
+    given = idempotency_key(exchange.headers)
+    if given is None:
+        return f"chg-{exchange.request_id.removeprefix('req-')}"
+    digest = hashlib.sha256()
+    for part in (caller.key_id.encode(), given, exchange.method.encode(), exchange.path.encode(), body):
+        digest.update(b"%d:" % len(part) + part)
+    return f"chg-{base64.b32encode(digest.digest())[:26].decode().lower()}"
+
+
+def _own_routes(dispatcher: Shows, metrics: Metrics) -> list[Route]:
+    """What is seen of a running control plane."""
+
+    def shown(view: Callable[[Snapshot], object]) -> Callable[[Question], Awaitable[Reply]]:
+        async def answer(question: Question) -> Reply:
+            return Reply(body=msgspec.json.encode(view(dispatcher.snapshot())))
+
+        return answer
+
+    async def rendered(question: Question) -> Reply:
+        return Reply(body=metrics.render(), content_type=(b"content-type", CONTENT_TYPE.encode()))
+
+    async def life(question: Question) -> Reply:
+        return Reply(body=life_of(dispatcher, question.names["request"]))
+
+    return [
+        Route(method="GET", path="/metrics", roles=OPERATORS, answer=rendered),
+        Route(method="GET", path=f"{REQUESTS_PREFIX}{{request}}", roles=OPERATORS, answer=life),
+        *(
+            Route(method="GET", path=f"{PREFIX}{name}", roles=roles, answer=shown(view))
+            for name, (roles, view) in VIEWS.items()
+        ),
+    ]
+
+
+def _ledger_routes(receipts: Receipts | None, usage: UsageDesk | None) -> list[Route]:
+    """What the ledger proves and sums up, of everybody."""
+    routes = []
+    if receipts is not None:
+
+        async def receipt(question: Question) -> Reply:
+            return Reply(body=await receipt_body(receipts, question.names["request"]))
+
+        routes.append(Route(method="GET", path=f"{RECEIPTS_PREFIX}{{request}}", roles=EVERYBODY, answer=receipt))
+    if usage is not None:
+        routes += [_usage_route(path, usage) for path in sorted(USAGE_PATHS)]
+    return routes
+
+
+def _usage_route(path: str, usage: UsageDesk) -> Route:
+    async def answer(question: Question) -> Reply:
+        return Reply(body=await usage.answer(path, question.raw_query, None))
+
+    return Route(method="GET", path=path, roles=EVERYBODY, answer=answer, reads_query=True)
 
 
 def _balance(snapshot: Snapshot) -> object:
@@ -116,11 +177,11 @@ def _budgets(snapshot: Snapshot) -> object:
     }
 
 
-VIEWS: dict[str, Callable[[Snapshot], object]] = {
-    "snapshot": lambda snapshot: snapshot,
-    "workers": lambda snapshot: {"workers": snapshot.workers},
-    "queues": lambda snapshot: {"queues": snapshot.queue},
-    "budgets": _budgets,
-    "balance": _balance,
+VIEWS: dict[str, tuple[frozenset[Role], Callable[[Snapshot], object]]] = {
+    "snapshot": (OPERATORS, lambda snapshot: snapshot),
+    "workers": (OPERATORS, lambda snapshot: {"workers": snapshot.workers}),
+    "queues": (OPERATORS, lambda snapshot: {"queues": snapshot.queue}),
+    "budgets": (EVERYBODY, _budgets),
+    "balance": (EVERYBODY, _balance),
 }
-"""Parts of a snapshot, each under its name after ``/v1/jouleway/``."""
+"""Parts of a snapshot, each under its name after ``/v1/jouleway/``, and who may see it."""

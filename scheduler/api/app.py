@@ -15,7 +15,9 @@ from typing import Protocol
 
 import msgspec
 
+from scheduler.accounting.prices import NO_PRICES, PriceBook
 from scheduler.api.access import Caller, Hosts, Keys
+from scheduler.api.denied import NotesDenied, note
 from scheduler.api.dialects import authorizations
 from scheduler.api.errors import ApiError
 from scheduler.api.exchange import JSON, NO_STORE, ClientGone, Exchange, Receive, Scope, Send
@@ -24,8 +26,11 @@ from scheduler.api.explain import REQUESTS_PREFIX, WHAT_IF_PATH, Explains, life_
 from scheduler.api.intake import MODEL_MISSING, Intake
 from scheduler.api.limits import RelayLimits, ServedModel
 from scheduler.api.openai import Relay, Submits
+from scheduler.api.outcomes import MAX_BODY_BYTES as MAX_OUTCOME_BYTES
+from scheduler.api.outcomes import OUTCOMES_PATH, OutcomeDesk
 from scheduler.api.receipts import RECEIPTS_PREFIX, Receipts, receipt_body
 from scheduler.api.schemas import ROUTES
+from scheduler.api.usage import USAGE_PATHS, UsageDesk
 from scheduler.metrics import Metrics
 from scheduler.snapshot import Snapshot
 
@@ -39,6 +44,8 @@ READS = ("GET", "HEAD")
 METHODS = {
     **dict.fromkeys(ROUTES, ("POST",)),
     WHAT_IF_PATH: ("POST",),
+    OUTCOMES_PATH: ("POST",),
+    **dict.fromkeys(USAGE_PATHS, READS),
     MODELS_PATH: READS,
     "/health": READS,
     "/ready": READS,
@@ -61,7 +68,7 @@ class RelayApp:
         self,
         *,
         dispatcher: Dispatches,
-        keys: Keys,
+        keys: Keys[Caller],
         hosts: Hosts,
         models: Mapping[str, ServedModel],
         limits: RelayLimits,
@@ -72,11 +79,17 @@ class RelayApp:
         cache_salt_key: bytes | None = None,
         zones: frozenset[str] | None = None,
         receipts: Receipts | None = None,
+        prices: PriceBook = NO_PRICES,
+        usage: UsageDesk | None = None,
+        outcomes: OutcomeDesk | None = None,
+        denials: NotesDenied | None = None,
     ) -> None:
         """``cache_salt_key`` None: a new one, so that prefix caches are not shared with the process before. ``zones``:
-        every configured one; None = any name may be one. ``receipts`` None: there is no ledger.
+        every configured one; None = any name may be one. ``receipts``, ``usage``, ``outcomes`` None: no such routes.
+        ``denials`` None: nobody keeps an audit log.
         """
         self._receipts = receipts
+        self._denials = denials
         self._dispatcher = dispatcher
         self._keys = keys
         self._hosts = hosts
@@ -89,6 +102,7 @@ class RelayApp:
             limits=limits,
             salt_key=secrets.token_bytes(32) if cache_salt_key is None else cache_salt_key,
             zones=zones,
+            prices=prices,
             unix_clock=unix_clock,
         )
         self._relay = Relay(
@@ -103,6 +117,13 @@ class RelayApp:
         listed = b",".join(self._models[path] for path in sorted(self._models))
         self._models[MODELS_PATH] = b'{"object":"list","data":[%b]}' % listed
         self._ready: tuple[float, bool] | None = None
+        self._usage = usage
+        self._outcomes = outcomes
+        self._methods = {path: methods for path, methods in METHODS.items() if self._is_served(path)}
+
+    def reload(self, prices: PriceBook) -> None:
+        """Other prices from now on; what was admitted keeps its own."""
+        self._intake.reload(prices)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -120,6 +141,10 @@ class RelayApp:
             logger.log(level, "request %s: status %d, %s", exchange.request_id, error.status, error.code)
             with contextlib.suppress(OSError):  # nobody is left to read it
                 await exchange.fail(error)
+            values = authorizations(exchange.headers)
+            await note(
+                self._denials, exchange, error, listener="server", route=template_of(exchange.path), values=values
+            )
         except ClientGone:
             logger.info("request %s: the client left while its body was read", exchange.request_id)
         except Exception as error:
@@ -133,7 +158,7 @@ class RelayApp:
         """Raises: ApiError, ClientGone."""
         arrival_s = self._clock()
         path = exchange.path
-        methods = READS if path.startswith(PREFIXES) else METHODS.get(path, ())
+        methods = READS if path.startswith(PREFIXES) else self._methods.get(path, ())
         if path in OPEN_PATHS and exchange.method in methods:
             await self._probe(exchange, arrival_s)
             return
@@ -149,6 +174,11 @@ class RelayApp:
         else:
             await self._take(exchange, caller, arrival_s)
 
+    def _is_served(self, path: str) -> bool:
+        if path == OUTCOMES_PATH:
+            return self._outcomes is not None
+        return path not in USAGE_PATHS or self._usage is not None
+
     async def _probe(self, exchange: Exchange, now_s: float) -> None:
         """For load balancers, which ask by address and without a key."""
         if exchange.path == "/health":
@@ -159,7 +189,7 @@ class RelayApp:
             await exchange.respond(503, b'{"status":"no worker is ready, or the ledger cannot be written"}', [JSON])
 
     async def _read(self, exchange: Exchange, caller: Caller) -> None:
-        """Raises: ApiError 404."""
+        """Raises: ApiError 400, 404, 503."""
         path = exchange.path
         if path.startswith(REQUESTS_PREFIX):
             life = life_of(self._dispatcher, path.removeprefix(REQUESTS_PREFIX), tenant=caller.tenant)
@@ -170,6 +200,9 @@ class RelayApp:
             receipt = await receipt_body(self._receipts, request_id, tenant=caller.tenant)
             await exchange.respond(200, receipt, [JSON, NO_STORE])
             return
+        if path in USAGE_PATHS and self._usage is not None:
+            await exchange.respond(200, await self._usage.answer(path, exchange.query, caller), [JSON, NO_STORE])
+            return
         body = self._models.get(path)
         if body is None:
             raise ApiError(404, MODEL_MISSING, code="model_not_found", param="model")
@@ -178,6 +211,10 @@ class RelayApp:
     async def _take(self, exchange: Exchange, caller: Caller, arrival_s: float) -> None:
         """A body, and what is done with it. Raises: ApiError, ClientGone."""
         limits = self._limits
+        if exchange.path == OUTCOMES_PATH and self._outcomes is not None:
+            body = await exchange.read_body(max_bytes=MAX_OUTCOME_BYTES, timeout_s=limits.body_timeout_s)
+            await exchange.respond(200, await self._outcomes.take(body, caller), [JSON, NO_STORE])
+            return
         body = await exchange.read_body(max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s)
         if exchange.path == WHAT_IF_PATH:
             told = what_if(self._dispatcher, self._intake, exchange, body, caller=caller, arrival_s=arrival_s)
@@ -192,6 +229,13 @@ class RelayApp:
             is_ready = bool(snapshot.ready_models) and not snapshot.is_draining and not snapshot.ledger_problem
             self._ready = (now_s, is_ready)
         return self._ready[1]
+
+
+def template_of(path: str) -> str:
+    """What may be written down of a path: never what a client put behind it."""
+    if path in METHODS:
+        return path
+    return next((f"{prefix}…" for prefix in PREFIXES if path.startswith(prefix)), "(other)")
 
 
 def _model_body(model: ServedModel) -> bytes:

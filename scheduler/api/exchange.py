@@ -24,6 +24,7 @@ Header = tuple[bytes, bytes]
 JSON: Header = (b"content-type", b"application/json")
 NO_STORE: Header = (b"cache-control", b"no-store")
 CLOSE: Header = (b"connection", b"close")
+MAX_SOURCE_CHARS = 64
 
 
 class ClientGone(Exception):
@@ -46,14 +47,20 @@ class Exchange:
         "late_headers",
         "method",
         "path",
+        "query",
         "receive",
         "request_id",
         "send",
+        "source",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, request_id: str) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.query: bytes = scope.get("query_string", b"")
+        client = scope.get("client")
+        self.source: str = str(client[0])[:MAX_SOURCE_CHARS] if client else "unknown"
+        """The other end's address, as far as is known."""
         self.dialect = dialect(self.path)
         self.headers: dict[bytes, list[bytes]] = {}
         """Every header with all its values in order; ASGI gives the names in lower case."""

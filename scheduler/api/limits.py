@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scheduler.core.request import DEFAULT_SLO, FREE, Rates, Slo
+from scheduler.core.request import DEFAULT_SLO, Slo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +21,6 @@ class ServedModel:
     expansion: int = 11
     """Characters that the tokenizer's normaliser makes of one, at most: none 1, NFC 3, NFKC 11."""
     created_unix_s: int = 0
-    rates: Rates = FREE
-    """Prices that a request is admitted with."""
     slo: Slo = DEFAULT_SLO
 
 

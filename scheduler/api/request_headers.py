@@ -60,7 +60,7 @@ def read(headers: Headers, caller: Caller, *, known_zones: frozenset[str] | None
         task=_task(headers),
         deadline_s=_deadline_s(headers),
         is_metered=_is_metered(headers),
-        idempotency_key=_idempotency_key(headers),
+        idempotency_key=idempotency_key(headers),
     )
 
 
@@ -124,7 +124,8 @@ def _is_metered(headers: Headers) -> bool:
     return value == b"1"
 
 
-def _idempotency_key(headers: Headers) -> bytes | None:
+def idempotency_key(headers: Headers) -> bytes | None:
+    """What a client calls this request, so that it is done once; None: nothing. Raises: ApiError 400."""
     value = _only(headers, IDEMPOTENCY_KEY)
     if value is not None and _IDEMPOTENCY_KEY.fullmatch(value) is None:
         raise _invalid(IDEMPOTENCY_KEY, f"expected 1 to {MAX_IDEMPOTENCY_KEY_CHARS} visible ASCII characters, once")

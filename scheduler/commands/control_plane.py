@@ -23,6 +23,17 @@ ADMIN_URL = "http://127.0.0.1:8001"
 KEY_VARIABLE = "JOULEWAY_API_KEY"
 SERVER_URL = "http://127.0.0.1:8000"
 TIMEOUT_S = 10.0
+REFUSALS = {
+    400: ExitCode.USAGE,
+    404: ExitCode.NOT_FOUND,
+    409: ExitCode.FAILURE,
+    413: ExitCode.USAGE,
+    422: ExitCode.USAGE,
+    429: ExitCode.BUDGET,
+    503: ExitCode.UNAVAILABLE,
+}
+"""Statuses that come with words for whoever asked."""
+MAX_WORDS_CHARS = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +65,11 @@ def tenant_listener(url: str) -> Listener:
     return Listener(url=root_of(url), key=key, remedy=remedy)
 
 
-def listener_of(config_path: Path | None, url: str | None) -> Listener:
-    """As the operator where a configuration is named or the operator's key is the only one; else as a tenant."""
+def own_listener(config_path: Path | None, url: str | None) -> Listener:
+    """As the operator where a configuration is named or the operator's key is the only one; else as a tenant.
+
+    Raises: CommandError, with the remedy.
+    """
     has_own_key = bool(os.environ.get(KEY_VARIABLE, "").strip())
     if config_path is not None or (not has_own_key and os.environ.get(ADMIN_KEY_VARIABLE, "").strip()):
         return admin_listener(config_path, url)
@@ -71,13 +85,20 @@ def root_of(url: str) -> str:
 
 
 async def send(
-    listener: Listener, path: str, *, payload: object = None, headers: Mapping[str, str] | None = None
+    listener: Listener,
+    path: str,
+    *,
+    payload: object = None,
+    headers: Mapping[str, str] | None = None,
+    method: str | None = None,
 ) -> Reply:
-    """One route, whatever its status; a payload makes it a POST. Raises: CommandError where nobody answers."""
+    """One route, whatever its status; ``method`` None: a payload makes it a POST. Raises: CommandError where nobody
+    answers.
+    """
     try:
         return await fetch(
             listener.url + path,
-            method="GET" if payload is None else "POST",
+            method=method or ("GET" if payload is None else "POST"),
             payload=payload,
             headers={"Authorization": f"Bearer {listener.key}", **(headers or {})},
             timeout_s=TIMEOUT_S,
@@ -97,6 +118,26 @@ def read(listener: Listener, path: str, reply: Reply) -> dict[str, Any]:
     if reply.status != 200 or not isinstance(value, dict):
         raise CommandError(f"{listener.url}{path} answers with status {reply.status}", code=ExitCode.FAILURE)
     return value
+
+
+def read_words(listener: Listener, path: str, reply: Reply) -> dict[str, Any]:
+    """As ``read``; a refusal is told in its own words. Raises: CommandError with its exit code."""
+    if reply.status not in REFUSALS:
+        return read(listener, path, reply)
+    try:
+        value = reply.json()
+    except BadAnswer as error:
+        raise unreachable(listener, error) from None
+    told = value.get("error") if isinstance(value, dict) else None
+    words = told if isinstance(told, dict) else {}
+    if words.get("code") == "route_not_found":
+        raise CommandError(
+            f"{listener.url} has no {path}",
+            code=ExitCode.NOT_FOUND,
+            remedy="a control plane with a ledger has it; --url must be the listener that serve prints for this key",
+        )
+    message = str(words.get("message", f"status {reply.status}"))[:MAX_WORDS_CHARS]
+    raise CommandError(f"{listener.url} refuses: {message}", code=REFUSALS[reply.status])
 
 
 def ask(listener: Listener, path: str) -> dict[str, Any]:

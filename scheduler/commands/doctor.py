@@ -13,6 +13,7 @@ from scheduler.commands import configuration, doctor_checks
 from scheduler.commands.doctor_checks import Finding, Machine, Status
 from scheduler.commands.exits import ExitCode
 from scheduler.commands.output import print_json, print_lines, print_table
+from scheduler.config_prices import book_of
 from workers.cache import cache_folder
 from workers.errors import MeterUnavailable
 from workers.power.choose import open_meter
@@ -55,6 +56,7 @@ def examine(config_path: Path | None, machine: Machine, opened: OpenMeter = best
     path = config_path or configuration.demo_path()
     config = configuration.load(path)
     address, _ = configuration.ray_target(config)
+    book = book_of(config.prices, config.models, currency=config.currency)
     return [
         Finding(check="configuration", status=Status.OK, detail=str(path)),
         doctor_checks.check_python(machine),
@@ -66,6 +68,7 @@ def examine(config_path: Path | None, machine: Machine, opened: OpenMeter = best
         check_meter(machine, opened),
         *doctor_checks.check_ports(machine, configuration.listeners(config)),
         *doctor_checks.check_models(machine, configuration.model_folders(config)),
+        *doctor_checks.check_prices(machine, book, config.models),
         doctor_checks.check_memory(machine),
         doctor_checks.check_disk(machine, cache_folder()),
         doctor_checks.check_shared_memory(machine),

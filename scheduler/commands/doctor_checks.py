@@ -14,11 +14,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
+
+from scheduler.accounting.prices import PriceBook
 
 TESTED_RAY = "2.60"
 TESTED_ENGINE = "0.32"
@@ -303,6 +305,17 @@ def check_models(machine: Machine, paths: Mapping[str, Path]) -> list[Finding]:
         else:
             findings.append(Finding(check=check, status=Status.OK, detail=str(path)))
     return findings
+
+
+def check_prices(machine: Machine, book: PriceBook, models: Iterable[str]) -> list[Finding]:
+    """Which price version is in force, which waits for approval, who has no price."""
+    warnings = book.warnings(models, machine.unix_s())
+    remedy = "docs/prices.md; SIGHUP reads prices again, no restart is needed"
+    if warnings:
+        return [Finding(check="prices", status=Status.WARN, detail=words, remedy=remedy) for words in warnings]
+    version = book.version_at(machine.unix_s())
+    detail = "nothing has a price, everything is free" if version is None else f"{version.version_id()} is in force"
+    return [Finding(check="prices", status=Status.OK, detail=detail)]
 
 
 def check_clock(machine: Machine) -> Finding:

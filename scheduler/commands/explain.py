@@ -15,7 +15,13 @@ from typing import Any
 import msgspec
 
 from scheduler.commands import explain_view
-from scheduler.commands.control_plane import SERVER_URL, listener_of, read, send, tenant_listener
+from scheduler.commands.control_plane import (
+    SERVER_URL,
+    own_listener,
+    read,
+    send,
+    tenant_listener,
+)
 from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.commands.http_client import BadAnswer, Reply
 from scheduler.commands.output import print_json
@@ -74,7 +80,7 @@ def _life_of(request_id: str, wishes: Wishes) -> dict[str, Any]:
         raise CommandError(
             "this is no request id", code=ExitCode.USAGE, remedy="it is the x-request-id header of an answer"
         )
-    listener = listener_of(wishes.config, wishes.url)
+    listener = own_listener(wishes.config, wishes.url)
     path = REQUESTS_PATH + request_id
     reply = asyncio.run(send(listener, path))
     if reply.status == 404:

@@ -6,6 +6,7 @@ Called by ``scheduler.cli``. It must never change a ledger.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,54 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scheduler.accounting.checkpoints import PublicKey
-from scheduler.accounting.errors import LedgerError
+from scheduler.accounting.errors import LedgerError, LedgerInUse
+from scheduler.accounting.ledger_copy import copy_ledger
 from scheduler.accounting.ledger_reader import Reader, shown_url, sqlite_url
 from scheduler.accounting.merkle import leaf_hash
 from scheduler.accounting.receipts import Receipt, check_receipt
+from scheduler.accounting.rows import Row, decode
 from scheduler.accounting.verify import Fault, Verified, verify
 from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.commands.output import print_json, print_lines
 from scheduler.commands.receipt import NOT_AUTHENTICATED, read_file, read_public_key, read_receipt
 
 MAX_CHECKPOINT_BYTES = 64 << 20
+
+
+def open_reader(source: str) -> Reader:
+    """A ledger by its file or URL. Raises: LedgerError."""
+    return Reader(source if "://" in source else sqlite_url(Path(source).absolute()))
+
+
+def rows_of(reader: Reader, kinds: frozenset[str]) -> Iterator[Row]:
+    """Its rows of some kinds, as far as they still have their texts."""
+    for _, kind, _, body, _ in reader.stored():
+        if kind in kinds and body is not None:
+            yield decode(body)
+
+
+def run_copy(source: str, target: str, *, as_json: bool) -> ExitCode:
+    """Copied, then verified."""
+    from_url, to_url = (each if "://" in each else sqlite_url(Path(each).absolute()) for each in (source, target))
+    try:
+        with _Progress(is_silent=as_json) as on_progress:
+            size = copy_ledger(from_url, to_url, on_progress=on_progress)
+        reader = Reader(to_url)
+        try:
+            verify(reader)
+        finally:
+            reader.close()
+    except LedgerInUse as error:
+        raise CommandError(str(error), code=ExitCode.UNAVAILABLE) from None
+    except Fault as error:
+        raise CommandError(f"{target}: {error}", code=ExitCode.VERIFICATION) from None
+    except LedgerError as error:
+        raise CommandError(str(error)) from None
+    if as_json:
+        print_json({"ok": True, "rows": size})
+    else:
+        print_lines([f"{size} rows are copied and verified; put {source} away: two open copies would be a fork"])
+    return ExitCode.OK
 
 
 def run_verify(
@@ -34,7 +73,7 @@ def run_verify(
     named = [(path, read_receipt(path)) for path in receipts]
     began_s = time.perf_counter()
     try:
-        reader = Reader(source if "://" in source else sqlite_url(Path(source).absolute()))
+        reader = open_reader(source)
         try:
             for path, receipt in named:
                 _check_receipt(path, receipt, reader, public_key)

@@ -19,6 +19,10 @@ PLAIN_WIDTH = 140
 """Columns where there is no terminal: wide enough that tables do not wrap in a log."""
 
 
+MAX_WIDTH = 10_000
+"""Of a table that is not cut."""
+
+
 def console(*, to_stderr: bool = False) -> Console:
     """A console on either stream, made when used so that tests may replace the streams."""
     stream = sys.stderr if to_stderr else sys.stdout
@@ -32,14 +36,27 @@ def print_json(value: object) -> None:
     sys.stdout.flush()
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numeric_from: int = 1) -> None:
-    """A table on standard output; columns from ``numeric_from`` on are aligned right."""
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numeric_from: int = 1,
+    is_whole: bool = False,
+) -> None:
+    """A table on standard output; columns from ``numeric_from`` on are aligned right. ``is_whole``: no cell is cut,
+    however narrow the screen; half of a figure is a wrong one.
+    """
     table = Table(title=Text(title, style="bold"), title_justify="left", header_style="bold", box=None, pad_edge=False)
     for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index >= numeric_from else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text.from_ansi(cell) for cell in row))
-    console().print(table)
+    screen = console()
+    if is_whole:
+        natural = screen.measure(table, options=screen.options.update(max_width=MAX_WIDTH)).maximum
+        screen.width = max(screen.width, natural)
+    screen.print(table)
 
 
 def print_lines(lines: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ import msgspec
 
 from scheduler.accounting.checkpoints import PublicKey
 from scheduler.accounting.receipts import MAX_RECEIPT_BYTES, Receipt, check_receipt, matches
-from scheduler.commands.control_plane import Listener, listener_of, read, send
+from scheduler.commands.control_plane import Listener, own_listener, read, send
 from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.commands.output import print_json, print_lines, print_table
 
@@ -39,7 +39,7 @@ def run(
     if (request_id is None) == (check is None):
         raise CommandError("give a request id or --check FILE", code=ExitCode.USAGE)
     public_key = read_public_key(key)
-    receipt = read_receipt(check) if check is not None else _fetch(request_id or "", listener_of(config, url))
+    receipt = read_receipt(check) if check is not None else _fetch(request_id or "", own_listener(config, url))
     try:
         check_receipt(receipt, key=public_key)
         if request_id not in (None, receipt.request_id):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import uvloop
 
+from scheduler.accounting.changes import Owner
 from scheduler.accounting.errors import LedgerBroken, LedgerError, LedgerInUse
 from scheduler.commands import configuration
 from scheduler.commands.exits import CommandError, ExitCode
@@ -23,6 +24,7 @@ from scheduler.config import Config
 from scheduler.config_errors import ConfigError
 from scheduler.listeners import PortTaken
 from scheduler.service import Service
+from workers.core_dumps import forbid_core_dumps
 from workers.errors import WorkerError
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -36,7 +38,8 @@ def run(config_path: Path, *, as_json: bool) -> ExitCode:
 
 
 def set_up_logging(default: str = "INFO") -> None:
-    """Our own lines on standard error; the level by JOULEWAY_LOG_LEVEL."""
+    """Our own lines on standard error, the level by JOULEWAY_LOG_LEVEL; and no core dumps, which would hold prompts."""
+    forbid_core_dumps()
     level = os.environ.get("JOULEWAY_LOG_LEVEL", "").upper()
     logging.basicConfig(stream=sys.stderr, format=LOG_FORMAT, level=logging.WARNING)
     logging.getLogger("jouleway").setLevel(level if level in logging.getLevelNamesMapping() else default)
@@ -73,7 +76,7 @@ async def _serve(config: Config, config_path: Path, *, as_json: bool) -> ExitCod
         loop.add_signal_handler(signal.SIGHUP, _reload, service, config_path, progress)
         try:
             await service.start(progress=progress)
-        except WorkerError as error:
+        except (WorkerError, LedgerError) as error:
             raise CommandError(str(error), code=ExitCode.UNAVAILABLE) from None
         ready = asyncio.create_task(_say_ready(service, progress, as_json=as_json))
         await asked.wait()
@@ -104,10 +107,16 @@ def _reload(service: Service, config_path: Path, progress: Progress) -> None:
     """SIGHUP: the file is read again. One that is wrong changes nothing."""
     try:
         needs_restart = service.reload(configuration.load(config_path))
-    except (CommandError, ConfigError) as error:
+    except (CommandError, ConfigError, LedgerError) as error:
         progress(f"not reloaded, the old rules stay: {error}")
         return
-    progress("reloaded: keys, budgets, weights, zones and scheduling are those of the file")
+    if service.directory_owner is Owner.FILE:
+        progress("reloaded: keys, budgets, prices, weights, zones and scheduling are those of the file")
+    else:
+        progress(
+            "reloaded: prices, zones and scheduling; tenants, keys and budgets are the API's, not the file's "
+            "(directory: api)"
+        )
     if needs_restart:
         progress(f"changes of {', '.join(needs_restart)} need a restart")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from scheduler.core.request import SpecialTokens
 from workers.types import Outcome
 
 
@@ -63,6 +64,8 @@ class Tokens:
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    special: SpecialTokens | None = None
+    """Those among them that may have a price of their own; None where there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +104,10 @@ class Settle:
     tokens: Tokens
     cost_nano: int = 0
     """Money by the rates pinned at admission, in 10⁻⁹ units; what the operator pays costs nobody."""
+    plus_nano: int = 0
+    """Of that money: for energy and GPU-time as they are estimated; corrected once when they are measured."""
+    most_plus_nano: int | None = None
+    """The most that they may cost it, measured or not; None: nothing was held for it."""
     is_exact: bool = True
 
 

@@ -10,9 +10,9 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from scheduler.core.actions import Dispatch, Payer, Settle, Tokens
-from scheduler.core.budgets import Hold
+from scheduler.core.budget_holds import Hold
 from scheduler.core.cluster import Claim, Worker
-from scheduler.core.request import Band, Request
+from scheduler.core.request import Band, Request, SpecialTokens
 from scheduler.core.score import Work
 from scheduler.core.slack import UNDERWAY, Promise
 from workers.types import Outcome, Progress, UsageRecord
@@ -104,6 +104,10 @@ class Attempt:
     """Expected first, then as the engine found them."""
     computed_prompt_tokens: int = 0
     output_tokens: int = 0
+    energy_mj: int = 0
+    """As its worker estimated it when it ended; 0 where it could not say any more."""
+    gpu_us: int = 0
+    """The same of its GPU-time."""
     has_progress: bool = False
     has_first_byte: bool = False
     outcome: Outcome | None = None
@@ -209,6 +213,11 @@ class Attempt:
         num_new, self.output_tokens = output_tokens - self.output_tokens, output_tokens
         return num_new
 
+    def counted(self, usage: UsageRecord) -> Tokens:
+        """What its worker counted; its estimate of the energy is kept for the charge."""
+        self.energy_mj, self.gpu_us = usage.provisional_mj, usage.provisional_gpu_us
+        return tokens_of(usage)
+
     def executed(self) -> Tokens:
         """What is known to have been computed; for an attempt of which no usage record will come."""
         if not self.has_progress:
@@ -218,7 +227,11 @@ class Attempt:
         return Tokens(input_tokens=input_tokens, cached_tokens=cached_tokens, output_tokens=self.output_tokens)
 
     def payer(self, outcome: Outcome) -> Payer:
-        """The request pays what it was given, and what its own client broke off; work in vain is the operator's."""
+        """The request pays what it was given, and what its own client broke off; work in vain is the operator's, and so
+        is a question that only counts.
+        """
+        if self.entry.request.is_counting:
+            return Payer.OPERATOR
         if self.has_first_byte:
             return Payer.REQUEST
         if not self.is_answering:
@@ -230,19 +243,41 @@ class Attempt:
 
 def tokens_of(usage: UsageRecord) -> Tokens:
     """What the worker counted."""
-    return Tokens(input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens)
+    return Tokens(
+        input_tokens=usage.input_tokens,
+        cached_tokens=usage.cached_tokens,
+        output_tokens=usage.output_tokens,
+        special=SpecialTokens.of(
+            usage.input_tokens - usage.cached_tokens,
+            reasoning=usage.reasoning_tokens,
+            image=usage.image_tokens,
+            audio=usage.audio_tokens,
+        ),
+    )
 
 
 def cost_of(request: Request, tokens: Tokens) -> int:
-    """Money in 10⁻⁹ units, at the rates that were pinned at its admission."""
+    """Money for tokens in 10⁻⁹ units, at the rates that were pinned at its admission."""
     return request.rates.cost_nano(
-        input_tokens=tokens.input_tokens, cached_tokens=tokens.cached_tokens, output_tokens=tokens.output_tokens
+        input_tokens=tokens.input_tokens,
+        cached_tokens=tokens.cached_tokens,
+        output_tokens=tokens.output_tokens,
+        special=tokens.special,
     )
 
 
 def settle_of(attempt: Attempt, outcome: Outcome, tokens: Tokens, *, is_exact: bool) -> Settle:
     """The one settlement of an attempt that is over."""
     request, payer = attempt.entry.request, attempt.payer(outcome)
+    cost_nano, plus_nano, most_plus_nano = 0, 0, None
+    if payer is Payer.REQUEST:
+        cost_nano = cost_of(request, tokens)
+        if request.rates.plus is not None:
+            hold = attempt.entry.hold
+            most_plus_nano = None if hold is None else hold.plus_nano
+            plus_nano = request.rates.cost_plus_nano(
+                energy_mj=attempt.energy_mj, gpu_us=attempt.gpu_us, most_nano=most_plus_nano
+            )
     return Settle(
         request_id=request.request_id,
         attempt_id=attempt.attempt_id,
@@ -251,7 +286,9 @@ def settle_of(attempt: Attempt, outcome: Outcome, tokens: Tokens, *, is_exact: b
         outcome=outcome,
         cause=attempt.cause,
         tokens=tokens,
-        cost_nano=cost_of(request, tokens) if payer is Payer.REQUEST else 0,
+        cost_nano=cost_nano + plus_nano,
+        plus_nano=plus_nano,
+        most_plus_nano=most_plus_nano,
         is_exact=is_exact,
     )
 

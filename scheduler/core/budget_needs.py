@@ -23,19 +23,28 @@ Bound = Callable[[int, int], EnergyBound]
 def needed(request: Request, prompt_tokens: int, output_tokens: int, bound: Bound | None) -> Vector:
     """The worst case; ``output_tokens`` of one sequence. Any part of the prompt may come from a cache or may not."""
     all_output_tokens = output_tokens * request.num_sequences
-    rates = request.rates
-    dearest = rates if rates.input_nano >= rates.cached_nano else rates._replace(input_nano=rates.cached_nano)
     energy = EnergyBound() if bound is None else bound(prompt_tokens, output_tokens)
     parts = [0] * NUM_PARTS
     parts[:4] = (
         prompt_tokens,
         prompt_tokens,
         all_output_tokens,
-        dearest.cost_nano(input_tokens=prompt_tokens, cached_tokens=0, output_tokens=all_output_tokens),
+        request.rates.most_nano(
+            input_tokens=prompt_tokens,
+            output_tokens=all_output_tokens,
+            energy_mj=energy.energy_mj,
+            gpu_us=energy.gpu_us,
+        ),
     )
     parts[ENERGY_PARTS.start : ENERGY_PARTS.stop] = energy
     parts[REQUESTS] = parts[CONCURRENCY] = 1
     return parts
+
+
+def plus_of(request: Request, needs: Vector) -> int:
+    """Money in the needs that is for energy and GPU-time (10⁻⁹ units); 0 where tokens are all that is paid for."""
+    energy_mj, gpu_us, _ = needs[ENERGY_PARTS.start : ENERGY_PARTS.stop]
+    return request.rates.cost_plus_nano(energy_mj=energy_mj, gpu_us=gpu_us)
 
 
 class Covered(NamedTuple):
@@ -46,7 +55,7 @@ class Covered(NamedTuple):
     needs: Vector
     """The worst case of that much output."""
     bound: Bound | None
-    """None where no account counts energy."""
+    """None where no account counts energy and no money is paid for it."""
 
 
 def most_covered(
@@ -54,17 +63,18 @@ def most_covered(
 ) -> Covered | None:
     """The most output that all accounts cover; None where they do not cover the least.
 
-    Those of energy (``soft``) are asked last: their bound costs more than all the others.
+    Those of energy (``soft``) are asked last: their bound costs more than all the others. Where energy is paid for
+    (cost-plus), money needs the bound as well.
     """
-    most = request.max_output_tokens
-    needs = needed(request, prompt_tokens, most, None)
+    most, paid_bound = request.max_output_tokens, _paid(request, bound)
+    needs = needed(request, prompt_tokens, most, paid_bound)
     if not _cover(hard, needs):
-        fitting = _most_covered(hard, request, prompt_tokens, None, most)
+        fitting = _most_covered(hard, request, prompt_tokens, paid_bound, most)
         if fitting is None:
             return None
-        most, needs = fitting, needed(request, prompt_tokens, fitting, None)
+        most, needs = fitting, needed(request, prompt_tokens, fitting, paid_bound)
     if not soft:
-        return Covered(most, needs, None)
+        return Covered(most, needs, paid_bound)
     needs[ENERGY_PARTS.start : ENERGY_PARTS.stop] = bound(prompt_tokens, most)
     if not _cover(soft, needs):
         fitting = _most_covered(soft, request, prompt_tokens, bound, most)
@@ -72,6 +82,10 @@ def most_covered(
             return None
         most, needs = fitting, needed(request, prompt_tokens, fitting, bound)
     return Covered(most, needs, bound)
+
+
+def _paid(request: Request, bound: Bound) -> Bound | None:
+    return None if request.rates.plus is None else bound
 
 
 def _cover(accounts: list[Account], needs: Vector) -> bool:
@@ -91,7 +105,7 @@ def _most_covered(
 
 def short(account: Account, request: Request, prompt_tokens: int, bound: Bound) -> Short | None:
     """How an account does not cover the least that the request may get, and with which prompt it would."""
-    its_bound, left = bound if account.is_energy else None, account.left
+    its_bound, left = bound if account.is_energy else _paid(request, bound), account.left
 
     def needs(tokens: int) -> int:
         return account.read(needed(request, tokens, least_output(request), its_bound))

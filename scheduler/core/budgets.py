@@ -5,14 +5,14 @@ windows is the request's own arrival.
 
 ``hold`` takes the worst case from every budget above a request, at once. ``trim`` gives back what the prompt turned out
 not to need, ``charge`` turns the hold of tokens and money into use, ``end`` gives back the rest. Energy, GPU-time and
-carbon are measured later: their hold stays until ``post``. No more than was held is ever taken from a budget; what an
-attempt took beyond it is counted as excess, and the operator's.
+carbon are measured later: their hold stays until ``post``, and with it the money that they cost where they are paid for
+(cost-plus). No more than was held is ever taken from a budget; what an attempt took beyond it is counted as excess, and
+the operator's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from scheduler.core.actions import Rejection, Tokens
@@ -28,7 +28,8 @@ from scheduler.core.budget_accounts import (
     Vector,
     renewed,
 )
-from scheduler.core.budget_needs import ENERGY_PARTS, Bound, most_covered, needed, short
+from scheduler.core.budget_holds import Excess, Hold, Place
+from scheduler.core.budget_needs import ENERGY_PARTS, Bound, most_covered, needed, plus_of, short
 from scheduler.core.budget_tasks import TaskAccounts
 from scheduler.core.budget_windows import SECOND_US, Window
 from scheduler.core.energy_bounds import EnergyBound
@@ -39,28 +40,11 @@ MAX_TASKS_PER_TENANT = 10_000
 MAX_KNOWN = 10_000
 """Tenants' keys of which it is kept which accounts are above them; then all are looked up anew."""
 PART_NAMES = (*Amounts._fields, "requests", "concurrency")
-
-
-@dataclass(slots=True)
-class Excess:
-    """What attempts took beyond their holds, by part. Of tokens and money there is none unless an engine lies."""
-
-    num_posted: int = 0
-    """Attempts whose energy was measured and had been held."""
-    times: dict[str, int] = field(default_factory=dict)
-    amounts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, part: str, amount: int) -> None:
-        """Nothing where the hold sufficed."""
-        if amount > 0:
-            self.times[part] = self.times.get(part, 0) + 1
-            self.amounts[part] = self.amounts.get(part, 0) + amount
+MONEY = Amounts._fields.index("money_nano")
 
 
 UsedSlots = tuple[str, str, str, str, dict[int, int]]
 """Level, its name, measure, window, use by slot."""
-Place = tuple[Account, int]
-"""An account, and the slot of it that a request belongs to."""
 
 
 class _Above(NamedTuple):
@@ -74,45 +58,6 @@ class _Above(NamedTuple):
     def of(accounts: tuple[Account, ...]) -> _Above:
         hard = [account for account in accounts if not account.is_energy]
         return _Above(accounts, hard, [account for account in accounts if account.is_energy])
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Hold:
-    """What one request holds of the budgets above it; changed by ``Budgets`` alone."""
-
-    request: Request
-    bound: Bound | None
-    """None where no budget of energy is above it."""
-    accounts: tuple[Account, ...]
-    """From the tenant down."""
-    hard: list[Place]
-    soft: list[Place]
-    """Those of energy; the others are ``hard``."""
-    prompt_tokens: int
-    output_tokens: int
-    """Of one sequence."""
-    first: Vector
-    """As it was granted."""
-    held: Vector
-    used: Vector
-    charged: list[str] = field(default_factory=list)
-    """Attempts; as many as a request is tried."""
-    num_unposted: int = 0
-    is_over: bool = False
-
-    def told(self) -> list[dict[str, str | int]]:
-        """What it held at its admission and used so far, by budget, as plain values."""
-        return [
-            {
-                "level": str(account.level),
-                "measure": account.measure.value,
-                "window": "" if account.budget.window is None else str(account.budget.window),
-                "limit": account.limit,
-                "held": account.read(self.first),
-                "settled": account.read(self.used),
-            }
-            for account in self.accounts
-        ]
 
 
 class Granted(NamedTuple):
@@ -186,6 +131,7 @@ class Budgets:
             return
         hold.prompt_tokens = prompt_tokens
         worst = needed(hold.request, prompt_tokens, hold.output_tokens, hold.bound)
+        hold.plus_nano = min(hold.plus_nano, plus_of(hold.request, worst))
         release = [max(held - still, 0) for held, still in zip(hold.held, worst, strict=True)]
         self._move(hold, hold.hard + hold.soft, release)
 
@@ -219,13 +165,15 @@ class Budgets:
             return
         release = hold.held.copy()
         release[ENERGY_PARTS.start : ENERGY_PARTS.stop] = [0] * len(ENERGY_PARTS)
+        release[MONEY] = max(release[MONEY] - hold.plus_nano, 0)
         self._move(hold, hold.hard, release)
 
-    def post(self, attempt_id: str, amounts: EnergyBound) -> EnergyBound:
+    def post(self, attempt_id: str, amounts: EnergyBound, *, money_nano: int = 0) -> EnergyBound:
         """What a charged attempt took was measured; what it took beyond the hold is the operator's, and counted.
 
-        Returns what the budgets carry. Nothing happens for an attempt that was never charged, was posted before, or has
-        no budget of energy above it.
+        ``money_nano``: what that costs beyond the estimate that was charged, negative where it costs less. Returns what
+        the budgets carry. Nothing happens for an attempt that was never charged or was posted before, and where nothing
+        was held for energy.
         """
         hold = self._unposted.pop(attempt_id, None)
         if hold is None:
@@ -233,23 +181,22 @@ class Budgets:
         self.excess.num_posted += 1
         parts = [0] * NUM_PARTS
         parts[ENERGY_PARTS.start : ENERGY_PARTS.stop] = amounts
+        parts[MONEY] = max(money_nano, -hold.used[MONEY])  # what was charged beyond the hold used nothing
         taken = self._taken(hold, parts)
         hold.num_unposted -= 1
         is_last = hold.is_over and not hold.num_unposted
-        self._move(hold, hold.soft, hold.held if is_last else taken, taken)
+        release = hold.held if is_last else [max(amount, 0) for amount in taken]
+        self._move(hold, hold.soft + hold.hard if hold.plus_nano else hold.soft, release, taken)
         if is_last:
             del self._holds[hold.request.request_id]
         return EnergyBound(*taken[ENERGY_PARTS.start : ENERGY_PARTS.stop])
 
     # -- what a ledger remembers
 
-    def restore(self, request: Request, amounts: EnergyBound | Amounts) -> None:
-        """Used in an earlier life: tokens and money of one request, or energy of one of its attempts."""
+    def restore(self, request: Request, amounts: Amounts, *, num_requests: int = 0) -> None:
+        """Used in an earlier life: tokens and money of one request, or what was measured of one of its attempts."""
         parts, at_us = [0] * NUM_PARTS, _at_us(request.arrival_unix_s)
-        if isinstance(amounts, Amounts):
-            parts[: len(amounts)], parts[REQUESTS] = amounts, 1
-        else:
-            parts[ENERGY_PARTS.start : ENERGY_PARTS.stop] = amounts
+        parts[: len(amounts)], parts[REQUESTS] = amounts, num_requests
         above = self._above(request, at_us)
         for account in above.accounts:
             account.advance(at_us)
@@ -371,6 +318,7 @@ class Budgets:
             first=covered.needs,
             held=covered.needs.copy(),
             used=[0] * NUM_PARTS,
+            plus_nano=0 if request.rates.plus is None else plus_of(request, covered.needs),
         )
 
     def _taken(self, hold: Hold, amounts: Vector) -> Vector:

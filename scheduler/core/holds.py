@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from scheduler.core.actions import Payer, Rejection
 from scheduler.core.attempts import Attempt, Entry
+from scheduler.core.budget_accounts import Amounts
 from scheduler.core.budgets import Budgets, Granted
 from scheduler.core.cluster import WorkerView
 from scheduler.core.energy_bounds import EnergyBound, EnergyBounds
@@ -92,7 +93,8 @@ class Holds:
         """
         if (owed := self._owed.pop(attempt_id, None)) is not None:
             request, zone = owed
-            self.budgets.restore(request, EnergyBound(energy_mj, gpu_us, self._energy.carbon_ug(zone, energy_mj)))
+            carbon_ug = self._energy.carbon_ug(zone, energy_mj)
+            self.budgets.restore(request, Amounts(energy_mj=energy_mj, gpu_us=gpu_us, carbon_ug=carbon_ug))
         attempt = self._unbooked.pop(attempt_id, None)
         if attempt is None:
             return None
@@ -110,7 +112,10 @@ class Holds:
         if settle.payer is not Payer.REQUEST:
             return None
         took = EnergyBound(energy_mj, gpu_us, self._energy.carbon_ug(attempt.zone, energy_mj))
-        carried = self.budgets.post(attempt_id, took)
+        cost_nano = entry.request.rates.cost_plus_nano(
+            energy_mj=energy_mj, gpu_us=gpu_us, most_nano=settle.most_plus_nano
+        )
+        carried = self.budgets.post(attempt_id, took, money_nano=cost_nano - settle.plus_nano)
         return None if carried == took else carried
 
     @property

@@ -26,7 +26,6 @@ from scheduler.core.attempts import (
     ending_of,
     fate_of,
     settle_of,
-    tokens_of,
 )
 from scheduler.core.cluster import Cluster, WorkerView
 from scheduler.core.data_policy import DataPolicy
@@ -200,7 +199,7 @@ class Scheduler:
         self._running.note_end(attempt, usage.outcome, usage.cause, now_s)
         if usage.outcome is Outcome.COMPLETED and usage.output_tokens:
             self.admission.observe_output(attempt.entry.request, usage.output_tokens)
-        return self._close(attempt, tokens_of(usage), is_exact=True, now_s=now_s) + self._place_waiting(now_s)
+        return self._close(attempt, attempt.counted(usage), is_exact=True, now_s=now_s) + self._place_waiting(now_s)
 
     def on_energy(self, attempt_id: str, energy_mj: int, gpu_us: int) -> EnergyBound | None:
         """What a settled attempt took is booked, and carried by its budgets; what they carry where it is less."""

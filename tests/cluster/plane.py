@@ -88,7 +88,7 @@ class Plane:
             groups,
             cluster=cluster,
             links=self.dispatcher,
-            last_counter_mj=self.settlement.last_counter_mj,
+            last_counter_mj=self.settlement.durable_counter_mj,
             clock=time.monotonic,
             restart_delays_s=(0.2,),
         )

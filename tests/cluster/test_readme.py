@@ -62,8 +62,9 @@ class Place:
 
     def words(self, block: str) -> str:
         url = f"127.0.0.1:{self.port}"
-        for command in ("submit", "explain"):  # they ask port 8000 unless told otherwise
+        for command in ("submit", "explain", "receipt"):  # they ask port 8000 unless told otherwise
             block = block.replace(f"jouleway {command} ", f"jouleway {command} --url http://{url} ")
+        block = block.replace("${XDG_STATE_HOME:-$HOME/.local/state}/jouleway", self.env["JOULEWAY_STATE_DIR"])
         return block.replace("127.0.0.1:8000", url)
 
     def shell(self, script: str, *, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
@@ -129,7 +130,7 @@ def test_the_readme_names_the_two_commands() -> None:
 
 def test_curl_gets_an_answer_with_its_cost(place: Place) -> None:
     """With the keys that the README shows."""
-    done = place.shell(block_with("bash", "curl"))
+    done = place.shell(block_with("bash", "x-jouleway-metering"))
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["choices"][0]["message"]["content"]
@@ -172,6 +173,21 @@ def test_a_file_of_jobs_is_answered_and_walked_by_explain(place: Place) -> None:
     for terms, score in (*walked.values(), *shown.values()):
         assert sum(terms) == score
     assert all(any(terms) for terms, _ in shown.values()), "a walk of zeros explains nothing"
+
+
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="the README's copy is made by the sqlite3 command")
+def test_a_bill_is_checked_by_its_receipt_and_by_the_ledger(place: Place) -> None:
+    """Fetched, checked offline, its text found; then the whole ledger, and what the figures come to."""
+    fetch, audit = block_with("bash", "jouleway trace"), block_with("bash", "ledger verify")
+    done = place.shell(fetch + audit)
+    assert done.returncode == 0, done.stderr
+    shown = [line.strip() for line in block_with("text", "each proven").splitlines()]
+    assert shown[-1] in done.stdout
+    assert "(final)" in shown[0]
+    assert 2 == done.stdout.count("(final)")
+    assert "answer.txt is output 0 of req-" in done.stdout
+    assert "1 receipts are of this ledger" in done.stdout
+    assert "NOT AUTHENTICATED" not in done.stdout
 
 
 def scores(text: str) -> tuple[list[str], dict[str, tuple[list[int], int]]]:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # benchmarks are modules of the checkout
@@ -11,6 +12,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # benchmarks are modu
 from benchmarks.token_identity import small_kv_spec
 from benchmarks.worker_run import WorkerRun
 from workers.engines.smollm2 import SMOLLM2
+
+PART_TOKENS = 384
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +28,10 @@ def weights() -> Path:
 @pytest.fixture(scope="session")
 def shared_run(weights: Path) -> Iterator[WorkerRun]:
     """A worker with real vLLM and little KV room, on its own thread; ``test_vllm_z_death.py`` kills it at the end."""
-    with WorkerRun(small_kv_spec(calibration_s=3.0, window_s=2.0)) as run:
+    spec = small_kv_spec(calibration_s=3.0, window_s=2.0)
+    # Beside other requests longer prompts are computed in parts.
+    spec = msgspec.structs.replace(spec, engine_args={**spec.engine_args, "long_prefill_token_threshold": PART_TOKENS})
+    with WorkerRun(spec) as run:
         yield run
 
 

@@ -1,5 +1,6 @@
 """Real vLLM in a worker: answers, aborts, tokens on both sides, joules; no prompt leaves by another way."""
 
+import hashlib
 import json
 import logging
 import os
@@ -21,6 +22,22 @@ def sequence_tokens(reply: Reply) -> list[tuple[int, int, int]]:
     """(prompt, cached, generated) of each engine request."""
     assert reply.usage is not None
     return [(s.prompt_tokens, s.cached_tokens, s.generated_tokens) for s in reply.usage.sequences]
+
+
+def texts_of(reply: Reply) -> list[str]:
+    """Each choice's text as a client puts it together, whole or from its stream."""
+    texts: dict[int, str] = {}
+    for answer in reply.events or [json.loads(reply.body)]:
+        for choice in answer["choices"]:
+            said = choice.get("delta") or choice.get("message") or {}
+            texts[choice["index"]] = texts.get(choice["index"], "") + (choice.get("text") or said.get("content") or "")
+    return [texts[index] for index in sorted(texts)]
+
+
+def digest_of(reply: Reply, text: str) -> str:
+    """As whoever holds the receipt computes it."""
+    assert reply.usage is not None
+    return hashlib.sha256(bytes.fromhex(reply.usage.salt) + text.encode()).hexdigest()
 
 
 def test_the_engine_says_what_it_is(run: WorkerRun) -> None:
@@ -112,6 +129,45 @@ def test_a_client_that_leaves_stops_the_engine(run: WorkerRun, stream: bool) -> 
     assert 2 < reply.usage.output_tokens < 300
     assert [True] == [sequence.exact for sequence in reply.usage.sequences]
     run.wait(lambda: run.status is not None and run.status.num_running == 0, what="an idle engine")
+
+
+def test_a_client_can_compute_every_digest_again(run: WorkerRun) -> None:
+    """From nothing but its texts and the salt: n = 2, two prompts, a stop string, streams, whole answers, an abort."""
+    prompts = ["One two three", "Größe: äöü"]
+    run.call("digest-n2", CHAT, messages=QUESTION, n=2, max_tokens=12, stream=True, temperature=1.5)
+    run.call("digest-whole", prompt=prompts, n=2, max_tokens=8, ignore_eos=True, temperature=1.5)
+    run.call("digest-list", prompt=prompts, n=2, max_tokens=8, ignore_eos=True, temperature=1.5, stream=True)
+    run.call("digest-stop", prompt="Count: 1 2 3 4 5", stop=["8", "\n"], max_tokens=40, temperature=0, stream=True)
+    gone = run.call("digest-gone", prompt="Once", stop=["zzzzzzzz"], max_tokens=900, ignore_eos=True, stream=True)
+    names = ("digest-n2", "digest-whole", "digest-list", "digest-stop", "digest-gone")
+    run.wait(lambda: gone.num_chunks > 5, what="some text")
+    run.abort("digest-gone", "deadline")
+    run.wait_ended(*names)
+    for name, num_choices in zip(names, (2, 4, 4, 1, 1), strict=True):
+        reply = run.replies[name]
+        usage, texts = reply.usage, texts_of(reply)
+        assert usage is not None
+        assert num_choices == len(texts), name
+        assert [digest_of(reply, text) for text in texts] == list(usage.output_digests), name
+        assert sum(len(text.encode()) for text in texts) == usage.output_bytes, name
+    assert 5 == len({run.replies[name].usage.salt for name in names})  # type: ignore[union-attr]
+    assert "8" not in texts_of(run.replies["digest-stop"])[0]
+    whole, asked = run.replies["digest-whole"], json.dumps(prompts, separators=(",", ":"), ensure_ascii=False)
+    assert whole.usage is not None
+    assert (digest_of(whole, asked), 13 + 15) == (whole.usage.input_digest, whole.usage.input_bytes)
+
+
+def test_a_seed_and_a_prompt_in_parts_do_not_end_the_engine(run: WorkerRun) -> None:
+    """vLLM's CPU build died of the two together: beside another request 600 tokens are computed in two parts."""
+    beside = run.call("beside", prompt="Once", max_tokens=400, ignore_eos=True, stream=True)
+    run.wait(lambda: beside.num_chunks > 2, what="some text")
+    reply = run.call("seeded", prompt="lamp " * 600, seed=4, temperature=1.0, max_tokens=6, ignore_eos=True)
+    run.wait_ended("seeded")
+    run.abort("beside")
+    run.wait_ended("beside")
+    assert reply.usage is not None
+    assert (Outcome.COMPLETED, 6) == (reply.usage.outcome, reply.usage.output_tokens)
+    assert Outcome.ABORTED is beside.usage.outcome  # type: ignore[union-attr]
 
 
 def test_other_routes_are_metered_too(run: WorkerRun) -> None:

@@ -4,8 +4,10 @@ import hashlib
 
 import pytest
 
+from scheduler.accounting.changes import Role
 from scheduler.api.access import (
     MAX_HOSTS_REMEMBERED,
+    AdminCaller,
     Caller,
     Hosts,
     Key,
@@ -13,6 +15,8 @@ from scheduler.api.access import (
     bearer_token,
     digest_of,
     key_id_of,
+    new_key,
+    offered_sha256,
 )
 from scheduler.api.errors import ApiError
 from scheduler.core.request import Band
@@ -103,6 +107,41 @@ def test_two_keys_with_one_id_are_a_mistake_of_ours() -> None:
     """The configuration refuses equal keys before this."""
     with pytest.raises(AssertionError):
         Keys([key(), key()])
+
+
+def test_a_key_ends_by_the_wall_clock() -> None:
+    """At its end it is a wrong key like any other."""
+    now_s = 99.9
+    digest = digest_of(SECRET)
+    caller = AdminCaller(key_id="adm-1", role=Role.READ, expires_unix_s=100.0)
+    keys = Keys([Key(digest=digest, caller=caller)], unix_clock=lambda: now_s)
+    values = [b"Bearer " + SECRET.encode()]
+    assert caller == keys.caller(values)
+    now_s = 100.0
+    with pytest.raises(ApiError) as caught:
+        keys.caller(values)
+    assert "Incorrect API key provided." == caught.value.message
+
+
+def test_a_rotated_key_has_two_secrets_and_one_id() -> None:
+    """They are found by their own hashes."""
+    callers = Caller(tenant="a", project="p", key_id="key-first", best_band=Band.FLEX)
+    keys = Keys(Key(digest=digest_of(secret), caller=callers) for secret in ("one", "two"))
+    assert ["key-first"] * 2 == [keys.caller([b"Bearer " + secret]).key_id for secret in (b"one", b"two")]
+
+
+def test_new_keys_differ_and_say_what_they_are() -> None:
+    """256 bits behind a prefix."""
+    tenant_key, admin_key = new_key(), new_key("jwa-")
+    assert (True, True) == (tenant_key.startswith("jw-"), admin_key.startswith("jwa-"))
+    assert len({new_key() for _ in range(100)}) == 100
+    assert len(tenant_key) == len("jw-") + 43
+
+
+def test_whose_key_was_offered_is_asked_by_its_hash() -> None:
+    """Where there is exactly one that can be read."""
+    assert hashlib.sha256(b"x").hexdigest() == offered_sha256([b"Bearer x"])
+    assert [None] * 3 == [offered_sha256(values) for values in ([], [b"Basic x"], [b"Bearer x", b"Bearer y"])]
 
 
 # -- hosts

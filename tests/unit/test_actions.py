@@ -37,4 +37,4 @@ def test_a_settlement_is_exact_unless_said_otherwise() -> None:
     settle = EXAMPLES[2]
     assert isinstance(settle, Settle)
     assert settle.is_exact
-    assert (0, 0, 0) == dataclasses.astuple(settle.tokens)
+    assert (0, 0, 0, None) == dataclasses.astuple(settle.tokens)

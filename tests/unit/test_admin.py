@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from scheduler.api.access import Hosts, digest_of
+from scheduler.api.access import Hosts
 from scheduler.api.admin import AdminApp
 from scheduler.metrics import Metrics
 from tests.asgi_client import Asked, ask
 from tests.fake_dispatcher import FakeDispatcher
-from tests.local_link import ADMIN_KEY, KEYS, MODEL, ControlPlane, control_plane
+from tests.local_link import ADMIN_KEY, KEYS, MODEL, ControlPlane, admin_keys, control_plane
 
 
 @pytest_asyncio.fixture
@@ -132,9 +132,7 @@ async def test_a_failure_here_is_a_500(caplog: pytest.LogCaptureFixture) -> None
         def snapshot(self) -> Any:
             raise ValueError("no snapshot")
 
-    app = AdminApp(
-        dispatcher=Broken(), admin_key_digest=digest_of(ADMIN_KEY), hosts=Hosts(), metrics=Metrics()
-    )  # fmt: skip
+    app = AdminApp(dispatcher=Broken(), keys=admin_keys(), hosts=Hosts(), metrics=Metrics())  # type: ignore[arg-type]
     asked = await ask(app, "/v1/jouleway/snapshot", key=ADMIN_KEY).finished()
     assert (500, "internal_error") == (asked.status, asked.error()["code"])
     assert "ValueError" in caplog.text
@@ -144,7 +142,7 @@ async def test_lifespan_is_left_alone() -> None:
     """The application neither starts nor stops anything."""
     app = AdminApp(
         dispatcher=FakeDispatcher(),  # type: ignore[arg-type]
-        admin_key_digest=b"", hosts=Hosts(), metrics=Metrics(),
+        keys=admin_keys(), hosts=Hosts(), metrics=Metrics(),
     )  # fmt: skip
 
     async def nothing(*message: object) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scheduler.api.access import Hosts
-from scheduler.api.app import RelayApp
+from scheduler.api.app import RelayApp, template_of
 from scheduler.api.limits import RelayLimits, ServedModel
 from scheduler.metrics import Metrics
 from scheduler.streams import Submission
@@ -122,7 +122,7 @@ async def test_health_and_readiness_need_no_key_and_no_host() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("ready", [Ready(ready_models=()), Ready(is_draining=True)])
+@pytest.mark.parametrize("ready", [Ready(ready_models=()), Ready(is_draining=True), Ready(ledger_problem="disk full")])
 async def test_not_ready_without_a_worker_or_while_it_drains(ready: Ready) -> None:
     """Alive, but send nothing here."""
     bench = Bench()
@@ -238,6 +238,20 @@ async def test_a_refusal_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture
     caplog.set_level(logging.INFO, logger="jouleway.api")
     await Bench().ask("/v1/models", key="wrong-key-0123456789")
     assert ["request req-fixed: status 401, invalid_api_key"] == [record.message for record in caplog.records]
+
+
+@pytest.mark.parametrize(
+    ("path", "template"),
+    [
+        ("/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/models/secret", "/v1/models/…"),
+        ("/v1/jouleway/requests/secret", "/v1/jouleway/requests/…"),
+        ("/secret", "(other)"),
+    ],
+)
+def test_what_may_be_written_down_of_a_path(path: str, template: str) -> None:
+    """Never what a client put there."""
+    assert template == template_of(path)
 
 
 async def test_lifespan_is_answered() -> None:

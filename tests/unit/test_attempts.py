@@ -1,14 +1,18 @@
 """An attempt's bytes pass unread and in order; it is charged once, each prompt billed once."""
 
 import asyncio
+import hashlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.attempts import Attempt, OutputBuffer, drive, usage_of
+from workers.attempts import Attempt, Attempts, OutputBuffer, drive, new_salt, usage_of
+from workers.digests import SALT_BYTES, Stated
 from workers.engine import Message, Receive, Scope, Send
 from workers.types import Call, Chunk, Ended, Outcome, SequenceUsage, Started
+
+SALT = bytes(range(SALT_BYTES))
 
 
 def attempt_of(attempt_id: str = "req-a-1", **fields: object) -> Attempt:
@@ -16,7 +20,7 @@ def attempt_of(attempt_id: str = "req-a-1", **fields: object) -> Attempt:
     return Attempt(call=call, started_s=1.0, **fields)  # type: ignore[arg-type]
 
 
-def sequence_of(prompt_index: int = 0, **fields: int) -> SequenceUsage:
+def sequence_of(prompt_index: int = 0, **fields: object) -> SequenceUsage:
     values = {
         "prompt_tokens": 10,
         "cached_tokens": 0,
@@ -34,14 +38,17 @@ class ScriptedEngine:
         self.messages = messages
         self.ending = ending
         self.disconnected = False
+        self.salts: list[bytes] = []
 
-    def request(self, call: Call) -> tuple[Scope, bytes]:
+    def request(self, call: Call, salt: bytes) -> tuple[Scope, bytes]:
+        self.salts.append(salt)
         if self.ending == "bad-request":
             raise ValueError("a prompt that must not leave")
         return {"type": "http", "path": call.path}, call.body
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        assert {"type": "http.request", "body": b"{}", "more_body": False} == await receive()
+        message = await receive()
+        assert ("http.request", False) == (message["type"], message["more_body"])
         for message in self.messages:
             await send(message)
         if self.ending == "raise":
@@ -156,6 +163,71 @@ def test_a_refused_attempt_is_charged_nothing() -> None:
     """The engine's own 400 ran no sequence."""
     usage = usage_of(attempt_of(status=400, sequences=()), provisional=(0, 0))
     assert (Outcome.REFUSED, 0, 0) == (usage.outcome, usage.input_tokens, usage.output_tokens)
+
+
+def test_parts_are_summed_as_their_wholes_are() -> None:
+    """Media once a prompt, reasoning and bytes of every choice; digests in order, without those that have no text."""
+    sequences = (
+        sequence_of(0, image_tokens=3, reasoning_tokens=2, output_bytes=7, output_digest="aa"),
+        sequence_of(0, image_tokens=3, reasoning_tokens=1, output_bytes=5, output_digest="bb"),
+        sequence_of(1, audio_tokens=4, output_digest=""),
+    )
+    attempt = attempt_of(status=200, sequences=sequences, salt=SALT, asked=Stated(11, "cc"))
+    usage = usage_of(attempt, provisional=(0, 0))
+    assert (3, 4, 3) == (usage.image_tokens, usage.audio_tokens, usage.reasoning_tokens)
+    assert (11, 12, "cc", ("aa", "bb")) == (
+        usage.input_bytes, usage.output_bytes, usage.input_digest, usage.output_digests,
+    )  # fmt: skip
+    assert SALT.hex() == usage.salt
+
+
+class House:
+    """Attempts on a scripted engine, with salts that rise by one."""
+
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self.final: list[Attempt] = []
+        self.num_salts = 0
+        self.attempts = Attempts(
+            engine=engine,  # type: ignore[arg-type]
+            buffer=OutputBuffer(),
+            clock=lambda: 0.0,
+            on_output=lambda: None,
+            on_final=self.final.append,
+            make_salt=self.make_salt,
+        )
+        engine.asgi_ended = lambda attempt_id: self.attempts.close(attempt_id, ())  # type: ignore[attr-defined]
+
+    def make_salt(self) -> bytes:
+        self.num_salts += 1
+        return self.num_salts.to_bytes(SALT_BYTES)
+
+
+async def test_each_attempt_has_a_salt_of_its_own_and_the_engine_knows_it() -> None:
+    """What was asked is stated under it; equal bodies of two attempts have different digests."""
+    engine = ScriptedEngine([START, body(b"a")])
+    house = House(engine)
+    for number in (1, 2):
+        house.attempts.begin(Call(attempt_id=f"a-{number}", path="/v1/completions", body=b'{"prompt": "xy"}'))
+        await house.attempts.wait_empty(1.0)
+    one, two = (usage_of(attempt, provisional=(0, 0)) for attempt in house.final)
+    assert [one.salt, two.salt] == [salt.hex() for salt in engine.salts] == [f"{1:032x}", f"{2:032x}"]
+    assert (2, hashlib.sha256(engine.salts[0] + b'"xy"').hexdigest()) == (one.input_bytes, one.input_digest)
+    assert one.input_digest != two.input_digest
+
+
+async def test_of_an_attempt_that_is_refused_nothing_is_stated() -> None:
+    """The engine was never asked: there is nothing to prove."""
+    house = House(ScriptedEngine([]))
+    house.attempts.begin(Call(attempt_id="a", path="/v1/completions", body=b'{"prompt": "xy"}'), refusal="worker_busy")
+    usage = usage_of(house.final[0], provisional=(0, 0))
+    assert ("", 0, "", ()) == (usage.salt, usage.input_bytes, usage.input_digest, usage.output_digests)
+    assert 0 == house.num_salts
+
+
+def test_salts_are_random_where_nobody_gives_them() -> None:
+    """Sixteen bytes each."""
+    salts = {new_salt() for _ in range(100)}
+    assert (100, {SALT_BYTES}) == (len(salts), set(map(len, salts)))
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.binary(min_size=0, max_size=5)), max_size=40), st.integers(1, 7))

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.settlement import Charge, Settlement
 from scheduler.bookkeeper import Bookkeeper
 from scheduler.connection import Connection
@@ -97,3 +98,27 @@ def test_a_window_that_does_not_add_up_is_counted_and_told(caplog: pytest.LogCap
     assert (1, ["a-1"]) == (books.keeper.bad_windows, books.usages)
     assert 0 == books.settlement.accounts.balance().meter_mj
     assert "does not add up" in caplog.text
+
+
+def test_what_cannot_be_looked_up_waits_and_is_booked_once() -> None:
+    """The ledger is away: records of strangers are neither lost nor acknowledged, what is behind them is booked."""
+    books = Books("a-1")
+    settlement = books.settlement
+    is_away, found = True, {("charge", "older-1")}
+
+    def is_booked(kind: str, row_id: str) -> bool:
+        if is_away:
+            raise LedgerError("away")
+        return (kind, row_id) in found
+
+    settlement.is_booked = is_booked
+    records = (usage_of("a-1"), usage_of("old-1"), posting_of("old-1", 0, 0), usage_of("older-1"), window_of())
+    for _ in range(2):
+        books.book(*records)
+        assert (1, ["a-1"]) == (settlement.watermark("w-0"), books.usages)
+        assert settlement.accounts.balance().meter_mj == sum(record.meter_mj for record in records[4:])  # type: ignore[union-attr]
+    is_away = False
+    books.book()
+    assert (5, 0) == (settlement.watermark("w-0"), settlement.num_open)
+    assert settlement.details("old") is not None
+    assert settlement.details("older") is None

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.core.budget_accounts import Account, Budget, Level, Measure
-from scheduler.core.budget_needs import least_output, most_covered, needed, short
+from scheduler.core.budget_needs import least_output, most_covered, needed, plus_of, short
 from scheduler.core.budget_windows import Window
 from scheduler.core.energy_bounds import EnergyBound
-from scheduler.core.request import Rates
+from scheduler.core.request import CostPlus, Rates
 from tests.core_words import request, thorough
 
 RATES = Rates(input_nano=1_000_000, cached_nano=2_000_000, output_nano=4_000_000)
@@ -82,3 +82,25 @@ def test_a_shortage_says_what_is_needed_and_which_prompt_would_do() -> None:
     requests = short(account(Measure.REQUESTS, 0), request(), 100, bound)
     assert requests is not None
     assert (1, None) == (requests.needed, requests.fits_prompt_tokens)
+
+
+PAID = Rates(1_000_000, plus=CostPlus(gpu_nano_per_s=10_000_000))
+"""A nano a prompt token, ten a GPU-microsecond."""
+
+
+def test_energy_that_is_paid_for_is_held_as_money() -> None:
+    """By the bound that budgets of energy hold by, whether or not there is one."""
+    needs = needed(request(rates=PAID), 100, 20, bound)
+    assert (100 + 10 * 240, 10 * 240) == (needs[3], plus_of(request(rates=PAID), needs))
+    assert 0 == plus_of(request(rates=RATES), needs)
+    for soft in ([], [account(Measure.GPU_US, 10**6)]):
+        covered = most_covered([account(Measure.MONEY_NANO, 2_500)], soft, request(rates=PAID), 100, bound)
+        assert covered is not None
+        assert (20, 2_500, bound) == (covered.output_tokens, covered.needs[3], covered.bound)
+
+
+def test_a_shortage_of_money_counts_the_energy() -> None:
+    """A prompt that needs less of it would fit."""
+    few = account(Measure.MONEY_NANO, 1_000)
+    assert (few, 100 + 10 * 202, 46) == short(few, request(rates=PAID), 100, bound)
+    assert most_covered([few], [], request(rates=PAID), 100, bound) is None

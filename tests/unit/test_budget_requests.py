@@ -7,7 +7,7 @@ from typing import Any
 
 from scheduler.core.budget_accounts import Budget, Level, Measure
 from scheduler.core.budget_windows import Window
-from scheduler.core.request import Rates
+from scheduler.core.request import CostPlus, Rates, Request
 from scheduler.core.rules import Rules
 from tests.asgi_client import Asked, ask
 from tests.local_link import ADMIN_KEY, FAST_ENGINE, KEYS, MODEL, ControlPlane, control_plane, simulated_spec
@@ -113,6 +113,32 @@ async def test_money_is_never_overspent() -> None:
         assert 0 < paid <= 50_000
         assert all("currency units" in answer.json()["error"]["message"] for answer in answers if answer.status == 429)
         assert any(answer.status == 429 for answer in answers)
+
+
+async def test_energy_that_is_paid_for_is_charged_and_corrected_to_what_was_measured() -> None:
+    """The budget and the accounts agree: tokens, and cost-plus of the joules and GPU-seconds that were booked."""
+    rates = Rates(1_000_000_000, 0, 2_000_000_000, plus=CostPlus(10**9, 1_500_000, 10**6, 100_000))
+    async with control_plane(rules=rules(Budget(Measure.MONEY_NANO, 10**9, HOUR)), rates=rates) as plane:
+        answers = [await asked(plane, headers={"x-jouleway-metering": "1"}) for _ in range(3)]
+        assert [200, 200, 200] == [answer.status for answer in answers]
+        notes = [answer.json()["jouleway"] for answer in answers]
+        await until(lambda: plane.settlement.num_open == 0 and held(plane) == 0)
+        paid = plane.settlement.accounts.tokens_of("alpha").cost_nano
+        tokens_nano, plus_nano = 0, 0
+        for note in notes:
+            details = plane.settlement.details(note["request_id"])
+            assert details is not None
+            (charge,), (posting,) = details.charges.values(), details.postings.values()
+            tokens_nano += charge.cost_nano - charge.plus_nano
+            plus_nano += rates.cost_plus_nano(
+                energy_mj=posting.energy_mj, gpu_us=posting.gpu_us, most_nano=charge.most_plus_nano
+            )
+        assert plus_nano > 0
+        assert tokens_nano + plus_nano == paid
+        asked_of = Request(request_id="r", tenant="alpha", model=MODEL, prompt_tokens_bound=0, max_output_tokens=0,
+                           arrival_s=0.0, arrival_unix_s=time.time())  # fmt: skip
+        (state,) = plane.dispatcher._core.holds.budgets.states(asked_of)
+        assert (paid, 0) == (state.used, state.held)
 
 
 async def test_where_the_bound_is_too_large_the_engine_counts_the_prompt() -> None:

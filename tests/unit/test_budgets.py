@@ -12,13 +12,15 @@ from scheduler.core.budget_accounts import ENERGY, Budget, BudgetState, Level, M
 from scheduler.core.budget_windows import Window
 from scheduler.core.budgets import Budgets, Granted
 from scheduler.core.energy_bounds import EnergyBound
-from scheduler.core.request import Rates, Request
+from scheduler.core.request import CostPlus, Rates, Request
 from tests.core_words import request, thorough
 
 TENANT, PROJECT, KEY = Level("tenant", "t"), Level("project", "t/p"), Level("key", "k")
 TASK = Level("task", "t/nightly")
 RATES = Rates(input_nano=1_000_000, cached_nano=250_000, output_nano=4_000_000)
 """A nano a prompt token, four an output token."""
+PAID = RATES._replace(plus=CostPlus(gpu_nano_per_s=1_000_000))
+"""The same, and a nano a GPU-microsecond."""
 
 
 def bound(prompt_tokens: int, output_tokens: int) -> EnergyBound:
@@ -370,6 +372,60 @@ def test_the_bound_of_energy_is_asked_only_where_a_budget_needs_it() -> None:
     some.trim("r", 10)
 
 
+# -- cost-plus: money for energy
+
+
+@pytest.mark.parametrize(
+    ("estimate", "difference", "is_over"), [(50, 40, True), (50, -50, True), (300, 0, True), (0, 300, False)]
+)
+def test_money_for_energy_stays_held_until_it_is_measured(estimate: int, difference: int, is_over: bool) -> None:
+    """The estimate is used at once, the difference when the energy is there; whatever comes first, nothing stays."""
+    some = budgets(budget(Measure.MONEY_NANO, 1_000))
+    hold(some, rates=PAID)
+    assert (0, 100 + 200 + 300) == state(some, Measure.MONEY_NANO)[4:6]
+    some.charge("r", "r-1", Tokens(input_tokens=100, output_tokens=10), 140 + estimate)
+    if is_over:
+        some.end("r")
+        still = min(300, 600 - 140 - estimate)
+        assert (140 + estimate, still) == state(some, Measure.MONEY_NANO)[4:6]
+    some.post("r-1", EnergyBound(0, estimate + difference, 0), money_nano=difference)
+    some.end("r")
+    assert (140 + estimate + difference, 0) == state(some, Measure.MONEY_NANO)[4:6]
+    assert 0 == some.num_holds
+
+
+def test_money_for_energy_never_overspends() -> None:
+    """What an attempt took beyond its hold is counted, and the budget pays no more than was held."""
+    some = budgets(budget(Measure.MONEY_NANO, 600))
+    hold(some, rates=PAID)
+    some.charge("r", "r-1", Tokens(input_tokens=100, output_tokens=50), 300)
+    some.end("r")
+    assert "money_nano" == getattr(refused(hold(some, "next", rates=PAID)).shortage, "measure", "")
+    some.post("r-1", EnergyBound(0, 400, 0), money_nano=400)
+    assert (600, 0, 100) == (*state(some, Measure.MONEY_NANO)[4:6], some.excess.amounts["money_nano"])
+
+
+def test_a_prompt_that_was_counted_gives_back_its_money_for_energy() -> None:
+    """And what stays held covers the rest."""
+    some = budgets(budget(Measure.MONEY_NANO, 1_000))
+    hold(some, rates=PAID)
+    some.trim("r", 40)
+    assert (0, 40 + 200 + 180) == state(some, Measure.MONEY_NANO)[4:6]
+    some.charge("r", "r-1", Tokens(input_tokens=40), 40)
+    some.end("r")
+    assert (40, 180) == state(some, Measure.MONEY_NANO)[4:6]
+
+
+def test_money_that_was_charged_beyond_its_hold_does_not_come_back() -> None:
+    """It never was in the budget."""
+    some = budgets(budget(Measure.MONEY_NANO, 1_000))
+    hold(some, rates=PAID)
+    some.charge("r", "r-1", Tokens(), 10_000)
+    some.post("r-1", EnergyBound(), money_nano=-10_000)
+    some.end("r")
+    assert (0, 0) == state(some, Measure.MONEY_NANO)[4:6]
+
+
 # -- tasks
 
 
@@ -512,14 +568,16 @@ class AnyOrder(RuleBasedStateMachine):
         sequences=st.integers(1, 2),
         key=st.sampled_from(["k", "j"]),
         task=st.sampled_from(["", "a"]),
+        rates=st.sampled_from([RATES, PAID]),
     )
-    def hold(self, prompt: int, most: int, sequences: int, key: str, task: str) -> None:
+    def hold(self, prompt: int, most: int, sequences: int, key: str, task: str, rates: Rates) -> None:
         self.num_requests += 1
         name = f"r{self.num_requests}"
         before = self.budgets.held_total()
         asked = ask(
-            name, max_output_tokens=most, num_sequences=sequences, key_id=key, task=task, arrival_unix_s=self.now_s
-        )
+            name, max_output_tokens=most, num_sequences=sequences, key_id=key, task=task, arrival_unix_s=self.now_s,
+            rates=rates,
+        )  # fmt: skip
         answer = self.budgets.hold(asked, prompt_tokens=prompt, bound=bound)
         if isinstance(answer, Granted):
             self.open.append(name)
@@ -545,11 +603,11 @@ class AnyOrder(RuleBasedStateMachine):
             self.open.remove(name)
             self.budgets.end(name)
 
-    @rule(place=st.integers(0, 99), amounts=st.tuples(*[st.integers(0, 400)] * 3))
-    def post(self, place: int, amounts: tuple[int, int, int]) -> None:
+    @rule(place=st.integers(0, 99), amounts=st.tuples(*[st.integers(0, 400)] * 3), money=st.integers(-300, 300))
+    def post(self, place: int, amounts: tuple[int, int, int], money: int) -> None:
         if name := self.some(self.unposted, place):
             self.unposted.remove(name)
-            self.budgets.post(name, EnergyBound(*amounts))
+            self.budgets.post(name, EnergyBound(*amounts), money_nano=money)
 
     @rule(by_s=st.floats(-30, 90))
     def wait(self, by_s: float) -> None:

@@ -75,7 +75,7 @@ async def test_a_stand_in_answers_nothing() -> None:
     engine = UnbuiltEngine("no weights")
     assert (0, []) == (engine.load().num_running, engine.progress())
     with pytest.raises(EngineStartError, match="no weights"):
-        engine.request(Call(attempt_id="a", path="/", body=b""))
+        engine.request(Call(attempt_id="a", path="/", body=b""), bytes(16))
     await engine.calibrate(1.0)
     await engine.stop()
 

@@ -1,12 +1,14 @@
 """What ended becomes one charge: tokens from the core's decision, everything else from the worker's usage."""
 
+import dataclasses
+
 import msgspec
 import pytest
 
 from scheduler.accounting.accounts import OPERATOR
 from scheduler.accounting.charging import charge_of, charge_of_stranger
 from scheduler.core.actions import Payer, Settle, Tokens
-from scheduler.core.request import Request
+from scheduler.core.request import CostPlus, Rates, Request
 from tests.scripted_link import status_of, usage_of
 from workers.types import Grade, Outcome, UsageRecord
 
@@ -54,6 +56,30 @@ def test_a_charge_says_whose_it_is_and_what_was_decided() -> None:
         charge.is_exact, charge.token_difference, charge.inexact_sequences, charge.scheduled_tokens,
         charge.overrun_tokens,
     )  # fmt: skip
+
+
+def test_a_charge_names_its_price() -> None:
+    """The rates of its admission with their version, and what of its money is an estimate."""
+    rates = Rates(1, 2, 3, "EUR", version="v/0123abcd")
+    charge = charge_of(
+        settle(plus_nano=23, most_plus_nano=50), dataclasses.replace(REQUEST, rates=rates), status=None, usage=None
+    )
+    assert (rates, 123, 23, 50) == (charge.rates, charge.cost_nano, charge.plus_nano, charge.most_plus_nano)
+
+
+@pytest.mark.parametrize(
+    ("most_nano", "gpu_us", "difference"), [(None, 40, 30), (25, 40, 15), (25, 4, -6), (None, 10, 0)]
+)
+def test_one_difference_corrects_what_was_charged_by_the_estimate(
+    most_nano: int | None, gpu_us: int, difference: int
+) -> None:
+    """To what was measured, at most what was held; the operator's attempts have none."""
+    request = dataclasses.replace(REQUEST, rates=Rates(plus=CostPlus(gpu_nano_per_s=1_000_000)))
+    settled = settle(cost_nano=10, plus_nano=10, most_plus_nano=most_nano)
+    charge = charge_of(settled, request, status=None, usage=None)
+    assert difference == charge.difference_nano(energy_mj=9, gpu_us=gpu_us)
+    operators = msgspec.structs.replace(charge, payer=Payer.OPERATOR, cost_nano=0, plus_nano=0)
+    assert 0 == operators.difference_nano(energy_mj=9, gpu_us=gpu_us)
 
 
 @pytest.mark.parametrize(("payer", "account"), [(Payer.REQUEST, "alpha"), (Payer.OPERATOR, OPERATOR)])

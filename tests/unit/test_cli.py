@@ -14,7 +14,25 @@ from scheduler.commands import output
 from scheduler.commands.exits import EXIT_CODES_HELP, CommandError, ExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("serve", "demo", "submit", "explain", "top", "workers", "down", "doctor", "bench")
+COMMANDS = (
+    "serve",
+    "demo",
+    "submit",
+    "explain",
+    "top",
+    "workers",
+    "audit",
+    "down",
+    "doctor",
+    "bench",
+    "usage",
+    "models",
+    "outcome",
+    "receipt",
+    "reconcile",
+    "rerate",
+    "trace",
+)
 HEAVY = {"ray", "vllm", "torch", "numpy", "cryptography", "sqlalchemy", "uvicorn", "starlette", "prometheus_client"}
 MAX_IMPORT_S = 0.3
 
@@ -94,7 +112,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.Capture
     assert "Error" in captured.err
 
 
-@pytest.mark.parametrize("command", ["serve", "demo", "top", "workers", "down", "doctor"])
+@pytest.mark.parametrize("command", ["serve", "demo", "top", "workers", "down", "doctor", "usage", "models"])
 def test_a_missing_configuration_is_exit_code_3(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The file is named; no traceback."""
     assert run_inside(command, "--config", "/no/such/file.yaml") == ExitCode.NOT_FOUND
@@ -104,7 +122,7 @@ def test_a_missing_configuration_is_exit_code_3(command: str, capsys: pytest.Cap
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("command", ["serve", "demo", "top", "workers", "down", "doctor"])
+@pytest.mark.parametrize("command", ["serve", "demo", "top", "workers", "down", "doctor", "usage", "models"])
 def test_a_bad_configuration_is_exit_code_2(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown key is an error that names its path."""
     path = tmp_path / "bad.yaml"
@@ -165,6 +183,16 @@ def test_tables_are_plain_where_there_is_no_terminal(capsys: pytest.CaptureFixtu
     assert "x" * 90 in text
 
 
+def test_a_whole_table_is_as_wide_as_it_must_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a narrow screen too; others are cut to it."""
+    monkeypatch.setattr(output, "PLAIN_WIDTH", 20)
+    for is_whole in (True, False):
+        output.print_table("t", ["name", "value"], [["n", "1" * 50]], is_whole=is_whole)
+        assert is_whole == ("1" * 50 in capsys.readouterr().out)
+
+
 def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal too."""
     monkeypatch.setenv("NO_COLOR", "1")
@@ -174,7 +202,20 @@ def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_secrets_are_never_taken_as_flags_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
     """A flag is seen by everyone who lists processes; keys come from the environment."""
-    for command in ("serve", "demo", "submit", "explain", "top", "workers", "down", "doctor"):
+    for command in (
+        "serve",
+        "demo",
+        "submit",
+        "explain",
+        "top",
+        "workers",
+        "audit",
+        "down",
+        "doctor",
+        "usage",
+        "models",
+        "outcome",
+    ):
         assert run_inside(command, "--help") == ExitCode.OK
         text = capsys.readouterr().out
         assert "--help" in text

@@ -71,6 +71,14 @@ def test_the_smallest_configuration_has_sane_defaults(tmp_path: Path) -> None:
     assert tmp_path / "state-home" / "jouleway" == config.state_dir
 
 
+def test_the_file_owns_the_tenants_unless_the_api_does(tmp_path: Path) -> None:
+    """Where the API does, tenants may begin without keys; the file is known by its name."""
+    assert "file" == load(tmp_path, GOOD).directory
+    config = load(tmp_path, GOOD.replace("generate_keys: true", "directory: api"))
+    assert ("api", str(tmp_path / "c.yaml")) == (config.directory, config.source)
+    assert config.source == config.model_copy(update={"currency": "EUR"}).source
+
+
 def test_nothing_changes_after_loading(tmp_path: Path) -> None:
     """Frozen down to the sections."""
     config = load(tmp_path, GOOD)
@@ -219,6 +227,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ),
         ("[{name: a}]", "[{name: a}, {name: b}, {name: a}]", "tenants: tenant 'a' is given twice (entries 0 and 2)"),
         ("generate_keys: true", "", "tenants[0].keys: empty; give a key, or generate_keys: true on loopback"),
+        ("generate_keys: true", "generate_keys: true\ndirectory: api",
+         "generate_keys: keys are made by the API where directory is api; leave it out"),
+        ("generate_keys: true", "generate_keys: true\ndirectory: both", "directory: input should be 'file' or 'api'"),
         ("{name: a}", "{name: A}", "tenants[0].name: string should match pattern '^[a-z0-9][a-z0-9._-]{0,62}$'"),
         ("model: m}", "model: m, window_s: 5s}",
          "workers[0].window_s: is a plain number of seconds, without a unit: the name says it"),

@@ -3,9 +3,9 @@
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from scheduler.accounting.budget_terms import COUNTED
 from scheduler.config_sections import DataClassName
 from scheduler.config_tenants import (
-    COUNTED,
     BudgetConfig,
     KeyConfig,
     ProjectConfig,

@@ -1,5 +1,6 @@
 """Who asks a running control plane finds it and its key, and learns in words and exit code why there is no answer."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,14 @@ from scheduler.commands.control_plane import (
     ADMIN_KEY_VARIABLE,
     ADMIN_URL,
     KEY_VARIABLE,
+    SERVER_URL,
     Listener,
     admin_listener,
     ask,
+    own_listener,
+    read_words,
     root_of,
+    send,
     tenant_listener,
 )
 from scheduler.commands.exits import CommandError, ExitCode
@@ -125,3 +130,50 @@ def test_without_key_or_port_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(CommandError) as caught:
         admin_listener(path, "http://127.0.0.1:1")
     assert (ExitCode.POLICY, True) == (caught.value.code, ADMIN_KEY_VARIABLE in caught.value.remedy)
+
+
+def test_whoever_has_a_key_of_its_own_asks_as_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the operator where a configuration is named, or where its key is the only one."""
+    monkeypatch.setenv(KEY_VARIABLE, "tenant-key")
+    monkeypatch.setenv(ADMIN_KEY_VARIABLE, "admin-key")
+    assert ("tenant-key", SERVER_URL) == ((own := own_listener(None, None)).key, own.url)
+    assert ("admin-key", "http://127.0.0.1:5") == ((own := own_listener(config(tmp_path, "5"), None)).key, own.url)
+    monkeypatch.delenv(KEY_VARIABLE)
+    assert ("admin-key", ADMIN_URL) == ((own := own_listener(None, None)).key, own.url)
+    monkeypatch.delenv(ADMIN_KEY_VARIABLE)
+    with pytest.raises(CommandError) as caught:
+        own_listener(None, None)
+    assert KEY_VARIABLE in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "words"),
+    [
+        (Told(status=400, body={"error": {"message": "by: day", "code": "x"}}), ExitCode.USAGE, "by: day"),
+        (Told(status=404, body={"error": {"code": "route_not_found"}}), ExitCode.NOT_FOUND, "has no /x"),
+        (Told(status=404, body={"error": {"message": "no such", "code": "x"}}), ExitCode.NOT_FOUND, "no such"),
+        (Told(status=409, body={"error": {"message": "often", "code": "x"}}), ExitCode.FAILURE, "often"),
+        (Told(status=503, body={}), ExitCode.UNAVAILABLE, "status 503"),
+        (Told(status=503, body=[]), ExitCode.UNAVAILABLE, "status 503"),
+        (Told(status=503, body=b"<"), ExitCode.UNAVAILABLE, "no control plane"),
+        (Told(status=400, body={"error": {"message": "x" * 5_000}}), ExitCode.USAGE, "x" * 900),
+        (Told(status=401, body={}), ExitCode.POLICY, "refuses the key"),
+        (Told(status=500, body={}), ExitCode.FAILURE, "status 500"),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_told_in_its_own_words(told: Told, code: ExitCode, words: str) -> None:
+    """So many of them, with the exit code of its status."""
+    with serving(lambda _: told) as url:
+        listener = Listener(url=url, key="the-key", remedy="ask")
+        reply = asyncio.run(send(listener, "/x"))
+    with pytest.raises(CommandError, match=words) as caught:
+        read_words(listener, "/x", reply)
+    assert code == caught.value.code
+    assert len(str(caught.value)) < 1_200
+
+
+def test_a_good_answer_is_read() -> None:
+    """As it is."""
+    with serving(lambda _: Told(body={"a": 1})) as url:
+        listener = Listener(url=url, key="the-key", remedy="ask")
+        assert {"a": 1} == read_words(listener, "/x", asyncio.run(send(listener, "/x")))

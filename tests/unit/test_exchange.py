@@ -51,6 +51,16 @@ async def refused(wire: Wire, *headers: tuple[str, str], **limits: Any) -> ApiEr
     return caught.value
 
 
+def test_query_and_source_are_those_of_the_scope() -> None:
+    """As far as a server knows them; an address is short."""
+    wire, fields = Wire(), {"method": "GET", "path": "/x", "headers": []}
+    plain = Exchange(dict(fields), wire.receive, wire.send, request_id="r")
+    assert (b"", "unknown") == (plain.query, plain.source)
+    full = {**fields, "query_string": b"a=1", "client": ("f" * 100, 7)}
+    asked = Exchange(full, wire.receive, wire.send, request_id="r")
+    assert (b"a=1", "f" * 64) == (asked.query, asked.source)
+
+
 def test_request_ids_are_long_random_and_plain() -> None:
     """26 base32 characters are 130 bits; engines and logs take them without quoting."""
     ids = {new_request_id() for _ in range(1000)}
@@ -62,6 +72,16 @@ def test_headers_keep_every_value_in_order() -> None:
     """A header given twice is seen twice: which one counts is not left to chance."""
     given = exchange(Wire(), ("host", "a"), ("accept", "x"), ("host", "b"))
     assert {b"host": [b"a", b"b"], b"accept": [b"x"]} == given.headers
+
+
+def test_the_query_is_kept_as_it_was_written() -> None:
+    """Whoever reads it decides what it may hold; a server may leave it out."""
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": []}
+    wire = Wire()
+    for query in (b"", b"a=%C3%A9&b[]=1"):
+        told = Exchange({**scope, "query_string": query}, wire.receive, wire.send, request_id="r")
+        assert query == told.query
+    assert b"" == Exchange(scope, wire.receive, wire.send, request_id="r").query
 
 
 async def test_a_body_in_one_part() -> None:

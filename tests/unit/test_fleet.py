@@ -64,15 +64,19 @@ class House:
     ) -> None:
         self.cluster = cluster
         self.links = Links()
+        self.counters = counters or {}
         self.slept_s: list[float] = []
         self.fleet = Fleet(
             groups,
             cluster=cluster,  # type: ignore[arg-type]
             links=self.links,
-            last_counter_mj=(counters or {}).get,
+            last_counter_mj=self._last_counter_mj,
             clock=now_s,
             sleep=self._sleep,
         )
+
+    async def _last_counter_mj(self, worker_id: str) -> int | None:
+        return self.counters.get(worker_id)
 
     async def _sleep(self, delay_s: float) -> None:
         self.slept_s.append(delay_s)
@@ -181,13 +185,15 @@ def test_waits_grow_and_a_steady_worker_starts_anew() -> None:
     [({}, None), ({"gpu_uuids": ("GPU-1",)}, 5), ({"meter": MeterSpec(kind="simulated", counter_path="c")}, 5)],
 )
 def test_the_last_reading_goes_on_only_where_the_counter_does(fields: dict[str, object], expected: int | None) -> None:
-    """A GPU that Ray picks anew, or a modelled counter, has another past."""
+    """A GPU that Ray picks anew, or a modelled counter, has another past; from the ledger at the first start."""
 
     async def scene() -> None:
         house = House([[spec_of("a-0", **fields)]], ScriptedCluster(), counters={"a-0": 5})
         await house.fleet.start(adopt=False)
+        house.counters["a-0"] = 7
         await house.down("a-0")
-        assert [specs[0].last_counter_mj for specs in house.cluster.started] == [None, expected]
+        found = [specs[0].last_counter_mj for specs in house.cluster.started]
+        assert found == [expected, None if expected is None else 7]
 
     play(scene())
 

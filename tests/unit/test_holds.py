@@ -8,6 +8,7 @@ from scheduler.core.budget_accounts import Budget, Level, Measure
 from scheduler.core.budget_windows import Window
 from scheduler.core.cluster import Cluster
 from scheduler.core.holds import Holds
+from scheduler.core.request import CostPlus, Rates
 from scheduler.core.rules import Rules
 from tests.core_words import progress, request, view
 from workers.types import Outcome, StepCurves
@@ -29,12 +30,14 @@ def entry_of(**values: object) -> Entry:
     return Entry(request=request(**values), place=1, waits_since_s=0.0)  # type: ignore[arg-type]
 
 
-def settled(entry: Entry, *, outcome: Outcome = Outcome.COMPLETED, zone: str = "north", output: int = 20) -> Attempt:
+def settled(
+    entry: Entry, *, outcome: Outcome = Outcome.COMPLETED, zone: str = "north", output: int = 20, gpu_us: int = 0
+) -> Attempt:
     """Its only attempt, as it ended."""
     worker = Cluster().update(view(zone=zone), 0.0)
     attempt = Attempt(
         attempt_id="r-1", entry=entry, worker=worker, started_s=0.0, prompt_tokens=80, expected_tokens=20,
-        last_sign_s=0.0, outcome=outcome,
+        last_sign_s=0.0, outcome=outcome, gpu_us=gpu_us,
     )  # fmt: skip
     entry.attempt = attempt
     tokens = Tokens(input_tokens=80, output_tokens=output)
@@ -101,6 +104,27 @@ def test_what_exceeds_its_bound_is_not_the_tenants() -> None:
     made.book_energy("r-1", energy_mj=bound_mj + 9, gpu_us=0)
     (state,) = made.budgets.states(entry.request)
     assert (bound_mj, 9) == (state.used, made.budgets.excess.amounts["energy_mj"])
+
+
+@pytest.mark.parametrize(("took_us", "paid_nano"), [(7, 80 + 7), (10**9, None)])
+def test_what_energy_costs_is_corrected_when_it_is_booked(took_us: int, paid_nano: int | None) -> None:
+    """Charged by the estimate first; in the end by what was measured, and never more than was held."""
+    rates = Rates(input_nano=1_000_000, plus=CostPlus(gpu_nano_per_s=1_000_000))
+    made, entry = holds(money_nano=10**9), entry_of(rates=rates)
+    assert made.hold(entry) is None
+    assert entry.hold is not None
+    most_nano = entry.hold.plus_nano
+    assert {"money_nano": 100 + most_nano} == held(made)
+    attempt = settled(entry, gpu_us=20)
+    assert attempt.settled is not None
+    assert (80 + 20, 20, most_nano) == (
+        attempt.settled.cost_nano, attempt.settled.plus_nano, attempt.settled.most_plus_nano
+    )  # fmt: skip
+    made.settled(attempt)
+    made.end(entry)
+    made.book_energy("r-1", energy_mj=0, gpu_us=took_us)
+    (state,) = made.budgets.states(entry.request)
+    assert (paid_nano or 80 + most_nano, 0) == (state.used, state.held)
 
 
 @pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.ABORTED])

@@ -5,24 +5,40 @@ from typing import Any
 
 import pytest
 
+from scheduler.accounting.prices import PriceBook
 from scheduler.api.access import Caller
 from scheduler.api.errors import ApiError
 from scheduler.api.intake import MODEL_MISSING, Admitted, Intake
 from scheduler.api.limits import RelayLimits, ServedModel
 from scheduler.core.request import Band, DataClass, Rates, Slo
+from tests.price_words import entry, tariff, version
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "CANARY hello"}]}
-RATES, SLO = Rates(1, 2, 3), Slo(ttft_s=9.0)
+SLO = Slo(ttft_s=9.0)
+AT_UNIX_S = 1_700_000_000.5
+"""A Tuesday, 22:13 UTC."""
+DAY, NIGHT = tariff("day", "06:00-22:00"), tariff("night", "22:00-06:00")
+PRICES = PriceBook(
+    [
+        version(
+            "v",
+            entry(10, Band.FLEX, model="m"),
+            entry(20, Band.DEFAULT, Band.PRIORITY, model="m", tariff=DAY),
+            entry(30, Band.DEFAULT, Band.PRIORITY, model="m", tariff=NIGHT),
+        )
+    ]
+)
 
 
-def intake(zones: frozenset[str] | None = None, **limits: Any) -> Intake:
+def intake(zones: frozenset[str] | None = None, *, prices: PriceBook = PRICES, **limits: Any) -> Intake:
     return Intake(
-        models={"m": ServedModel(name="m", default_output_tokens=50, expansion=3, rates=RATES, slo=SLO)},
+        models={"m": ServedModel(name="m", default_output_tokens=50, expansion=3, slo=SLO)},
         limits=RelayLimits(**limits),
         salt_key=b"salt",
         zones=zones,
-        unix_clock=lambda: 1_700_000_000.5,
+        prices=prices,
+        unix_clock=lambda: AT_UNIX_S,
     )
 
 
@@ -64,8 +80,35 @@ def test_a_body_becomes_a_request_of_its_caller() -> None:
 
 
 def test_the_models_prices_and_targets_are_pinned() -> None:
-    """Later price books change nothing for a request that was admitted."""
-    assert (RATES, SLO) == ((request := admit().request).rates, request.slo)
+    """Those of its arrival; later price books change nothing for a request that was admitted."""
+    by = intake()
+    request = admit(by=by).request
+    assert (30, SLO) == (request.rates.input_nano, request.slo)
+    assert PRICES.rates("m", Band.DEFAULT, AT_UNIX_S) == request.rates
+    by.reload(PriceBook([version("w", entry(99, model="m"))]))
+    assert (30, 99) == (request.rates.input_nano, admit(by=by).request.rates.input_nano)
+
+
+@pytest.mark.parametrize(("best_band", "nano"), [(Band.PRIORITY, 30), (Band.FLEX, 10)])
+def test_the_price_is_that_of_the_tier_it_gets(best_band: Band, nano: int) -> None:
+    """Not of the one that it asked for, where its key lowers that."""
+    request = admit({**HELLO, "service_tier": "priority"}, best_band=best_band).request
+    assert (best_band, nano) == (request.band, request.rates.input_nano)
+
+
+def test_what_has_no_price_is_not_run() -> None:
+    """The operator's gap: the model, the tier and the setting are named, and asking again does not help."""
+    error = refused(by=intake(prices=PriceBook([version("v", entry(model="other"))])))
+    assert (503, "no_price", "model", False) == (error.status, error.code, error.param, error.should_retry)
+    assert "model 'm' has no price for service tier default" in error.message
+    assert "prices.versions" in error.message
+    assert "prices.missing: free" in error.message
+
+
+def test_what_has_no_price_may_be_free() -> None:
+    """If the operator says so; no version is named then."""
+    prices = PriceBook([version("v", entry(model="other"))], is_free_where_missing=True)
+    assert Rates() == admit(by=intake(prices=prices)).request.rates
 
 
 def test_without_a_limit_of_its_own_the_models_default_applies() -> None:

@@ -34,7 +34,7 @@ def opened(url: str, **options: Any) -> Ledger:
 
 
 def numbered(seq: int, word: str = "x") -> Row:
-    row: Row = Changed(change_id=str(seq), actor="ops", action=word, target="t")
+    row: Row = Changed(change_id=str(seq), fields={"what": word})
     row.seq, row.at_us = seq, seq
     return row
 
@@ -111,8 +111,8 @@ def test_the_lock_is_free_after_an_opening_that_failed(ledger_url: str) -> None:
 
 def test_one_that_lost_its_lock_cannot_write(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another took the ledger over: the first writes nothing more, at once and later, and destroys nothing."""
-    monkeypatch.setattr(ledger_module._Lock, "_lock_file", lambda self, path: None)
-    monkeypatch.setattr(ledger_module._Lock, "_lock_server", lambda self, engine: None)
+    monkeypatch.setattr(ledger_module.WriterLock, "_lock_file", lambda self, path: None)
+    monkeypatch.setattr(ledger_module.WriterLock, "_lock_server", lambda self, engine: None)
     with closing(opened(ledger_url)) as stale:
         written(stale, 2)
         with closing(opened(ledger_url)) as ledger:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from scheduler.accounting import changes
 from scheduler.api.access import digest_of, key_id_of
 from scheduler.config import Config, load_config
 from scheduler.config_errors import ConfigError
@@ -11,9 +12,10 @@ from scheduler.config_sections import ModelConfig
 from scheduler.core.budget_accounts import Budget, Level, Measure
 from scheduler.core.budget_windows import Window
 from scheduler.core.fairness import DEFAULT_WORK
-from scheduler.core.request import DEFAULT_SLO, FREE, DataClass, Rates, Slo
+from scheduler.core.request import DEFAULT_SLO, FREE, Band, DataClass, Rates, Slo
 from scheduler.core.rules import Rules
-from scheduler.policies import budgets_of, rates_of, rules_of, slo_of, zone_names
+from scheduler.policies import budgets_of, prices_of, rules_of, slo_of, with_directory, zone_names
+from tests.directory_words import TWO_TENANTS, directory_of, key_id, tokens
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -87,23 +89,14 @@ def test_what_is_not_written_is_the_cores_default(tmp_path: Path) -> None:
         "{models: {m: {}}, workers: [{name: w, engine: simulated, model: m}], tenants: [{name: a}], "
         "generate_keys: true}"
     )
-    rules, default = rules_of(load_config(tmp_path / "c.yaml")), Rules()
+    config = load_config(tmp_path / "c.yaml")
+    rules, default = rules_of(config), Rules()
     assert ({}, {}) == (rules.budgets, rules.task_budgets)
     for name in ("zones", "carbon_ug_per_mj", "reserve_ratio", "ageing_s", "ageing_every"):
         assert getattr(default, name) == getattr(rules, name)
     assert {"a": 1.0} == rules.weights
     assert pytest.approx(tuple(DEFAULT_WORK)) == tuple(rules.work["m"])
-    assert (FREE, DEFAULT_SLO) == (rates_of(ModelConfig(), currency="USD"), slo_of(ModelConfig()))
-
-
-def test_prices_are_nano_units_per_million_tokens() -> None:
-    """A cached token costs what any other does where nothing is said."""
-    price = {"input": "0.15", "output": 0.6}
-    assert Rates(150_000_000, 150_000_000, 600_000_000) == rates_of(
-        ModelConfig.model_validate({"price": price}), currency="USD"
-    )
-    price["cached_input"] = 0
-    assert 0 == rates_of(ModelConfig.model_validate({"price": price}), currency="USD").cached_nano
+    assert (FREE, DEFAULT_SLO) == (prices_of(config).rates("m", Band.DEFAULT, 0.0), slo_of(ModelConfig()))
 
 
 def test_what_lateness_costs_is_in_nano_units() -> None:
@@ -129,4 +122,33 @@ def test_the_example_of_three_tenants_becomes_rules(monkeypatch: pytest.MonkeyPa
     assert 3 == len(rules.weights)
     assert ["tenant", "project", "tenant", "key", "key"] == [level.kind for level in rules.budgets]
     assert {"hall-a": DataClass.CORE, "hall-b": DataClass.GENERAL} == rules.zones
-    assert Rates(200_000_000, 50_000_000, 800_000_000, "EUR") == rates_of(config.models["chat"], currency="EUR")
+    rates = prices_of(config).rates("chat", Band.FLEX, 0.0)
+    assert Rates(200_000_000, 50_000_000, 800_000_000, "EUR", version=rates.version) == rates
+    assert rates.version.startswith("models/")
+
+
+def test_budgets_and_weights_of_the_directory(config: Config) -> None:
+    """Of every level, in place of the file's; the rest of the rules stays."""
+    one = (tokens(1),)
+    directory = directory_of(
+        [
+            *TWO_TENANTS,
+            changes.BudgetsSet(level="tenant", name="acme", budgets=one),
+            changes.BudgetsSet(level="task", name="other", budgets=one),
+            changes.BudgetsSet(level="key", name=key_id("secret-a"), budgets=one),
+            changes.BudgetsSet(level="key", name=key_id("secret-b"), budgets=one),
+            changes.KeyRevoked(key_id=key_id("secret-b")),
+            changes.TenantChanged(name="other", terms=changes.TenantTerms(weight_micro=2_500_000)),
+            changes.TenantClosed(name="acme"),
+        ]
+    )
+    before = rules_of(config)
+    rules = with_directory(before, directory)
+    hourly = budget(Measure.TOKENS, 1, "1h")
+    assert {
+        Level("tenant", "acme"): (hourly,),
+        Level("project", "acme/search"): (budget(Measure.TOKENS, 10, "1h"),),
+        Level("key", key_id("secret-a")): (hourly,),
+    } == rules.budgets
+    assert ({"other": (hourly,)}, {"acme": 1.0, "other": 2.5}) == (rules.task_budgets, rules.weights)
+    assert (before.work, before.zones, before.ageing_s) == (rules.work, rules.zones, rules.ageing_s)

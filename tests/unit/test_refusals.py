@@ -13,6 +13,7 @@ ALL = [
     refusals.no_worker("m", 60.0),
     refusals.model_not_found("m"),
     refusals.shutting_down(),
+    refusals.ledger_unavailable(),
     refusals.deadline_exceeded(1.25),
     refusals.deadline_infeasible(0.1, 2.0),
     refusals.data_residency_mismatch(["north", "south"]),
@@ -40,7 +41,7 @@ def test_whoever_may_come_back_is_told_when(rejection: Rejection) -> None:
 
 def test_statuses() -> None:
     """Overload is 503, an unknown model 404, time that ran out 504, data that may be nowhere 403."""
-    assert [503, 503, 503, 404, 503, 504, 504, 403] == [rejection.status for rejection in ALL]
+    assert [503, 503, 503, 404, 503, 503, 504, 504, 403] == [rejection.status for rejection in ALL]
 
 
 def test_numbers_are_in_the_message() -> None:

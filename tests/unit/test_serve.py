@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from scheduler.accounting.changes import Owner
 from scheduler.commands import serve
 from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.config import load_config
@@ -154,8 +155,9 @@ def test_the_log_level_comes_from_the_environment(monkeypatch: pytest.MonkeyPatc
 class Reloading:
     """Takes any configuration; says that workers need a restart."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Owner = Owner.FILE) -> None:
         self.configs: list[Any] = []
+        self.directory_owner = owner
 
     def reload(self, config: Any) -> list[str]:
         self.configs.append(config)
@@ -171,3 +173,12 @@ def test_a_file_is_read_again_and_a_wrong_one_changes_nothing(tmp_path: Path) ->
     (tmp_path / "c.yaml").write_text("tenants: 7")
     serve._reload(service, tmp_path / "c.yaml", said.append)  # type: ignore[arg-type]
     assert (1, True) == (len(service.configs), said[-1].startswith("not reloaded, the old rules stay"))
+
+
+def test_a_reload_says_whose_the_tenants_are(tmp_path: Path) -> None:
+    """Of the file's tenants nothing is read where the API owns them."""
+    config_of(tmp_path)
+    for owner, words in ((Owner.FILE, "keys, budgets, prices, weights"), (Owner.API, "are the API's, not the file's")):
+        said: list[str] = []
+        serve._reload(Reloading(owner), tmp_path / "c.yaml", said.append)  # type: ignore[arg-type]
+        assert words in said[0]

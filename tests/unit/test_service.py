@@ -12,11 +12,17 @@ from typing import Any
 import pytest
 
 from scheduler import service as service_module
+from scheduler.accounting.change_rows import LedgerChangeLog
+from scheduler.accounting.changes import Owner
+from scheduler.accounting.directory import Directory
+from scheduler.accounting.ledger_reader import Reader
 from scheduler.commands.http_client import fetch
 from scheduler.config import load_config
 from scheduler.config_errors import ConfigError
-from scheduler.config_sections import LimitsConfig
+from scheduler.config_prices import PricesConfig
+from scheduler.config_sections import LimitsConfig, PriceConfig
 from scheduler.config_tenants import BudgetConfig
+from scheduler.ledger_files import ledger_url
 from scheduler.listeners import PortTaken, bind
 from scheduler.service import Service, state_words
 from tests.local_link import LocalLink
@@ -98,8 +104,8 @@ def config_of(
 
 
 @asynccontextmanager
-async def running(folder: Path, **settings: Any) -> AsyncIterator[Service]:
-    service = Service(config_of(folder, **settings))
+async def running(folder: Path, *, config: Any = None, **settings: Any) -> AsyncIterator[Service]:
+    service = Service(config or config_of(folder, **settings))
     assert isinstance(service.cluster, LocalCluster)
     service.cluster.loop = asyncio.get_running_loop()
     try:
@@ -255,6 +261,77 @@ async def test_rules_and_keys_change_while_it_serves(tmp_path: Path) -> None:
         assert ["limits"] == service.reload(changed)
         assert 429 == (await complete(service, key)).status
         assert 200 == (await complete(service, service.generated_keys["beta"])).status
+
+
+async def test_prices_change_while_it_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The next request pays the new price, one that runs its own; what has no price is refused and told in the log."""
+    slow = {"fixed_step_s": 0.02}
+    async with running(tmp_path, **slow) as service:
+        await service.wait_ready()
+        key, metered = service.generated_keys["alpha"], {"x-jouleway-metering": "1"}
+        running_one = asyncio.create_task(complete(service, key, headers=metered, max_tokens=20))
+        async with asyncio.timeout(10):
+            while not service.snapshot().num_running:
+                await asyncio.sleep(0.005)
+        before = service._config
+        dearer = before.models["m"].model_copy(update={"price": PriceConfig(input=Decimal(70), output=Decimal(70))})
+        assert [] == service.reload(before.model_copy(update={"models": {"m": dearer}})), "no restart for a price"
+        first, second = await running_one, await complete(service, key, headers=metered)
+        assert [10_000, 70_000] == [
+            reply.json()["jouleway"]["cost_nano"] // reply.json()["usage"]["total_tokens"] for reply in (first, second)
+        ]
+        unpriced = before.models["m"].model_copy(update={"price": None})
+        refuse = PricesConfig(missing="refuse")
+        service.reload(before.model_copy(update={"models": {"m": unpriced}, "prices": refuse}))
+        reply = await complete(service, key)
+        assert (503, "no_price", "false") == (
+            reply.status, reply.json()["error"]["code"], reply.headers["x-should-retry"]
+        )  # fmt: skip
+    assert "prices: no price version is in force now: requests are refused (no_price)" in caplog.text
+
+
+async def admin(service: Service, method: str, path: str, body: object = None, *, key: str | None = None) -> Any:
+    headers = {"Authorization": f"Bearer {key or service.admin_key}"}
+    url = f"{service.admin_url}/v1/jouleway/admin{path}"
+    return await fetch(url, method=method, payload=body, headers=headers)
+
+
+async def test_a_tenant_lives_by_the_api_alone(tmp_path: Path) -> None:
+    """Created, given a key and a budget, asked, revoked, while everything runs; then the log makes it again."""
+    config = config_of(tmp_path).model_copy(update={"directory": "api", "generate_keys": False})
+    async with running(tmp_path, config=config) as service:
+        await service.wait_ready()
+        assert Owner.API is service.directory_owner
+        assert 201 == (await admin(service, "POST", "/tenants", {"name": "gamma", "data_class": "core"})).status
+        made = (await admin(service, "POST", "/tenants/gamma/keys", {})).json()
+        assert 200 == (await complete(service, made["key"])).status
+        budgets = {"level": "key", "name": made["key_id"], "budgets": [{"tokens": 1, "per": "1h"}]}
+        assert 200 == (await admin(service, "PUT", "/budgets", budgets)).status
+        assert 429 == (await complete(service, made["key"])).status
+        unknown = await admin(service, "POST", "/tenants", {"name": "delta", "zones": ["mars"]})
+        assert (400, "zones") == (unknown.status, unknown.json()["error"]["param"])
+        other = (await admin(service, "POST", "/tenants/gamma/keys", {})).json()
+        running_one = asyncio.create_task(complete(service, other["key"], max_tokens=200))
+        await asyncio.sleep(0.05)
+        assert 200 == (await admin(service, "POST", f"/keys/{other['key_id']}/revoke")).status
+        assert 401 == (await complete(service, other["key"])).status
+        assert 200 == (await running_one).status
+        assert [] == service.reload(config)
+        assert ["directory"] == service.reload(config.model_copy(update={"directory": "file", "generate_keys": False}))
+    reader = Reader(ledger_url(config))
+    rows = list(LedgerChangeLog(reader).changes())
+    reader.close()
+    assert service._directory.tenancy.directory.state() == Directory.of(rows).state()
+    assert "access_denied" == rows[-1].what
+
+
+async def test_where_the_file_owns_the_api_reads_only(tmp_path: Path) -> None:
+    """And says which file."""
+    async with running(tmp_path) as service:
+        refused = await admin(service, "POST", "/tenants", {"name": "gamma"})
+        assert (409, True) == (refused.status, str(tmp_path / "c.yaml") in refused.json()["error"]["message"])
+        shown = (await admin(service, "GET", "/tenants")).json()["data"]
+        assert [("alpha", 1), ("beta", 1)] == [(row["name"], row["num_keys"]) for row in shown]
 
 
 def test_states_are_said_in_words() -> None:

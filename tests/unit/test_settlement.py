@@ -9,6 +9,7 @@ from scheduler.accounting import settlement as settlement_module
 from scheduler.accounting.accounts import OPERATOR, Account, Kind
 from scheduler.accounting.settlement import Charge, Settlement, request_id_of
 from scheduler.core.actions import Payer
+from scheduler.core.request import CostPlus, Rates
 from tests.scripted_link import posting_of, window_of
 from workers.types import Grade, Outcome
 
@@ -168,6 +169,24 @@ def test_a_posting_that_says_otherwise_is_counted_and_never_believed() -> None:
     settlement.charge(charge_of("req-b-1"))
     assert 39 == settlement.accounts.balance().posting_difference_mj, "whichever of the two comes first"
     assert is_closed(settlement)
+
+
+@pytest.mark.parametrize("order", ["charge first", "posting first", "given up"])
+def test_cost_plus_is_corrected_once_when_its_energy_is_booked(order: str) -> None:
+    """By what its windows gave, whatever comes first; energy that still arrives later moves no money."""
+    settlement = opened()
+    settlement.window("w-0", window_of(("req-a-1", 100, 10)))
+    rates = Rates(plus=CostPlus(gpu_nano_per_s=1_000_000))
+    charge = charge_of("req-a-1", rates=rates, cost_nano=33, plus_nano=25)
+    if order == "posting first":
+        settlement.post_energy("w-0", posting_of("req-a-1", 100, 10))
+    settlement.charge(charge)
+    if order == "charge first":
+        assert 33 == settlement.accounts.tokens_of("alpha").cost_nano
+        settlement.post_energy("w-0", posting_of("req-a-1", 100, 10))
+    settlement.give_up("req-a-1")
+    settlement.window("w-0", window_of(("req-a-1", 7, 5), counter_mj=2000))
+    assert 33 - 25 + 10 == settlement.accounts.tokens_of("alpha").cost_nano
 
 
 def test_a_strangers_posting_is_no_difference() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from workers.digests import stated_of
 from workers.engines import simulated
 from workers.engines.simulated import SimulatedEngine
 from workers.engines.simulated_openai import WORDS, count_tokens, hash_blocks, text_of
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 CANARY = "xylophone-canary"
+SALT = bytes(range(16))
 
 
 class Sink:
@@ -102,7 +104,7 @@ class Client:
     async def raw(self, path: str, body: bytes, *, leave: asyncio.Event | None = None, priority: int = 0) -> Reply:
         self.num_calls += 1
         attempt_id = f"req-{self.num_calls}-1"
-        scope, given = self.engine.request(Call(attempt_id=attempt_id, path=path, body=body, priority=priority))
+        scope, given = self.engine.request(Call(attempt_id=attempt_id, path=path, body=body, priority=priority), SALT)
         reply = Reply()
         is_read = False
 
@@ -210,6 +212,7 @@ async def test_an_embedding_computes_its_prompts_and_generates_nothing(start: St
         [each.generated_tokens for each in records], [each.finish_reason for each in records],
         [each.token_difference for each in records],
     )  # fmt: skip
+    assert {(each.output_bytes, each.output_digest) for each in records} == {(0, "")}
 
 
 @pytest.mark.parametrize(("path", "name"), [("/tokenize", "count"), ("/v1/messages/count_tokens", "input_tokens")])
@@ -291,6 +294,26 @@ async def test_same_seed_gives_the_same_answers() -> None:
         await engine.stop()
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
+
+
+def digest_of(text: str) -> tuple[int, str]:
+    """What is to be stated of a text, as its client computes it."""
+    return stated_of(SALT, text.encode())
+
+
+async def test_the_texts_that_clients_got_are_stated(start: Start) -> None:
+    """Streamed and whole, of every choice and prompt, in their order."""
+    client = await start()
+    fields = {"prompt": ["one two", "three"], "n": 2, "max_tokens": 5, "ignore_eos": True}
+    whole = await client.post(COMPLETIONS, **fields)
+    streamed = await client.post(COMPLETIONS, **fields, stream=True)
+    texts = dict.fromkeys(range(4), "")
+    for chunk in streamed.chunks:
+        texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
+    for name, got in (("req-1-1", [each["text"] for each in whole.json["choices"]]), ("req-2-1", list(texts.values()))):
+        assert [digest_of(text) for text in got] == [
+            (each.output_bytes, each.output_digest) for each in client.sink.closed[name]
+        ]
 
 
 async def test_nothing_of_the_prompt_comes_out(start: Start) -> None:
@@ -435,6 +458,22 @@ async def test_disconnect_aborts(start: Start, stream: bool) -> None:
     assert (load.num_running, load.kv_used_tokens) == (0, 0)
 
 
+async def test_of_an_aborted_stream_what_was_put_out_is_stated(start: Start) -> None:
+    """Not the token of the step in flight; of a whole answer what was generated."""
+    client, leave = await start(), asyncio.Event()
+    fields: dict[str, Any] = {"prompt": "x", "max_tokens": 100_000, "ignore_eos": True, "leave": leave}
+    tasks = [asyncio.create_task(client.post(COMPLETIONS, **fields, stream=is_stream)) for is_stream in (True, False)]
+    await client.until(lambda: len(client.sink.steps) >= 5)
+    leave.set()
+    streamed, _ = await asyncio.gather(*tasks)
+    await client.until(lambda: len(client.sink.closed) == 2)
+    stated = {name: each[0] for name, each in client.sink.closed.items()}
+    events = b"".join(streamed.bodies).decode().removesuffix("\n\n").split("\n\n")
+    text = "".join(json.loads(event.removeprefix("data: "))["choices"][0]["text"] for event in events)
+    assert digest_of(text) == (stated["req-1-1"].output_bytes, stated["req-1-1"].output_digest)
+    assert stated["req-2-1"].output_bytes > stated["req-2-1"].generated_tokens > 0
+
+
 async def test_cancelled_task_aborts_too(start: Start) -> None:
     """The worker cancels what does not obey."""
     client = await start()
@@ -448,7 +487,7 @@ async def test_cancelled_task_aborts_too(start: Start) -> None:
 async def test_client_that_leaves_before_its_body_costs_nothing(start: Start) -> None:
     """No answer, no sequence."""
     client = await start()
-    scope, _ = client.engine.request(Call(attempt_id="a", path=CHAT, body=b"{}"))
+    scope, _ = client.engine.request(Call(attempt_id="a", path=CHAT, body=b"{}"), SALT)
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.disconnect"}
@@ -468,7 +507,8 @@ async def test_slow_reader_gets_its_tokens_joined(start: Start) -> None:
     scope, body = client.engine.request(
         Call(
             attempt_id="slow", path=COMPLETIONS, body=b'{"prompt":"x","max_tokens":30,"ignore_eos":true,"stream":true}'
-        )
+        ),
+        SALT,
     )
     is_read = False
 
@@ -520,7 +560,8 @@ async def test_lost_closing_record_is_declared(start: Start, monkeypatch: pytest
     leave.set()
     await task
     await client.until(lambda: "req-1-1" in client.sink.closed)
-    assert [each.exact for each in client.sink.closed["req-1-1"]] == [False]
+    lost = client.sink.closed["req-1-1"][0]
+    assert (lost.exact, lost.output_bytes > 0, len(lost.output_digest)) == (False, True, 64)
     client.engine.resume()
     await client.until(lambda: client.engine.load().num_running == 0)
     assert len(client.sink.closed) == 1

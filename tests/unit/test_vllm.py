@@ -17,8 +17,11 @@ from workers.engines import vllm
 from workers.engines.vllm import VllmEngine, check_version, end_processes
 from workers.engines.vllm_ids import CURRENT_ATTEMPT
 from workers.engines.vllm_messages import SOCKET_VARIABLE
+from workers.engines.vllm_sequences import Sequence
 from workers.errors import EngineStartError
 from workers.types import Call, SequenceUsage, StepRecord, WorkerSpec
+
+SALT = bytes(16)
 
 
 class Sink:
@@ -147,17 +150,28 @@ def test_only_tested_versions_start(monkeypatch: pytest.MonkeyPatch, installed: 
 
 def test_a_scope_carries_id_and_priority(engine: VllmEngine) -> None:
     """In headers; and below ASGI 2.4, so that a disconnect aborts streams too."""
-    scope, body = engine.request(Call(attempt_id="a-1", path="/v1/completions", body=b'{"x": 1}', priority=7))
+    scope, body = engine.request(Call(attempt_id="a-1", path="/v1/completions", body=b'{"x": 1}', priority=7), SALT)
     headers = dict(scope["headers"])
     assert (b"a-1", b"7", b"8") == (headers[b"x-request-id"], headers[b"x-vllm-priority"], headers[b"content-length"])
     assert ("POST", "/v1/completions", b'{"x": 1}') == (scope["method"], scope["path"], body)
     assert tuple(map(int, scope["asgi"]["spec_version"].split("."))) < (2, 4)
-    assert "GET" == engine.request(Call(attempt_id="a-2", path="/v1/models", body=b""))[0]["method"]
+    assert "GET" == engine.request(Call(attempt_id="a-2", path="/v1/models", body=b""), SALT)[0]["method"]
+
+
+def test_a_cpu_engine_runs_our_worker_class(engine: VllmEngine) -> None:
+    """Which no seed ends; where the operator named another, a note says what may happen."""
+    parallel_config = SimpleNamespace(worker_cls="vllm.v1.worker.cpu_worker.CPUWorker")
+    engine._name_cpu_worker(parallel_config)
+    assert ("workers.engines.vllm_cpu_worker.SeededCPUWorker", []) == (parallel_config.worker_cls, engine._notes)
+    parallel_config.worker_cls = "house.Worker"
+    engine._name_cpu_worker(parallel_config)
+    assert "house.Worker" == parallel_config.worker_cls
+    assert engine._notes[0].startswith("seed_guard_off: engine_args.worker_cls is set")
 
 
 def test_embeddings_carry_their_priority_in_the_body(engine: VllmEngine) -> None:
     """There vLLM reads no header."""
-    scope, body = engine.request(Call(attempt_id="a", path="/v1/embeddings", body=b'{"input": "x"}', priority=3))
+    scope, body = engine.request(Call(attempt_id="a", path="/v1/embeddings", body=b'{"input": "x"}', priority=3), SALT)
     assert {"input": "x", "priority": 3} == json.loads(body)
     assert str(len(body)).encode() == dict(scope["headers"])[b"content-length"]
 
@@ -174,7 +188,7 @@ async def test_the_app_runs_in_its_attempts_context(engine: VllmEngine) -> None:
         seen.append(CURRENT_ATTEMPT.get())
 
     engine._app = app
-    scope, _ = engine.request(Call(attempt_id="a-1", path="/v1/completions", body=b"{}"))
+    scope, _ = engine.request(Call(attempt_id="a-1", path="/v1/completions", body=b"{}"), SALT)
     await engine.app(scope, None, None)  # type: ignore[arg-type]
     assert (["a-1", "a-1"], None) == (seen, CURRENT_ATTEMPT.get())
 
@@ -213,7 +227,7 @@ async def test_a_dead_engine_is_told_at_once(
     """Killed, ended, or broken by vLLM's own word: running attempts end, and the cause is named."""
     sink = Sink()
     await engine.start(sink)
-    engine.request(Call(attempt_id="a", path="/v1/completions", body=b"{}"))
+    engine.request(Call(attempt_id="a", path="/v1/completions", body=b"{}"), SALT)
     process.exitcode, engine._engine.errored = exit_code, errored
     await until(lambda: sink.deaths)
     assert [f"vLLM's engine process ended by {words}"] == sink.deaths
@@ -227,10 +241,10 @@ async def test_a_stream_that_vllm_ends_for_a_dead_engine_is_no_answer(engine: Vl
     """vLLM writes an error event and ends in order: the death is told before the attempt's end, once."""
     sink = Sink()
     await engine.start(sink)
-    scope, _ = engine.request(Call(attempt_id="a", path="/v1/completions", body=b"{}"))
+    scope, _ = engine.request(Call(attempt_id="a", path="/v1/completions", body=b"{}"), SALT)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        engine._attempts.opened("e", external_id="cmpl-a-0", prompt_tokens=4)
+        engine._attempts.opened(Sequence(engine_id="e", prompt_tokens=4), external_id="cmpl-a-0")
         process.exitcode = -9
 
     engine._app = app
@@ -283,7 +297,7 @@ async def test_load_is_what_the_engine_has_not_let_go_of(engine: VllmEngine) -> 
     engine._kv_tokens = 1000
     assert (0, 0, 0) == _load(engine)
     for name in ("e1", "e2", "e3"):
-        engine._attempts.opened(name, external_id=name, prompt_tokens=4)
+        engine._attempts.opened(Sequence(engine_id=name, prompt_tokens=4), external_id=name)
     engine._feed.num_running, engine._feed.kv_used_ratio = 2, 0.25
     assert (2, 1, 250) == _load(engine)
 

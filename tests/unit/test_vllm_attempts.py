@@ -1,15 +1,19 @@
 """Attempts and their engine requests: who pays, which prompt, and exactly one end on every path."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
+from workers.digests import stated_of
 from workers.engines import vllm_attempts
 from workers.engines.vllm_aggregate import AggregateSteps
 from workers.engines.vllm_attempts import Attempts
 from workers.engines.vllm_ids import CALIBRATION_PREFIX, CURRENT_ATTEMPT
-from workers.engines.vllm_sequences import Sequence
+from workers.engines.vllm_sequences import Generated, Sequence
 from workers.types import Progress, SequenceUsage, StepRecord
+
+SALT = bytes(range(16))
 
 
 class Closed:
@@ -24,13 +28,15 @@ class Closed:
         assert attempt_id not in self.closed, "closed twice"
         self.closed[attempt_id] = sequences
 
-    def run(self, engine_id: str, *, attempt_id: str | None, external_id: str = "x", prompt: int = 4) -> Sequence:
+    def run(
+        self, engine_id: str, *, attempt_id: str | None, external_id: str = "x", prompt: int = 4, **fields: Any
+    ) -> Sequence:
         """vLLM registers an engine request in an attempt's context."""
         token = CURRENT_ATTEMPT.set(attempt_id)
-        self.attempts.opened(engine_id, external_id=external_id, prompt_tokens=prompt)
+        sequence = Sequence(engine_id=engine_id, prompt_tokens=prompt, **fields)
+        self.attempts.opened(sequence, external_id=external_id)
         CURRENT_ATTEMPT.reset(token)
-        sequence = self.attempts.find(engine_id)
-        assert sequence is not None
+        assert sequence is self.attempts.find(engine_id)
         return sequence
 
     def output(self, sequence: Sequence, *, is_final: bool = False) -> None:
@@ -48,7 +54,7 @@ class Closed:
 def closed() -> Closed:
     """One open attempt, "a"."""
     closed = Closed()
-    closed.attempts.open("a")
+    closed.attempts.open("a", SALT)
     return closed
 
 
@@ -101,7 +107,7 @@ async def test_what_does_not_come_is_declared_lost(closed: Closed) -> None:
 
 async def test_the_context_says_who_pays(closed: Closed) -> None:
     """Whatever vLLM calls the request; without a context its id does; calibration has no payer."""
-    closed.attempts.open("b")
+    closed.attempts.open("b", SALT)
     assert "a" == closed.run("e1", attempt_id="a", external_id="resp_f00_0").payer
     assert "b" == closed.run("e2", attempt_id=None, external_id="cmpl-b-0").payer
     assert None is closed.run("e3", attempt_id=None, external_id=f"{CALIBRATION_PREFIX}1").payer
@@ -118,6 +124,34 @@ async def test_children_share_a_prompt_and_lists_have_several(closed: Closed) ->
     assert [0, 0, 1] == indexes
 
 
+async def test_choices_are_told_in_the_order_of_the_answer(closed: Closed) -> None:
+    """vLLM takes the children of two prompts alternately, and may take the second prompt first."""
+    for engine_id, external_id, choice in (
+        ("0_y", "cmpl-a-1", 0), ("0_x", "cmpl-a-0", 0), ("1_y", "cmpl-a-1", 1), ("1_x", "cmpl-a-0", 1),
+    ):  # fmt: skip
+        closed.run(engine_id, attempt_id="a", external_id=external_id, choice=choice)
+    closed.attempts.engine_died()
+    closed.attempts.asgi_ended("a")
+    told = [(usage.engine_request_id, usage.prompt_index) for usage in closed.closed["a"]]
+    assert [("0_x", 0), ("1_x", 0), ("0_y", 1), ("1_y", 1)] == told
+
+
+async def test_a_text_is_stated_under_its_attempts_salt(closed: Closed) -> None:
+    """Also of a sequence that never came to an end here; nothing is stated, or kept, of what nobody asked for."""
+    reads: list[bool] = []
+
+    def read(is_whole: bool) -> Generated:
+        reads.append(is_whole)
+        return Generated("so far", 0)
+
+    closed.run("e", attempt_id="a", read=read)
+    assert None is closed.run("ours", attempt_id=None, external_id=f"{CALIBRATION_PREFIX}1", read=read).read
+    closed.attempts.engine_died()
+    closed.attempts.asgi_ended("a")
+    usage = closed.closed["a"][0]
+    assert ([False], stated_of(SALT, b"so far")) == (reads, (usage.output_bytes, usage.output_digest))
+
+
 async def test_progress_says_what_moved(closed: Closed) -> None:
     """Once for each change, prompts counted once for children; nothing before the first token is computed."""
     first = closed.run("0_e", attempt_id="a", external_id="p", prompt=6)
@@ -132,7 +166,7 @@ async def test_progress_says_what_moved(closed: Closed) -> None:
 
 async def test_a_dead_engine_closes_whatever_ends(closed: Closed) -> None:
     """Ended attempts at once, running ones with their end; nobody waits for records that cannot come."""
-    closed.attempts.open("b")
+    closed.attempts.open("b", SALT)
     closed.output(closed.run("e1", attempt_id="a"))
     closed.run("e2", attempt_id="b")
     closed.attempts.asgi_ended("a")

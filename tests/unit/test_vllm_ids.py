@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.engines.vllm_ids import attempt_of
+from workers.engines.vllm_ids import attempt_of, prompt_number
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,12 @@ def test_an_id_names_its_attempt(external_id: str, attempt: str | None) -> None:
 def test_the_longest_open_attempt_wins() -> None:
     """An attempt id that looks like another one's prompt is not mistaken for it."""
     assert "a-1" == attempt_of("cmpl-a-1", {"a": None, "a-1": None})
+
+
+@pytest.mark.parametrize(
+    ("external_id", "number"),
+    [("cmpl-a-1-0", 0), ("cmpl-a-1-12", 12), ("cmpl-a", None), ("chatcmpl-a-1", None), ("resp_abc_0", None)],
+)
+def test_a_completions_id_names_its_prompt(external_id: str, number: int | None) -> None:
+    """Only there: an attempt's id may end in a number too."""
+    assert number == prompt_number(external_id)

@@ -1,6 +1,7 @@
 """One engine request's two sides: what each event adds, and when both are complete."""
 
-from workers.engines.vllm_sequences import Sequence
+from workers.digests import stated_of
+from workers.engines.vllm_sequences import Generated, Sequence
 
 
 def sequence(*, prompt: int = 10, cached: int = 0) -> Sequence:
@@ -88,3 +89,29 @@ def test_it_is_closed_when_both_sides_are_complete() -> None:
     assert not other.usage().exact
     other.late_tokens = 2
     assert other.is_closed
+
+
+def test_a_text_is_stated_once_and_let_go_of() -> None:
+    """What follows the first seal changes nothing; counts of the parser never exceed what was generated."""
+    asked: list[bool] = []
+
+    def read(is_whole: bool) -> Generated:
+        asked.append(is_whole)
+        return Generated("größer", reasoning_tokens=7)
+
+    one = sequence()
+    one.salt, one.read, one.generated_tokens = b"salt", read, 5
+    one.image_tokens, one.audio_tokens = 3, 2
+    one.seal(is_whole=True)
+    one.seal(is_whole=False)
+    assert ([True], None) == (asked, one.read)
+    usage, stated = one.usage(), stated_of(b"salt", "größer".encode())
+    assert (8, stated.digest, 5) == (usage.output_bytes, usage.output_digest, usage.reasoning_tokens)
+    assert (3, 2) == (usage.image_tokens, usage.audio_tokens)
+
+
+def test_what_generates_nothing_has_no_digest() -> None:
+    """An embedding."""
+    one = sequence()
+    one.seal(is_whole=True)
+    assert (0, "") == (one.usage().output_bytes, one.usage().output_digest)

@@ -386,6 +386,22 @@ def test_windows_without_room_are_carried() -> None:
     assert 4 * 3_070 == sum(window.in_flight_mj for window in bench.found)
 
 
+def test_a_counter_that_fell_in_a_window_without_room_is_said_by_the_next() -> None:
+    """Or nobody could tell why the readings do not differ by what was metered."""
+    bench = Bench(max_records=5)
+    bench.read(0.0, 0)
+    for index in range(1, 6):
+        bench.read(5.0 * index, 400_000 * index)
+    bench.read(30.0, 100_000)
+    bench.settle()
+    assert (4, 2) == (len(bench.found), bench.outbox.dropped_total)
+    bench.read(35.0, 500_000)
+    bench.settle()
+    last = bench.found[-1]
+    assert {"outbox_overflow": 500_000, "counter_reset": 0} == causes_of(last)
+    assert 900_000 == last.meter_mj
+
+
 def test_a_posting_without_room_stays_in_flight() -> None:
     """What a window put in must come out; an attempt that cost nothing may be dropped, and is counted."""
     bench = Bench(max_records=5)

@@ -78,7 +78,7 @@ class ScriptedEngine:
             notes=("hook: aggregate",),
         )
 
-    def request(self, call: Call) -> tuple[Scope, bytes]:
+    def request(self, call: Call, salt: bytes) -> tuple[Scope, bytes]:
         return {"type": "http", "id": call.attempt_id}, call.body
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -40,7 +40,9 @@ LOST_AFTER_S = 5.0
 class _Attempt:
     """What ran for one attempt."""
 
+    salt: bytes
     sequences: list[SimulatedSequence] = field(default_factory=list)
+    answer: Answer | None = None
     num_open: int = 0
     is_ended: bool = False
     told: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -111,8 +113,8 @@ class SimulatedEngine:
         """Longest prompt and output together that can run at all."""
         return min(self.options.max_model_len, self.options.kv_tokens)
 
-    def request(self, call: Call) -> tuple[Scope, bytes]:
-        self._attempts[call.attempt_id] = _Attempt()
+    def request(self, call: Call, salt: bytes) -> tuple[Scope, bytes]:
+        self._attempts[call.attempt_id] = _Attempt(salt)
         headers = [
             (b"content-type", b"application/json"),
             (b"x-request-id", call.attempt_id.encode()),
@@ -140,7 +142,7 @@ class SimulatedEngine:
 
     def asgi_ended(self, attempt_id: str) -> None:
         """``on_closed`` follows: at once if nothing runs any more, else when the step in flight ends, or in 5 s."""
-        attempt = self._attempts.setdefault(attempt_id, _Attempt())
+        attempt = self._attempts.setdefault(attempt_id, _Attempt(b""))
         attempt.is_ended = True
         if attempt.num_open and not self.dead_cause:
             attempt.timer = asyncio.get_running_loop().call_later(LOST_AFTER_S, self._close_attempt, attempt_id)
@@ -193,13 +195,12 @@ class SimulatedEngine:
 
     def open(self, attempt_id: str, answer: Answer) -> None:
         """Submits an answer's sequences."""
-        attempt = self._attempts.get(attempt_id)  # None behind a bare server: nobody asks for closing records
         for sequence in answer.sequences:
             self.core.submit(sequence)
             self._answers[sequence.sequence_id] = answer
-            if attempt is not None:
-                attempt.sequences.append(sequence)
-                attempt.num_open += 1
+        attempt = self._attempts.get(attempt_id)  # None behind a bare server: nobody asks for closing records
+        if attempt is not None:
+            attempt.answer, attempt.sequences, attempt.num_open = answer, answer.sequences, len(answer.sequences)
         self._work.set()
 
     def abort(self, answer: Answer) -> None:
@@ -262,10 +263,12 @@ class SimulatedEngine:
             return
         if attempt.timer is not None:
             attempt.timer.cancel()
-        self._sink.on_closed(attempt_id, tuple(self._usage(sequence) for sequence in attempt.sequences))
+        self._sink.on_closed(attempt_id, tuple(self._usage(attempt, sequence) for sequence in attempt.sequences))
 
-    def _usage(self, sequence: SimulatedSequence) -> SequenceUsage:
-        return sequence.usage(exact=self._answers.pop(sequence.sequence_id, None) is None)
+    def _usage(self, attempt: _Attempt, sequence: SimulatedSequence) -> SequenceUsage:
+        assert attempt.answer is not None
+        is_closed = self._answers.pop(sequence.sequence_id, None) is None
+        return sequence.usage(attempt.answer.stated(sequence, attempt.salt), exact=is_closed)
 
     async def _dummy(self, num_sequences: int, *, prompt_tokens: int, target_tokens: int, span_s: float) -> None:
         """Runs sequences that nobody pays for until they end or ``span_s`` is over."""

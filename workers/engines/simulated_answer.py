@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 
+from workers.digests import NOTHING, Stated, stated_of
 from workers.engine import Receive, Scope, Send
 from workers.engines.simulated_openai import (
     CHAT_PATH,
@@ -60,13 +61,15 @@ class Generator(Protocol):
 class _Choice:
     """Where one sequence's tokens go; mutable, owned by its answer."""
 
-    __slots__ = ("frame", "index", "phase", "position")
+    __slots__ = ("frame", "index", "phase", "position", "text")
 
     def __init__(self, index: int, phase: int, frame: tuple[bytes, bytes]) -> None:
         self.index = index
         self.phase = phase
         self.position = 0
         self.frame = frame
+        self.text = b""
+        """Once its sequence is closed: what the client was given of it."""
 
 
 class Answer:
@@ -118,8 +121,9 @@ class Answer:
             text = word(choice.phase, choice.position)
             choice.position += 1
             self._pending.append(self.writer.last(choice.index, text, sequence.finish_reason))
-            if not self._num_open:
-                self._pending.append(self.writer.close(self._written(), self.counts()))
+        choice.text = self._text(sequence)
+        if self.is_stream and not sequence.is_aborted and not self._num_open:
+            self._pending.append(self.writer.close(self._written(), self.counts()))
         self.wake()
 
     def fail(self) -> None:
@@ -169,9 +173,21 @@ class Answer:
         """The body of an answer that is not streamed."""
         return self.writer.whole(self._written(), self.counts())
 
+    def stated(self, sequence: SimulatedSequence, salt: bytes) -> Stated:
+        """Of what the client was given of a sequence; empty where nothing is to be generated."""
+        if not sequence.target_tokens:
+            return NOTHING
+        is_closed = sequence.is_closed
+        return stated_of(salt, self._choices[sequence.sequence_id].text if is_closed else self._text(sequence))
+
+    def _text(self, sequence: SimulatedSequence) -> bytes:
+        """Of a stream what was put out, of a whole answer what was generated."""
+        choice = self._choices[sequence.sequence_id]
+        return text_of(choice.phase, choice.position if self.is_stream else sequence.num_generated)
+
     def _written(self) -> list[Written]:
         return [
-            Written(text_of(choice.phase, sequence.num_generated), sequence.finish_reason)
+            Written(choice.text, sequence.finish_reason)
             for sequence, choice in zip(self.sequences, self._choices.values(), strict=True)
         ]
 

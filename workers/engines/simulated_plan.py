@@ -12,6 +12,7 @@ from enum import Enum, auto
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.digests import NOTHING, Stated
 from workers.types import SequenceUsage, StepRecord
 
 
@@ -62,8 +63,8 @@ class SimulatedSequence:
     def is_closed(self) -> bool:
         return self.state is SequenceState.CLOSED
 
-    def usage(self, *, exact: bool = True) -> SequenceUsage:
-        """Its closing record; not exact where it is given up before its end."""
+    def usage(self, stated: Stated = NOTHING, *, exact: bool = True) -> SequenceUsage:
+        """Its closing record, with what is stated of its text; not exact where it is given up before its end."""
         return SequenceUsage(
             engine_request_id=self.sequence_id,
             prompt_index=self.prompt_index,
@@ -73,6 +74,8 @@ class SimulatedSequence:
             generated_tokens=self.num_generated,
             scheduled_tokens=self.scheduled_tokens,
             recomputed_tokens=self.recomputed_tokens,
+            output_bytes=stated.num_bytes,
+            output_digest=stated.digest,
             finish_reason="abort" if self.is_aborted else self.finish_reason,
             exact=exact,
         )

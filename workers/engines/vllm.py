@@ -31,6 +31,7 @@ from workers.engines.vllm_logs import keep_texts_out
 from workers.engines.vllm_messages import SOCKET_VARIABLE
 from workers.engines.vllm_output_tail import OutputTail
 from workers.engines.vllm_outputs import install
+from workers.engines.vllm_reasoning import Reasoning
 from workers.engines.vllm_step_server import StepServer
 from workers.errors import EngineStartError
 from workers.types import Call, EngineInfo, Grade, Progress, SequenceUsage, StepRecord, WorkerSpec
@@ -53,6 +54,9 @@ PRIORITY_IN_BODY = ("/v1/embeddings", "/pooling", "/classify", "/score", "/v1/sc
 
 WITHOUT_KV = ("encoder_only", "attention_free")
 """Models that keep nothing of a sequence: their room is what may be computed at once."""
+
+CPU_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
+SEEDED_CPU_WORKER = "workers.engines.vllm_cpu_worker.SeededCPUWorker"
 
 WATCH_S = 0.2
 STOP_GRACE_S = 12.0
@@ -125,6 +129,8 @@ class VllmEngine:
         except (ValueError, TypeError, NotImplementedError) as error:
             raise EngineStartError(describe(self._spec, str(error))) from error
         self._name_hook(config.scheduler_config)
+        if not self._spec.num_gpus:
+            self._name_cpu_worker(config.parallel_config)
         return AsyncLLM.from_vllm_config(
             vllm_config=config,
             usage_context=UsageContext.OPENAI_API_SERVER,
@@ -146,16 +152,27 @@ class VllmEngine:
         name = "MeteredAsyncScheduler" if scheduler_config.async_scheduling else "MeteredScheduler"
         scheduler_config.scheduler_cls = f"{vllm_step_hook.__name__}.{name}"
 
+    def _name_cpu_worker(self, parallel_config: Any) -> None:
+        """Names our worker class, of which no request with a seed is the end, unless the operator named one."""
+        if parallel_config.worker_cls == CPU_WORKER:
+            parallel_config.worker_cls = SEEDED_CPU_WORKER
+        else:
+            self._notes.append(
+                "seed_guard_off: engine_args.worker_cls is set; a request with a seed may end the engine"
+            )
+
     async def _build_app(self, args: Any) -> None:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
 
         engine = self._engine
-        install(engine.output_processor, self._attempts)
+        reasoning = Reasoning()
+        install(engine.output_processor, self._attempts, count_reasoning=reasoning.count)
         await engine.reset_mm_cache()
         tasks = await engine.get_supported_tasks()
         app = build_app(args, tasks, engine.model_config)
         await init_app_state(engine, app.state, args, tasks)
+        reasoning.ask(getattr(app.state, "openai_serving_chat", None))
         app.state.server = SimpleNamespace(should_exit=False)  # vLLM wants to end its server when the engine dies
         self._app = app
         keep_texts_out()
@@ -183,8 +200,8 @@ class VllmEngine:
 
     # -- one attempt
 
-    def request(self, call: Call) -> tuple[Scope, bytes]:
-        self._attempts.open(call.attempt_id)
+    def request(self, call: Call, salt: bytes) -> tuple[Scope, bytes]:
+        self._attempts.open(call.attempt_id, salt)
         body = call.body
         if call.path in PRIORITY_IN_BODY and body:
             body = json.dumps({**json.loads(body), "priority": call.priority}).encode()

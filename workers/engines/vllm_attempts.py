@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from workers.engines.vllm_aggregate import AggregateSteps
-from workers.engines.vllm_ids import CALIBRATION_PREFIX, CURRENT_ATTEMPT, attempt_of
+from workers.engines.vllm_ids import CALIBRATION_PREFIX, CURRENT_ATTEMPT, attempt_of, prompt_number
 from workers.engines.vllm_sequences import Sequence
 from workers.types import Progress, SequenceUsage
 
@@ -30,6 +30,7 @@ MAX_FORGOTTEN = 4096
 class _Attempt:
     """What ran for one attempt."""
 
+    salt: bytes = b""
     sequences: list[Sequence] = field(default_factory=list)
     prompts: dict[str, int] = field(default_factory=dict)
     """Index by external id: children of n > 1 share it."""
@@ -58,8 +59,8 @@ class Attempts:
 
     # -- an attempt's life
 
-    def open(self, attempt_id: str) -> None:
-        self._attempts[attempt_id] = _Attempt()
+    def open(self, attempt_id: str, salt: bytes) -> None:
+        self._attempts[attempt_id] = _Attempt(salt=salt)
 
     def asgi_ended(self, attempt_id: str) -> None:
         """``on_closed`` follows: at once if both sides are complete, else when they are, or in 5 s."""
@@ -122,21 +123,25 @@ class Attempts:
     def find(self, engine_id: str) -> Sequence | None:
         return self._sequences.get(engine_id)
 
-    def opened(self, engine_id: str, *, external_id: str, prompt_tokens: int) -> None:
+    def opened(self, sequence: Sequence, *, external_id: str) -> None:
         """vLLM registered an engine request, in the context of the attempt that asked for it."""
         payer = CURRENT_ATTEMPT.get()
         if payer not in self._attempts:
             is_ours = external_id.startswith(CALIBRATION_PREFIX)
             payer = None if is_ours else attempt_of(external_id, self._attempts)
-        sequence = Sequence(engine_id=engine_id, payer=payer, prompt_tokens=prompt_tokens)
+        sequence.payer = payer
         self._add(sequence)
         if self._aggregate is not None:
             sequence.is_exact = False
             self._aggregate.opened(self._clock())
         attempt = self._attempts.get(payer) if payer is not None else None
-        if attempt is not None:
-            sequence.prompt_index = attempt.prompts.setdefault(external_id, len(attempt.prompts))
-            attempt.sequences.append(sequence)
+        if attempt is None:
+            sequence.read = None  # nothing is stated of what nobody asked for
+            return
+        number = prompt_number(external_id)
+        number = attempt.prompts.setdefault(external_id, len(attempt.prompts)) if number is None else number
+        sequence.prompt_index, sequence.salt = number, attempt.salt
+        attempt.sequences.append(sequence)
 
     def output_arrived(self, sequence: Sequence) -> None:
         if sequence.payer is not None:
@@ -207,7 +212,9 @@ class Attempts:
         if attempt.timer is not None:
             attempt.timer.cancel()
         for sequence in attempt.sequences:
+            sequence.seal(is_whole=False)
             if not sequence.is_closed:
                 sequence.is_exact = False
                 sequence.is_forgotten = True
-        self._on_closed(attempt_id, tuple(sequence.usage() for sequence in attempt.sequences))
+        in_order = sorted(attempt.sequences, key=lambda sequence: (sequence.prompt_index, sequence.choice))
+        self._on_closed(attempt_id, tuple(sequence.usage() for sequence in in_order))

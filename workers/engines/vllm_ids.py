@@ -21,6 +21,12 @@ CALIBRATION_PREFIX = "jouleway-calibration-"
 _ID = re.compile(r"^(?:\d+_)?(?:chatcmpl|cmpl|resp|msg|embd|pool|classify|score|rerank|generate-tokens)-(.+)$")
 
 
+def prompt_number(external_id: str) -> int | None:
+    """Which prompt of a completion's list an external id names; None on other routes, which have one."""
+    number = external_id.rpartition("-")[2]
+    return int(number) if external_id.startswith("cmpl-") and number.isdecimal() else None
+
+
 def attempt_of(external_id: str, open_attempts: object) -> str | None:
     """The attempt named in an engine request's external id, if it is one of ``open_attempts`` (a container)."""
     match = _ID.match(external_id)

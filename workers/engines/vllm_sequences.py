@@ -1,16 +1,27 @@
 """vLLM's engine requests as both sides see them: outputs that reached this process, and what the scheduler computed.
+Beside the counts: bytes and digest of what was generated, taken once, when the text is whole.
 
 Called by ``workers.engines.vllm_outputs`` (left side), ``workers.engines.vllm_feed`` (right side) and
-``workers.engines.vllm_attempts``. It must never know vLLM, a socket or a token's id.
+``workers.engines.vllm_attempts``. It must never know vLLM or a socket, and never keep a token's id or a text.
 
 Nothing of one side is computed from the other, so that the token identity (design §5) can fail when either is wrong.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from workers.digests import NOTHING, Stated, stated_of
 from workers.types import SequenceUsage
+
+
+class Generated(NamedTuple):
+    """What an engine request generated."""
+
+    text: str
+    reasoning_tokens: int
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -18,10 +29,19 @@ class Sequence:
     """The one mutable record of an engine request."""
 
     engine_id: str
-    payer: str | None
+    payer: str | None = None
     """Attempt that pays; None = nobody (calibration)."""
     prompt_index: int = 0
+    choice: int = 0
+    """Which of the answers to its prompt."""
     prompt_tokens: int = 0
+    image_tokens: int = 0
+    audio_tokens: int = 0
+    salt: bytes = b""
+    read: Callable[[bool], Generated] | None = None
+    """Reads what it generated: all of it, or (False) what of it has left. None: it generates nothing, or was sealed."""
+    stated: Stated = NOTHING
+    reasoning_tokens: int = 0
 
     # Left: the engine's outputs, as they arrived here.
     cached_tokens: int = 0
@@ -119,6 +139,14 @@ class Sequence:
             self.high_water = position
         self.position = position
 
+    def seal(self, *, is_whole: bool) -> None:
+        """No more text will leave: what is to be stated of it is taken, once, and the text is let go of."""
+        if self.read is None:
+            return
+        generated, self.read = self.read(is_whole), None
+        self.stated = stated_of(self.salt, generated.text.encode("utf-8", "surrogatepass"))
+        self.reasoning_tokens = min(generated.reasoning_tokens, self.generated_tokens)
+
     def usage(self) -> SequenceUsage:
         """Its closing record; not exact where a side is incomplete."""
         return SequenceUsage(
@@ -132,6 +160,11 @@ class Sequence:
             recomputed_tokens=self.recomputed_tokens,
             rejected_tokens=self.rejected_tokens,
             overrun_tokens=self.overrun_tokens,
+            reasoning_tokens=self.reasoning_tokens,
+            image_tokens=self.image_tokens,
+            audio_tokens=self.audio_tokens,
+            output_bytes=self.stated.num_bytes,
+            output_digest=self.stated.digest,
             finish_reason=self.finish_reason,
             exact=self.is_exact and self.is_closed,
         )

@@ -36,6 +36,8 @@ def upgrade() -> None:
         sa.Column("leaf", HASH, nullable=False),
     )
     op.create_index("rows_by_id", "rows", ["row_id", "kind"], unique=True)
+    is_change = sa.text("kind = 'change'")
+    op.create_index("rows_of_changes", "rows", ["seq"], sqlite_where=is_change, postgresql_where=is_change)
     op.create_table(
         "nodes",
         sa.Column("level", sa.Integer, primary_key=True, autoincrement=False),
@@ -60,6 +62,14 @@ def upgrade() -> None:
         *(sa.Column(name, BIG, nullable=False) for name in SUMS),
         sqlite_with_rowid=False,
     )
+    op.create_index("usage_by_task", "usage", ["tenant", "task", "minute_us"])
+    op.create_table(
+        "outcomes",
+        sa.Column("subject", TEXT, primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("outcome_id", TEXT, nullable=False),
+        sqlite_with_rowid=False,
+    )
 
 
 GROUPS = ("tenant", "project", "key_id", "model", "task", "tier", "currency")
@@ -80,6 +90,7 @@ SUMS = (
     "cost_nano",
     "accepted",
     "rejected",
+    "judged",
 )
 
 

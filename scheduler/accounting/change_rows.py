@@ -1,0 +1,60 @@
+"""Changes as rows of the ledger: the log that the directory is the fold of, and that `jouleway audit` shows.
+
+Made by ``scheduler.service``; implements ``change_log.ChangeLog``. It must never look into a change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from scheduler.accounting.change_log import Logged
+from scheduler.accounting.changes import WHATS, Change
+from scheduler.accounting.ledger_reader import Reader
+from scheduler.accounting.rows import Changed, decode
+from scheduler.accounting.settlement import Settlement
+
+
+class LedgerChangeLog:
+    """``attach`` it to the settlement that writes; what was appended before is written then."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._settlement: Settlement | None = None
+        self._early: list[Change] = []
+
+    def changes(self) -> Iterator[Change]:
+        """All of the directory, in their order. Raises: LedgerError."""
+        for seq, body in self._reader.of_kind("change"):
+            logged = _logged(seq, body)
+            if logged.fields.get("what") in WHATS:
+                yield Change.of(dict(logged.fields))
+
+    def attach(self, settlement: Settlement) -> None:
+        """From now on rows go there."""
+        self._settlement = settlement
+        early, self._early = self._early, []
+        for change in early:
+            self.append(change)
+
+    def append(self, change: Change) -> None:
+        if self._settlement is None:
+            self._early.append(change)
+        else:
+            self._settlement.note(Changed(change_id=change.change_id, fields=change.fields()))
+
+    async def commit(self) -> None:
+        """Raises: LedgerError."""
+        if self._settlement is not None:
+            await self._settlement.commit()
+
+    async def page(self, *, before: int | None, limit: int) -> list[Logged]:
+        """Raises: LedgerError."""
+        found = await asyncio.to_thread(self._reader.last_of_kind, "change", before=before, limit=limit)
+        return [_logged(seq, body) for seq, body in found]
+
+
+def _logged(seq: int, body: str) -> Logged:
+    row = decode(body)
+    assert isinstance(row, Changed), row.kind
+    return Logged(seq, row.fields)

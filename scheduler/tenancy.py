@@ -1,0 +1,173 @@
+"""The live directory: each change is checked, logged, made durable and then in effect; denied accesses are logged too.
+
+Owned by ``scheduler.service``, asked by the admin routes. It must never see a key, nor know how callers and rules are
+made of the directory: ``publish`` does that.
+
+Changes enter the log and the directory in one go, so that both have the same order; what callers see follows once the
+log has it. What takes a whole key or tenant away is in effect at once: no disk can delay it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import secrets
+import time
+from collections.abc import Callable, Iterable
+
+from scheduler.accounting.change_log import ChangeLog, Logged
+from scheduler.accounting.changes import (
+    FILE_ACTOR,
+    NOBODY,
+    SECOND_US,
+    AccessDenied,
+    Actor,
+    AdminKeyRevoked,
+    Change,
+    Deed,
+    KeyChanged,
+    KeyCreated,
+    KeyMoved,
+    KeyRevoked,
+    KeyTerms,
+    TenantChanged,
+    TenantClosed,
+    TenantCreated,
+)
+from scheduler.accounting.denials import Denials
+from scheduler.accounting.directory import Directory
+from scheduler.accounting.directory_values import AdminKey, invalid
+
+COMMIT_TIMEOUT_S = 30.0
+
+TAKES_AWAY = (KeyRevoked, AdminKeyRevoked, TenantClosed)
+
+ZoneProblem = Callable[[str, tuple[str, ...] | None], str | None]
+"""What is wrong with data of this class in these zones (None: any), as zones are configured; None: nothing."""
+
+
+class NotCommitted(Exception):
+    """The change is logged and not known to be durable: it may be in effect later, or after a restart."""
+
+
+def new_change_id() -> str:
+    """130 bits."""
+    return f"chg-{base64.b32encode(secrets.token_bytes(17))[:26].decode().lower()}"
+
+
+class Tenancy:
+    """One for each control plane. ``directory`` is for reading."""
+
+    def __init__(
+        self,
+        *,
+        log: ChangeLog,
+        directory: Directory,
+        publish: Callable[[], None],
+        file_owner: str | None = None,
+        zone_problem: ZoneProblem = lambda data_class, zones: None,
+        unix_clock: Callable[[], float] = time.time,
+        commit_timeout_s: float = COMMIT_TIMEOUT_S,
+    ) -> None:
+        """``publish``: makes callers and rules of the directory. ``file_owner``: the file that says which tenants there
+        are; None: the API does.
+        """
+        self.directory = directory
+        self.file_owner = file_owner
+        self.zone_problem = zone_problem
+        self._log = log
+        self._publish = publish
+        self._unix_clock = unix_clock
+        self._commit_timeout_s = commit_timeout_s
+        self._denials = Denials()
+
+    @property
+    def now_us(self) -> int:
+        """By the wall clock."""
+        return int(self._unix_clock() * SECOND_US)
+
+    async def change(self, deed: Deed, *, who: Actor, change_id: str) -> bool:
+        """False: this change was made before. Returns when it is durable and in effect.
+
+        Raises: ChangeRefused; NotCommitted; what keeps the log from taking it (nothing changed then).
+        """
+        change = Change(change_id=change_id, at_us=self.now_us, who=who, deed=deed)
+        is_new = self.directory.check(change)
+        if is_new:
+            self._check_zones(deed)
+            self._log.append(change)
+            self.directory.apply(change)
+            if isinstance(deed, TAKES_AWAY):
+                self._publish()
+        await self.commit()
+        self._publish()
+        return is_new
+
+    def record(self, deeds: Iterable[Deed]) -> None:
+        """What the file says: logged and applied one by one; ``commit`` and the effect are the caller's.
+
+        Raises: ChangeRefused.
+        """
+        for deed in deeds:
+            change = Change(change_id=new_change_id(), at_us=self.now_us, who=FILE_ACTOR, deed=deed)
+            self.directory.check(change)
+            self._log.append(change)
+            self.directory.apply(change)
+
+    async def commit(self) -> None:
+        """Everything logged before is durable. Raises: NotCommitted."""
+        try:
+            async with asyncio.timeout(self._commit_timeout_s):
+                await self._log.commit()
+        except Exception as error:
+            raise NotCommitted(f"the ledger did not commit: {type(error).__name__}") from error
+
+    async def denied(
+        self, *, listener: str, source: str, route: str, status: int, code: str, sha256: str | None
+    ) -> None:
+        """One row, or none where there were too many in this minute. Raises: NotCommitted, what ``append`` raises."""
+        at_us = self.now_us
+        also_denied = self._denials.admit(source, at_us)
+        if also_denied is None:
+            return
+        deed = AccessDenied(
+            listener=listener, source=source, route=route, status=status, code=code, also_denied=also_denied
+        )
+        self._log.append(Change(change_id=new_change_id(), at_us=at_us, who=self._who(sha256), deed=deed))
+        await self.commit()
+
+    async def page(self, *, before: int | None, limit: int) -> list[Logged]:
+        """Of the log, the newest first."""
+        return await self._log.page(before=before, limit=limit)
+
+    def _who(self, sha256: str | None) -> Actor:
+        """Whose key was offered, valid or not."""
+        key = None if sha256 is None else self.directory.owner_of(sha256)
+        if key is None:
+            return NOBODY
+        return Actor(key_id=key.key_id, role=key.role if isinstance(key, AdminKey) else "tenant")
+
+    def _check_zones(self, deed: Deed) -> None:
+        """Zones are the configuration's: a change may name those it has, and no data may be left without a place.
+
+        Raises: ChangeRefused.
+        """
+        directory = self.directory
+        match deed:
+            case TenantCreated() | TenantChanged():
+                problem = self.zone_problem(deed.terms.data_class, deed.terms.zones)
+            case KeyCreated():
+                problem = self._key_problem(deed.terms, deed.tenant)
+            case KeyChanged():
+                problem = self._key_problem(deed.terms, directory.keys[deed.key_id].tenant)
+            case KeyMoved():
+                problem = self._key_problem(directory.keys[deed.key_id].terms, deed.tenant)
+            case _:
+                problem = None
+        if problem is not None:
+            field, _, message = problem.partition(": ")
+            raise invalid(field, message)
+
+    def _key_problem(self, terms: KeyTerms, tenant: str) -> str | None:
+        standing = self.directory.tenants[tenant].terms
+        return self.zone_problem(terms.data_class or standing.data_class, terms.zones or standing.zones)
