@@ -17,12 +17,24 @@ import sqlalchemy as sa
 
 from scheduler.accounting.checkpoints import Signer
 from scheduler.accounting.ledger import Ledger
-from scheduler.accounting.ledger_reader import Reader, make_engine, sqlite_url
+from scheduler.accounting.ledger_reader import CHECKPOINTS, LEDGER, NODES, ROWS, Reader, make_engine, sqlite_url
 from scheduler.accounting.merkle import Tree, leaf_hash
 from scheduler.accounting.outcomes import Facts, Tally, Verdict
 from scheduler.accounting.outcomes import Outcome as Judgement
 from scheduler.accounting.recovery import recover
-from scheduler.accounting.rows import Changed, Charge, Correction, Energy, Hold, Judged, Prices, Row, decode, encode
+from scheduler.accounting.rows import (
+    Changed,
+    Charge,
+    Correction,
+    Energy,
+    Genesis,
+    Hold,
+    Judged,
+    Prices,
+    Row,
+    decode,
+    encode,
+)
 from scheduler.accounting.settlement import Settlement, request_id_of
 from scheduler.core.actions import Payer
 from scheduler.core.request import Rates
@@ -276,63 +288,42 @@ def empty(url: str) -> None:
         execute(url, "CREATE SCHEMA public")
 
 
-def rewrite(url: str, change: Callable[[list[Row]], None], *, seed: bytes | None = None, rehash: bool = True) -> None:
-    """Somebody with the database in hand changes rows, and hashes the tree anew.
+def rewrite(url: str, change: Callable[[list[Row]], None], *, seed: bytes | None = None) -> None:
+    """Somebody with the database in hand changes rows and hashes the tree anew, as if they had always been there.
 
-    ``seed``: and signs it, with a key of that seed, as if it had always been the ledger's.
+    ``seed``: and signs it, with the key of that seed. The numbers of the rows are left as they were changed to.
     """
     rows = rows_of(url)
     change(rows)
-    leaves = {seq: leaf for seq, _, _, _, leaf in _stored(url)}
-    (head,) = execute(url, "SELECT origin, size FROM ledger")
-    signer = None if seed is None else Signer(head.origin, seed)
-    execute(url, "DELETE FROM rows")
-    execute(url, "DELETE FROM nodes")
-    tree, notes = Tree(), {}
-    sizes = {size for (size,) in execute(url, "SELECT size FROM checkpoints")}
-    for place, row in enumerate(rows):
-        if place == 0 and signer is not None:
-            row.public_key = str(signer.public_key)  # type: ignore[attr-defined]
-        body = encode(row).decode()
-        leaf = leaf_hash(body.encode()) if rehash else leaves.get(row.seq, b"")
-        execute(
-            url,
-            "INSERT INTO rows (seq, kind, row_id, body, leaf) VALUES (:seq, :kind, :row_id, :body, :leaf)",
-            seq=row.seq,
-            kind=row.kind,
-            row_id=row.row_id,
-            body=body,
-            leaf=leaf,
-        )
-        for level, index, node in tree.append(leaf):
-            execute(
-                url,
-                "INSERT INTO nodes (level, place, hash) VALUES (:level, :index, :node)",
-                level=level,
-                index=index,
-                node=node,
+    engine = make_engine(url, is_read_only=False)
+    with engine.begin() as connection:
+        origin = connection.execute(sa.select(LEDGER.c.origin)).scalar_one()
+        sizes = {*connection.execute(sa.select(CHECKPOINTS.c.size)).scalars(), len(rows)}
+        signer = None if seed is None else Signer(origin, seed)
+        if signer is not None and isinstance(rows[0], Genesis):
+            rows[0].public_key = str(signer.public_key)
+        tree, nodes, values, notes = Tree(), [], [], {}
+        for row in rows:
+            body = encode(row)
+            leaf = leaf_hash(body)
+            values.append({"seq": row.seq, "kind": row.kind, "row_id": row.row_id, "body": body.decode(), "leaf": leaf})
+            nodes += tree.append(leaf)
+            if signer is not None and tree.size in sizes:
+                notes[tree.size] = signer.sign(tree.size, tree.root())
+        for table in (ROWS, NODES):
+            connection.execute(sa.delete(table))
+        connection.execute(sa.insert(ROWS), values)
+        if nodes:
+            names = ("level", "place", "hash")
+            connection.execute(sa.insert(NODES), [dict(zip(names, node, strict=True)) for node in nodes])
+        if signer is not None:
+            head = {"size": tree.size, "note": notes[tree.size], "public_key": str(signer.public_key)}
+            connection.execute(sa.update(LEDGER).values(head))
+            connection.execute(sa.delete(CHECKPOINTS))
+            connection.execute(
+                sa.insert(CHECKPOINTS), [{"size": size, "note": note} for size, note in sorted(notes.items())]
             )
-        if signer is not None and tree.size in sizes | {len(rows)}:
-            notes[tree.size] = signer.sign(tree.size, tree.root())
-    if signer is not None:
-        execute(
-            url,
-            "UPDATE ledger SET size = :size, note = :note, public_key = :key",
-            size=tree.size,
-            note=notes[tree.size],
-            key=str(signer.public_key),
-        )
-        execute(url, "DELETE FROM checkpoints")
-        for size, note in notes.items():
-            execute(url, "INSERT INTO checkpoints (size, note) VALUES (:size, :note)", size=size, note=note)
-
-
-def _stored(url: str) -> list[Any]:
-    reader = Reader(url)
-    try:
-        return list(reader.stored())
-    finally:
-        reader.close()
+    engine.dispose()
 
 
 def file_of(folder: Path, num_rows: int = 200, **options: Any) -> Path:
