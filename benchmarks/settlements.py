@@ -111,9 +111,9 @@ def main() -> int:
         "--postgresql", metavar="URL", help="of a server where databases may be made; else one is started"
     )
     arguments = parser.parse_args()
-    from tests.postgres import serving
+    from tests.postgres import running_server
 
-    with tempfile.TemporaryDirectory() as folder, serving() as server:
+    with tempfile.TemporaryDirectory() as folder, running_server() as server:
         count = iter(range(1_000_000))
         urls = {
             "sqlite": lambda: sqlite_url(Path(folder) / f"ledger-{next(count)}.db"),

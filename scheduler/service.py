@@ -112,7 +112,6 @@ class Service:
             clock=time.monotonic,
             restart_delays_s=RESTART_DELAYS_S,
         )
-        self._relay: RelayApp | None = None
         self._listeners: list[Listener] = []
         self.url = ""
         self.admin_url = ""

@@ -18,6 +18,7 @@ def with_costs(story: dict[str, Any], details: RequestDetails | None) -> dict[st
     """
     charges = {} if details is None else details.charges
     postings = {} if details is None else details.postings
+    differences = {} if details is None else details.differences
     attempts = []
     for attempt in story["attempts"]:
         charge, posting = charges.get(attempt["attempt_id"]), postings.get(attempt["attempt_id"])
@@ -32,7 +33,7 @@ def with_costs(story: dict[str, Any], details: RequestDetails | None) -> dict[st
                 **attempt,
                 "energy_joules": None if energy_mj is None else energy_mj / 1_000,
                 "gpu_seconds": None if gpu_us is None else gpu_us / 1_000_000,
-                "cost_nano": None if charge is None else charge.cost_nano,
+                "cost_nano": None if charge is None else charge.cost_nano + differences.get(attempt["attempt_id"], 0),
                 "grade": grade,
                 "is_final": posting is not None,
             }

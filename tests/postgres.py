@@ -1,104 +1,155 @@
-"""A real PostgreSQL for tests and benchmarks: Debian's package, a folder of its own, a socket and no port.
+"""A PostgreSQL server for tests: Debian's, in a temporary folder, reached by a socket there and by nobody else.
 
-Used by fixtures (``tests/conftest.py``) and by ``benchmarks/settlements.py``. Ended and removed by whoever started it.
+Used by the fixtures of ``tests/conftest.py``. It refuses to run as root: then it runs as Debian's account for it.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psycopg
+import pytest
 
 ACCOUNT = "postgres"
-"""A server refuses to run as root."""
-TIMEOUT_S = 60.0
-MISSING = "PostgreSQL is not installed; remedy: apt-get install postgresql (Debian's package)"
+START_TIMEOUT_S = 60.0
+SETTINGS = {
+    "listen_addresses": "",
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "shared_buffers": "16MB",
+    "max_connections": "40",
+    "timezone": "UTC",
+    "lc_messages": "C",
+}
 
 
-def programs() -> Path:
-    """Where initdb and postgres lie. Raises: RuntimeError, which names the package."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if found:
-        return found[-1].parent
-    on_path = shutil.which("initdb")
-    if on_path is None:
-        raise RuntimeError(MISSING)
-    return Path(on_path).parent
+def binaries() -> Path:
+    """The folder of ``initdb``. Fails the test where PostgreSQL is not installed."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda each: each.parent.name, reverse=True)
+    if (pg_config := shutil.which("pg_config")) is not None:
+        told = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False).stdout.strip()
+        folders.insert(0, Path(told))
+    for folder in folders:
+        if all((folder / name).is_file() for name in ("initdb", "postgres")):
+            return folder
+    pytest.fail("PostgreSQL's server is not installed: apt-get install postgresql")
 
 
-@dataclass(slots=True)
-class Server:
-    """One server; each test makes a database of its own in it."""
+class PostgresServer:
+    """One server; ``database()`` hands out empty databases, ``stop`` and ``start`` play its absence."""
 
-    folder: Path
-    _programs: Path
-    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    def __init__(self, folder: Path) -> None:
+        """``folder`` must be open to the account that the server runs as."""
+        self._bin = binaries()
+        self._folder = folder
+        self._data = folder / "data"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._num_databases = 0
+        self._account: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            self._account = {"user": ACCOUNT, "group": ACCOUNT, "extra_groups": []}
+            shutil.chown(folder, ACCOUNT, ACCOUNT)
+        self._run("initdb", "-D", str(self._data), "-U", ACCOUNT, "-A", "trust", "-E", "UTF8", "--locale=C", "-N")
+        self.start()
 
-    def url_of(self, database: str) -> str:
-        return f"postgresql:///{database}?host={self.folder}&user={ACCOUNT}"
+    def start(self) -> None:
+        """Returns when it answers."""
+        settings = [f"{name}={value}" for name, value in SETTINGS.items()]
+        options = [part for setting in settings for part in ("-c", setting)]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(self._bin / "postgres"), "-D", str(self._data), "-k", str(self._folder), *options],
+                cwd=self._folder,
+                stdout=log,
+                stderr=log,
+                **self._account,
+            )
+        until_s = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                self._admin().close()
+                return
+            except psycopg.OperationalError as error:
+                if self._process.poll() is not None or time.monotonic() > until_s:
+                    log_text = (self._folder / "log").read_text()[-2_000:]
+                    pytest.fail(f"PostgreSQL does not start: {error}\n{log_text}")
+                time.sleep(0.05)
 
-    def new_database(self) -> str:
-        """The URL of an empty one."""
-        name = f"ledger_{next(self._numbers)}"
-        with psycopg.connect(f"host={self.folder} user={ACCOUNT} dbname=postgres", autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
-        return self.url_of(name)
+    def stop(self, *, at_once: bool = False) -> None:
+        """With every connection; ``at_once`` as if the power went."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT if at_once else signal.SIGINT)
+            self._process.wait(START_TIMEOUT_S)
+            self._process = None
 
     @property
     def version(self) -> str:
-        with psycopg.connect(f"host={self.folder} user={ACCOUNT} dbname=postgres") as connection:
+        with contextlib.closing(self._admin()) as connection:
             row = connection.execute("SHOW server_version").fetchone()
         return "" if row is None else str(row[0])
 
-    def start(self) -> None:
-        """And answers."""
-        options = f"-k {self.folder} -c listen_addresses= -c max_connections=50"
-        log = self.folder / "server.log"
-        self.run("pg_ctl", "-D", str(self.folder / "data"), "-o", options, "-l", str(log), "-w", "start")
+    def new_database(self) -> str:
+        """The URL of an empty one, which lives as long as the server."""
+        self._num_databases += 1
+        name = f"test_{self._num_databases}"
+        with contextlib.closing(self._admin()) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return f"postgresql://{ACCOUNT}@/{name}?host={self._folder}"
 
-    def stop(self, *, mode: str = "immediate") -> None:
-        """As a crash, by default."""
-        self.run("pg_ctl", "-D", str(self.folder / "data"), "-m", mode, "-w", "stop")
+    @contextlib.contextmanager
+    def database(self) -> Iterator[str]:
+        """The same, and it is gone afterwards."""
+        url, name = self.new_database(), f"test_{self._num_databases}"
+        try:
+            yield url
+        finally:
+            if self._process is None:
+                self.start()
+            with contextlib.closing(self._admin()) as connection:
+                connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
-    def run(self, program: str, *arguments: str) -> None:
-        as_account = {"user": ACCOUNT, "group": pwd.getpwnam(ACCOUNT).pw_gid} if os.geteuid() == 0 else {}
+    def _admin(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(host=str(self._folder), user=ACCOUNT, dbname="postgres", autocommit=True)
+
+    def _run(self, name: str, *arguments: str) -> None:
         done = subprocess.run(
-            [str(self._programs / program), *arguments],
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=TIMEOUT_S,
+            [str(self._bin / name), *arguments],
+            cwd=self._folder,
+            capture_output=True,
+            text=True,
             check=False,
-            **as_account,  # type: ignore[call-overload]
+            **self._account,
         )
         if done.returncode:
-            raise RuntimeError(f"{program}: {done.stderr.decode(errors='replace')}")
+            pytest.fail(f"{name} failed: {done.stderr}")
 
 
-@contextmanager
-def serving() -> Iterator[Server]:
-    """A fresh server, gone on leaving. Raises: RuntimeError where there is none to start."""
-    folder = Path(tempfile.mkdtemp(prefix="jwpg", dir="/tmp"))
-    try:
-        server = Server(folder, programs())
-        if os.geteuid() == 0:
-            account = pwd.getpwnam(ACCOUNT)
-            os.chown(folder, account.pw_uid, account.pw_gid)
-        server.run("initdb", "-D", str(folder / "data"), "-U", ACCOUNT, "-A", "trust", "--no-sync", "-E", "UTF8")
-        server.start()
+@contextlib.contextmanager
+def running_server() -> Iterator[PostgresServer]:
+    """In a folder whose path is short enough for a socket. Fails where the account is missing."""
+    if os.geteuid() == 0:
         try:
-            yield server
-        finally:
-            server.stop()
+            pwd.getpwnam(ACCOUNT)
+        except KeyError:
+            pytest.fail(
+                f"there is no account {ACCOUNT}, and PostgreSQL does not run as root: apt-get install postgresql"
+            )
+    folder = Path(tempfile.mkdtemp(prefix="jw-pg-"))
+    server = None
+    try:
+        server = PostgresServer(folder)
+        yield server
     finally:
+        if server is not None:
+            server.stop()
         shutil.rmtree(folder, ignore_errors=True)

@@ -32,6 +32,8 @@ class RequestDetails:
     tenant: str
     charges: dict[str, Charge] = field(default_factory=dict)
     postings: dict[str, EnergyPosting] = field(default_factory=dict)
+    differences: dict[str, int] = field(default_factory=dict)
+    """10⁻⁹ currency units that a posting changed of its charge's price (cost-plus)."""
 
     @property
     def is_final(self) -> bool:
@@ -150,6 +152,7 @@ class Books:
             self.accounts.posting_difference_mj += abs(row.posted_mj - row.energy_mj)
         self.accounts.metered_token_difference += row.token_difference
         if (details := self.details.get(request_id_of(row.attempt_id))) is not None:
+            details.differences[row.attempt_id] = row.cost_nano
             details.postings[row.attempt_id] = EnergyPosting(
                 attempt_id=row.attempt_id,
                 energy_mj=row.energy_mj if row.posted_mj is None else row.posted_mj,

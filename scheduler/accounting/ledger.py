@@ -22,7 +22,6 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command as alembic_command
 from alembic.config import Config as AlembicConfig
-from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -39,6 +38,7 @@ from scheduler.accounting.ledger_reader import (
     STATES,
     USAGE,
     Reader,
+    known_versions,
     make_engine,
     shown_url,
     version_of,
@@ -75,7 +75,11 @@ class Ledger(Reader):
             self._one_at_a_time = Lock()
             self._is_sure = True
             """False after a write that failed: what is stored is looked at before the next one."""
-            self._take_over(seed, new_ledger_id)
+            try:
+                self._take_over(seed, new_ledger_id)
+            except BaseException:
+                self._engine.dispose()
+                raise
         except BaseException:
             self._lock.release()
             raise
@@ -277,7 +281,7 @@ def migrate(engine: sa.Engine) -> None:
     config.set_main_option("script_location", str(MIGRATIONS))
     try:
         with engine.connect() as connection:
-            if version_of(connection) == ScriptDirectory(str(MIGRATIONS)).get_current_head():
+            if version_of(connection) == known_versions()[0]:
                 return
             config.attributes["connection"] = connection
             alembic_command.upgrade(config, "head")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -43,7 +44,7 @@ Stored = tuple[int, str, str, str | None, bytes]
 
 def sqlite_url(path: Path) -> str:
     """Of a ledger in a file."""
-    return f"sqlite:///{path}"
+    return sa.URL.create("sqlite", database=str(path)).render_as_string()
 
 
 class Reader:
@@ -53,9 +54,13 @@ class Reader:
         """Raises: LedgerError where there is no ledger of a version known here."""
         self._engine = make_engine(url, is_read_only=is_read_only)
         self.url = shown_url(self._engine.url)
-        with self.reading() as connection:
-            if version_of(connection) is None:
-                raise LedgerError(f"{self.url} is no ledger of Jouleway")
+        try:
+            with self.reading() as connection:
+                if version_of(connection) is None:
+                    raise LedgerError(f"{self.url} is no ledger of Jouleway")
+        except BaseException:
+            self._engine.dispose()
+            raise
 
     def head(self) -> dict[str, Any]:
         """ledger_id, origin, public_key, epoch, size, note (the newest checkpoint)."""
@@ -191,8 +196,8 @@ def make_engine(url: str, *, is_read_only: bool) -> sa.Engine:
         if not path.is_file():
             raise LedgerError(f"{path}: there is no such file")
         # A copy on a read-only medium has no room for WAL's shared memory.
-        mode = "mode=ro" if os.access(path.parent, os.W_OK) else "immutable=1"
-        parsed = sa.make_url(f"sqlite:///file:{quote(str(path))}?{mode}&uri=true")
+        mode = {"mode": "ro"} if os.access(path.parent, os.W_OK) else {"immutable": "1"}
+        parsed = sa.URL.create("sqlite", database=f"file:{quote(str(path))}", query={**mode, "uri": "true"})
         return sa.create_engine(parsed, pool_size=1)
     engine = sa.create_engine(parsed)
 
@@ -209,13 +214,19 @@ def version_of(connection: sa.Connection) -> str | None:
     if not sa.inspect(connection).has_table("alembic_version"):
         return None
     version = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
-    known = [script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
+    known = known_versions()
     if version not in known:
         raise LedgerError(
             f"{shown_url(connection.engine.url)} is of a newer version ({version}; known here: {known[0]}); "
             "remedy: update jouleway"
         )
     return str(version)
+
+
+@cache
+def known_versions() -> tuple[str, ...]:
+    """The newest first."""
+    return tuple(script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions())
 
 
 def shown_url(url: str | sa.URL) -> str:

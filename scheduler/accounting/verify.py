@@ -89,6 +89,8 @@ class _Verification:
         if str(self._key) != self._head["public_key"]:
             raise Fault(f"it is signed by {self._head['public_key']}, not by the key that was given")
         self._end = self._checked(self._head["note"], "its newest checkpoint")
+        if self._end.size != self._head["size"]:
+            raise Fault(f"its newest checkpoint is of {self._end.size} rows, its head says {self._head['size']!r}")
         outside = [self._checked(note, "a checkpoint kept elsewhere") for note in notes]
         self._outside = sorted(outside, key=lambda each: each.size)
         self._tree = Tree()

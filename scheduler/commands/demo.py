@@ -133,7 +133,7 @@ async def _demo(config: Config, progress: Progress, *, num_requests: int, seed: 
         try:
             await service.start(progress=progress)
             await service.wait_ready(progress=progress)
-        except WorkerError as error:
+        except (WorkerError, LedgerError) as error:
             raise CommandError(str(error), code=ExitCode.UNAVAILABLE) from None
         finally:
             beating.cancel()

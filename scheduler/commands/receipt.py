@@ -137,7 +137,7 @@ def read_receipt(path: Path) -> Receipt:
 def _receipt(data: bytes, source: str) -> Receipt:
     try:
         return msgspec.json.decode(data, type=Receipt)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CommandError(f"{source} gave no receipt: {error}", code=ExitCode.VERIFICATION) from None
 
 

@@ -76,7 +76,7 @@ async def _serve(config: Config, config_path: Path, *, as_json: bool) -> ExitCod
         loop.add_signal_handler(signal.SIGHUP, _reload, service, config_path, progress)
         try:
             await service.start(progress=progress)
-        except WorkerError as error:
+        except (WorkerError, LedgerError) as error:
             raise CommandError(str(error), code=ExitCode.UNAVAILABLE) from None
         ready = asyncio.create_task(_say_ready(service, progress, as_json=as_json))
         await asked.wait()

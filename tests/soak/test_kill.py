@@ -18,7 +18,7 @@ from scheduler.config import BUILTIN_WEIGHTS
 from tests.cluster.kills import NUM_CLIENTS, Run, kill_under_load, simulated_workers
 from tests.cluster.plane import MODEL
 from tests.cluster.standing import Place, place, standing_ray
-from tests.postgres import serving
+from tests.postgres import running_server
 
 pytestmark = pytest.mark.soak
 
@@ -55,7 +55,7 @@ def figures(run: Run, *, seed: int) -> dict[str, Any]:
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_hundreds_of_kills_lose_nothing_and_double_nothing(at: Place, database: str) -> None:
     """What a client saw end is in the ledger, once; holds are 0; the tree verifies; every joule has an account."""
-    with serving() as server:
+    with running_server() as server:
         ledger = {"url": server.new_database()} if database == "postgresql" else {}
         config = at.configuration(simulated_workers(at), models=MODELS, ledger=ledger)
         run = kill_under_load(at, config, num_kills=NUM_KILLS, seed=SEED)

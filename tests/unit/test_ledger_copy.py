@@ -17,14 +17,14 @@ from scheduler.accounting.ledger_copy import TABLES, copy_ledger
 from scheduler.accounting.ledger_reader import Reader, sqlite_url
 from scheduler.accounting.recovery import recover
 from scheduler.accounting.verify import verify
-from tests.postgres import serving
+from tests.postgres import running_server
 
 SEED = b"\x03" * 32
 
 
 @pytest.fixture(scope="module")
 def new_database() -> Iterator[Callable[[], str]]:
-    with serving() as server:
+    with running_server() as server:
         yield server.new_database
 
 
