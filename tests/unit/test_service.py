@@ -25,10 +25,8 @@ from scheduler.config_tenants import BudgetConfig
 from scheduler.ledger_files import ledger_url
 from scheduler.listeners import PortTaken, bind
 from scheduler.service import Service, state_words
-from tests.local_link import LocalLink
-from workers.build import build_worker
+from tests.local_service import LocalCluster, complete
 from workers.errors import WorkerError
-from workers.types import WorkerSpec
 
 CONFIG = """
 server: {{port: {port}}}
@@ -51,47 +49,6 @@ zones: {{hall: {{data_class: core}}}}
 generate_keys: true
 """
 FAST = {"fixed_step_s": 0.0005, "refresh_s": 0.005}
-
-
-class Link(LocalLink):
-    """With a name for its process; a successor counts its records from one again."""
-
-    @property
-    def incarnation(self) -> str:
-        return f"process-{id(self.worker)}"
-
-
-class LocalCluster:
-    """``RayCluster`` without Ray: workers on this event loop."""
-
-    is_standing = False
-
-    def __init__(self, **_: object) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.links: list[Link] = []
-        self.starting: list[Any] = []
-        self.events: list[str] = []
-
-    def connect(self) -> None:
-        self.events.append("connect")
-
-    def start(self, specs: list[WorkerSpec]) -> list[Link]:
-        assert self.loop is not None
-
-        async def begin() -> list[Link]:
-            links = [Link(build_worker(spec)) for spec in specs]
-            self.starting += [asyncio.create_task(link.worker.start()) for link in links]
-            return links
-
-        links = asyncio.run_coroutine_threadsafe(begin(), self.loop).result(10)
-        self.links += links
-        return links
-
-    def find(self) -> list[Link]:
-        raise AssertionError("a cluster of our own has nothing to find")
-
-    def shutdown(self) -> None:
-        self.events.append("shutdown")
 
 
 def config_of(
@@ -122,12 +79,6 @@ async def running(folder: Path, *, config: Any = None, **settings: Any) -> Async
 def local_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module, "RayCluster", LocalCluster)
     monkeypatch.setattr(service_module, "RESTART_DELAYS_S", (0.01,))
-
-
-async def complete(service: Service, key: str, headers: dict[str, str] | None = None, **fields: object) -> Any:
-    body = {"model": "m", "prompt": "to be or not", "max_tokens": 8, "ignore_eos": True, **fields}
-    given = {"Authorization": f"Bearer {key}", **(headers or {})}
-    return await fetch(f"{service.url}/v1/completions", method="POST", payload=body, headers=given)
 
 
 async def test_requests_are_served_and_the_accounts_close(tmp_path: Path) -> None:
