@@ -19,7 +19,7 @@ from benchmarks.record import ROOT, record
 
 PROOFS: dict[str, tuple[str, tuple[str, ...]]] = {
     "access_matrix": (
-        "every route of both listeners x every role x foreign ids: 0 leaks, the same answer for not yours and not there",
+        "every route of both listeners x role x foreign ids: 0 leaks, the same answer for not yours and not there",
         (
             "tests/unit/test_admin_matrix.py",
             "tests/unit/test_api_usage.py",
