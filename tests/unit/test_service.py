@@ -9,12 +9,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from scheduler import service as service_module
 from scheduler.accounting.change_rows import LedgerChangeLog
 from scheduler.accounting.changes import Owner
 from scheduler.accounting.directory import Directory
+from scheduler.accounting.growth import Growth, check_growth
 from scheduler.accounting.ledger_reader import Reader
 from scheduler.commands.http_client import fetch
 from scheduler.config import load_config
@@ -144,6 +146,22 @@ async def test_nobody_enters_by_the_wrong_door(tmp_path: Path) -> None:
         assert 401 == (await complete(service, service.admin_key)).status
         wrong_door = f"{service.url}/metrics"
         assert (await fetch(wrong_door, headers={"Authorization": f"Bearer {service.admin_key}"})).status in (401, 404)
+
+
+async def test_who_holds_an_older_checkpoint_gets_the_proof_that_the_ledger_grew(tmp_path: Path) -> None:
+    """From both listeners, while it serves."""
+    async with running(tmp_path) as service:
+        await service.wait_ready()
+        tenant_key = service.generated_keys["alpha"]
+        key, size = service.ledger.signer.public_key, 0
+        old = key.verify(service.ledger.head()["note"])
+        for url, by in ((service.url, tenant_key), (service.admin_url, service.admin_key)):
+            await complete(service, tenant_key)
+            asked = f"{url}/v1/jouleway/checkpoint?from={old.size}"
+            reply = await fetch(asked, headers={"Authorization": f"Bearer {by}"})
+            new = check_growth(msgspec.json.decode(reply.body, type=Growth), old, key=key)
+            assert new.size > max(old.size, size)
+            size = new.size
 
 
 async def test_a_worker_that_dies_is_replaced_and_serves_again(tmp_path: Path) -> None:
