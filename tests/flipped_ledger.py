@@ -58,7 +58,23 @@ class Flips:
         assert self._rows == rows, f"byte {place} changed by {mask:#x} changes a row, and nobody says so"
         return False
 
+    def missed(self, places: range) -> tuple[int, list[str]]:
+        """How many changes of these bytes were found, and what verify did not say, or not in its own words."""
+        num_found, missed = 0, []
+        with self.flipping():
+            for place in places:
+                try:
+                    num_found += self.found(place, 0xFF if place & 1 else 1 << place // 2 % 8)
+                except Exception as error:  # also what is not verify's word is a miss
+                    missed.append(f"byte {place}: {type(error).__name__}: {error}")
+        return num_found, missed
+
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(":memory:", check_same_thread=False)
         connection.deserialize(self._flipped)
         return connection
+
+
+def missed_of(path: Path, places: range) -> tuple[int, list[str]]:
+    """For a process of its own."""
+    return Flips(path).missed(places)

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +155,12 @@ def living(url: str, **options: Any) -> Iterator[Life]:
 class Traffic:
     """Facts as they come in: random, but each one possible. Deterministic by ``seed``."""
 
-    def __init__(self, settlement: Settlement, *, seed: int = 0) -> None:
+    def __init__(self, settlement: Settlement, *, seed: int = 0, first_request: int = 1) -> None:
+        """``first_request``: above those of every earlier traffic on the same ledger."""
         self.settlement = settlement
         self.chance = random.Random(seed)
-        self.numbers = itertools.count(1)
-        self.num_requests = 0
+        self.numbers = itertools.count(settlement.journal.next_seq)
+        self.requests = itertools.count(first_request)
         self.running: list[str] = []
         """Attempts without a charge."""
         self.unposted: list[str] = []
@@ -177,8 +178,7 @@ class Traffic:
         self.chance.choices(steps, weights=(30, 15, 25, 25, 2, 3, 6))[0]()
 
     def begin(self) -> None:
-        self.num_requests += 1
-        name, tenant = request_id(self.num_requests), self.chance.choice(("alpha", "beta"))
+        name, tenant = request_id(next(self.requests)), self.chance.choice(("alpha", "beta"))
         self.settlement.hold(hold_of(name, tenant=tenant, project="p", key_id="k", task="nightly"))
         self.running.append(f"{name}-1")
 
@@ -242,11 +242,13 @@ class Traffic:
         return WORKERS[int(attempt_id.rpartition("-")[2]) % 2]
 
 
-def fill(url: str, num_rows: int, *, seed: int = 0, commit_rows: int = 40, **options: Any) -> list[str]:
-    """A whole ledger of so many rows or one more, ended in order; its checkpoints."""
+def fill(
+    url: str, num_rows: int, *, seed: int = 0, commit_rows: int = 40, first_request: int = 1, **options: Any
+) -> list[str]:
+    """A whole ledger of so many rows or one more, ended in order; the checkpoints that were told."""
     life = Life(url, **options)
     try:
-        traffic = Traffic(life.settlement, seed=seed)
+        traffic = Traffic(life.settlement, seed=seed, first_request=first_request)
         while life.settlement.journal.next_seq < num_rows:
             traffic.fill(min(life.settlement.journal.next_seq + commit_rows, num_rows))
             life.commit(with_state=True)
@@ -296,7 +298,7 @@ def rewrite(url: str, change: Callable[[list[Row]], None], *, seed: bytes | None
     rows = rows_of(url)
     change(rows)
     engine = make_engine(url, is_read_only=False)
-    with engine.begin() as connection:
+    with closing(engine.connect()) as connection, connection.begin():
         origin = connection.execute(sa.select(LEDGER.c.origin)).scalar_one()
         sizes = {*connection.execute(sa.select(CHECKPOINTS.c.size)).scalars(), len(rows)}
         signer = None if seed is None else Signer(origin, seed)

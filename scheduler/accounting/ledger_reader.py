@@ -170,7 +170,7 @@ class Reader:
         try:
             with self._engine.connect() as connection:
                 yield connection
-        except (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error) as error:
+        except (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error, UnicodeError) as error:
             raise LedgerError(f"{shown_url(self._engine.url)}: {words_of(error)}") from None
 
 
