@@ -66,6 +66,29 @@ def verify(
     )
 
 
+@ledger_app.command(epilog=EXIT_CODES_HELP)
+def grew(
+    receipts: Annotated[list[Path], typer.Argument(metavar="RECEIPT...", help="Receipts that you kept.")],
+    key: KeyOption = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="Endpoint (or, with the admin key alone, the admin listener).")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="PATH", help="Ask the admin listener of this configuration."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Tell whether a running control plane's ledger still begins with what your receipts were signed on.
+
+    Asks as the tenant of JOULEWAY_API_KEY for the newest checkpoint and the proof that it grew out of each receipt's.
+    Exit code 7: it did not; whoever holds the two checkpoints can prove that.
+    """
+    from scheduler.commands import grew as command
+
+    raise typer.Exit(command.run(receipts, key=key, url=url, config=config, as_json=as_json))
+
+
 def receipt(
     request_id: Annotated[str | None, typer.Argument(metavar="[REQUEST_ID]", help="The x-request-id.")] = None,
     check: Annotated[

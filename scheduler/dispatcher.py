@@ -297,7 +297,7 @@ class Dispatcher:
             if not self.settlement.is_durable(seq):
                 self._committer.add_begin(live.stream)
         connection, attempt_id = self._connections[dispatch.worker_id], dispatch.attempt_id
-        self._running[attempt_id] = Running(live, connection)
+        self._running[attempt_id] = Running(live, connection, dispatch.reason)
         try:
             body = live.submission.render(dispatch.max_output_tokens, dispatch.priority)
         except Exception as error:
@@ -312,7 +312,9 @@ class Dispatcher:
     def _settle(self, settle: Settle, usage: UsageRecord | None) -> None:
         running = self._running.pop(settle.attempt_id)
         live, connection = running.live, running.connection
-        live.charge = charge_of(settle, live.submission.request, status=connection.status, usage=usage)
+        live.charge = charge_of(
+            settle, live.submission.request, status=connection.status, usage=usage, decision=running.decision
+        )
         self.settlement.charge(live.charge)
         if (not settle.is_exact and connection.phase is Phase.CONNECTED) or settle.cause == RENDER_FAILED:
             # Its worker lives and does not know it: no posting will come.

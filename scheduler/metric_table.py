@@ -132,6 +132,10 @@ METRIC_HELP: Mapping[str, MetricInfo] = {
         "counter", ("part",), "What attempts took beyond their holds and the operator paid, in the part's own unit."
     ),
     "jouleway_budget_excess_attempts_total": MetricInfo("counter", ("part",), "Attempts that took more than held."),
+    # The ledger.
+    "jouleway_ledger_up": MetricInfo("gauge", (), "1 while the ledger can be written, 0 while nothing new may begin."),
+    "jouleway_ledger_rows": MetricInfo("gauge", (), "Rows that are durable."),
+    "jouleway_ledger_pending_rows": MetricInfo("gauge", (), "Rows that wait to become durable."),
     "jouleway_draining": MetricInfo("gauge", (), "1 while the control plane stops."),
 }  # fmt: skip
 """Every metric. Each sample is made from this list, so that a metric which is not described does not exist."""

@@ -274,6 +274,9 @@ def _core(snapshot: Snapshot) -> dict[str, list[Sample]]:
         "jouleway_attempts_preempted_total": one(snapshot.preempted),
         "jouleway_duplicate_records_total": one(snapshot.duplicate_records),
         "jouleway_bad_windows_total": one(snapshot.bad_windows),
+        "jouleway_ledger_up": one(not snapshot.ledger_problem),
+        "jouleway_ledger_rows": one(snapshot.ledger_rows),
+        "jouleway_ledger_pending_rows": one(snapshot.ledger_pending_rows),
         "jouleway_draining": one(snapshot.is_draining),
         **_budgets(snapshot),
     }

@@ -14,6 +14,7 @@ from scheduler.accounting.change_rows import LedgerChangeLog
 from scheduler.accounting.changes import Owner
 from scheduler.accounting.compaction import Compactor
 from scheduler.accounting.errors import LedgerError
+from scheduler.accounting.growth import Growth, make_growth
 from scheduler.accounting.prices import NO_PRICES, NoPrice, PriceBook
 from scheduler.accounting.receipts import Receipt, make_receipt
 from scheduler.accounting.recovery import recover
@@ -202,6 +203,7 @@ class Service:
             cache_salt_key=self._cache_salt_key.encode(),
             zones=zone_names(config),
             receipts=self._receipt,
+            growths=self._growth,
             prices=self._prices(config),
             usage=usage,
             outcomes=OutcomeDesk(LedgerOutcomes(self.ledger, self.settlement, source)),
@@ -215,6 +217,7 @@ class Service:
             routes=directory_routes(self._directory.tenancy, house_key_id=house_key_id(self.admin_key)),
             denials=self._directory.tenancy,
             receipts=self._receipt,
+            growths=self._growth,
             usage=usage,
         )
         server = config.server
@@ -318,6 +321,9 @@ class Service:
 
     def _receipt(self, request_id: str, tenant: str | None) -> Receipt | None:
         return make_receipt(self.ledger, request_id, statement=STATEMENT, tenant=tenant)
+
+    def _growth(self, from_size: int) -> Growth:
+        return make_growth(self.ledger, from_size)
 
     def _close_sockets(self) -> None:
         self._server_socket.close()

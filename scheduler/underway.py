@@ -30,6 +30,8 @@ class Running:
 
     live: Live
     connection: Connection
+    decision: str = ""
+    """Why it runs there, in one line."""
     started: Started | None = None
     has_sent: bool = False
     is_muted: bool = False

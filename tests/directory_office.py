@@ -11,6 +11,7 @@ from typing import Any
 from scheduler.accounting.change_log import ChangeLog, MemoryChangeLog
 from scheduler.accounting.changes import AdminKeyRevoked, Change, KeyRevoked, Role
 from scheduler.accounting.directory import Directory
+from scheduler.accounting.growth import Growth
 from scheduler.accounting.usage import MemoryUsage
 from scheduler.api.access import AdminCaller, Caller, Hosts, Keys
 from scheduler.api.admin import AdminApp
@@ -47,6 +48,11 @@ CALLERS: dict[str, str | None] = {
 }
 """Everybody who could come, and with which key."""
 ROLE_OF = {"billing": Role.BILLING, "read": Role.READ, "admin": Role.ADMIN, "house": Role.ADMIN}
+
+
+def grown(from_size: int) -> Growth:
+    """Of no ledger; a test may put another one in its place."""
+    return Growth(checkpoint="", from_size=from_size, proof=[])
 
 
 def directory_of_everybody() -> Directory:
@@ -123,6 +129,7 @@ class Office:
             routes=directory_routes(self.tenancy, house_key_id=HOUSE_ID),
             denials=self.tenancy,
             receipts=lambda request_id, tenant: None,
+            growths=lambda size: grown(size),
             usage=UsageDesk(MemoryUsage()),
         )
         self.relay = RelayApp(
@@ -134,6 +141,7 @@ class Office:
             metrics=metrics,
             denials=self.tenancy,
             receipts=lambda request_id, tenant: None,
+            growths=lambda size: grown(size),
             usage=UsageDesk(MemoryUsage()),
             outcomes=OutcomeDesk(MemoryOutcomes({})),
         )

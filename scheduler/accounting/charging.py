@@ -12,6 +12,7 @@ from scheduler.core.request import Band, DataClass, Request
 from workers.types import UsageRecord, WorkerStatus
 
 MICRO = 1_000_000
+MAX_DECISION_CHARS = 200
 
 
 def hold_of(request: Request, dispatch: Dispatch) -> Hold:
@@ -37,7 +38,14 @@ def hold_of(request: Request, dispatch: Dispatch) -> Hold:
     )
 
 
-def charge_of(settle: Settle, request: Request, *, status: WorkerStatus | None, usage: UsageRecord | None) -> Charge:
+def charge_of(
+    settle: Settle,
+    request: Request,
+    *,
+    status: WorkerStatus | None,
+    usage: UsageRecord | None,
+    decision: str = "",
+) -> Charge:
     """The charge of an attempt of ours. ``usage`` is None where the worker could not say any more."""
     tokens = settle.tokens
     charge = Charge(
@@ -51,6 +59,7 @@ def charge_of(settle: Settle, request: Request, *, status: WorkerStatus | None, 
         model=request.model,
         tier=Band(request.band).name.lower(),
         data_class=DataClass(request.data_class).name.lower(),
+        decision=decision[:MAX_DECISION_CHARS],
         worker_id=settle.worker_id,
         payer=settle.payer,
         outcome=settle.outcome,

@@ -132,7 +132,7 @@ class Journal:
             return None
         now_s = self._unix_clock()
         is_due = self.next_seq - self._state_seq >= STATE_ROWS or (
-            self.next_seq > self._state_seq and now_s - self._state_unix_s >= STATE_S
+            self.next_seq > self._state_seq and abs(now_s - self._state_unix_s) >= STATE_S  # a clock may be set back
         )
         if not (is_due or with_state):
             return None

@@ -134,6 +134,8 @@ class Charge(Row, tag="charge", kw_only=True):
     model: str
     tier: str = "default"
     data_class: str = "general"
+    decision: str = ""
+    """Why its worker was chosen, in one line."""
     worker_id: str
     zone: str = ""
     payer: Payer = Payer.REQUEST

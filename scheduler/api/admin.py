@@ -17,6 +17,7 @@ import msgspec
 from scheduler.accounting.changes import Role
 from scheduler.api.access import AdminCaller, Hosts, Keys
 from scheduler.api.admin_routes import EVERYBODY, OPERATORS, READS, Question, Reply, Route, RouteTable
+from scheduler.api.checkpoint import CHECKPOINT_PATH, Growths, checkpoint_body
 from scheduler.api.denied import NotesDenied, note
 from scheduler.api.errors import ApiError
 from scheduler.api.exchange import ClientGone, Exchange, Receive, Scope, Send
@@ -56,6 +57,7 @@ class AdminApp:
         denials: NotesDenied | None = None,
         new_request_id: Callable[[], str] = random_request_id,
         receipts: Receipts | None = None,
+        growths: Growths | None = None,
         usage: UsageDesk | None = None,
     ) -> None:
         """``routes``: beside its own. ``denials`` None: nobody keeps an audit log. What is None has no routes."""
@@ -64,7 +66,7 @@ class AdminApp:
         self._denials = denials
         self._new_request_id = new_request_id
         own = _own_routes(dispatcher, metrics)
-        self.routes = RouteTable([*own, *_ledger_routes(receipts, usage), *routes])
+        self.routes = RouteTable([*own, *_ledger_routes(receipts, growths, usage), *routes])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -143,7 +145,7 @@ def _own_routes(dispatcher: Shows, metrics: Metrics) -> list[Route]:
     ]
 
 
-def _ledger_routes(receipts: Receipts | None, usage: UsageDesk | None) -> list[Route]:
+def _ledger_routes(receipts: Receipts | None, growths: Growths | None, usage: UsageDesk | None) -> list[Route]:
     """What the ledger proves and sums up, of everybody."""
     routes = []
     if receipts is not None:
@@ -152,6 +154,12 @@ def _ledger_routes(receipts: Receipts | None, usage: UsageDesk | None) -> list[R
             return Reply(body=await receipt_body(receipts, question.names["request"]))
 
         routes.append(Route(method="GET", path=f"{RECEIPTS_PREFIX}{{request}}", roles=EVERYBODY, answer=receipt))
+    if growths is not None:
+
+        async def checkpoint(question: Question) -> Reply:
+            return Reply(body=await checkpoint_body(growths, question.raw_query))
+
+        routes.append(Route(method="GET", path=CHECKPOINT_PATH, roles=EVERYBODY, answer=checkpoint, reads_query=True))
     if usage is not None:
         routes += [_usage_route(path, usage) for path in sorted(USAGE_PATHS)]
     return routes

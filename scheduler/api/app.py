@@ -17,6 +17,7 @@ import msgspec
 
 from scheduler.accounting.prices import NO_PRICES, PriceBook
 from scheduler.api.access import Caller, Hosts, Keys
+from scheduler.api.checkpoint import CHECKPOINT_PATH, Growths, checkpoint_body
 from scheduler.api.denied import NotesDenied, note
 from scheduler.api.dialects import authorizations
 from scheduler.api.errors import ApiError
@@ -46,6 +47,7 @@ METHODS = {
     WHAT_IF_PATH: ("POST",),
     OUTCOMES_PATH: ("POST",),
     **dict.fromkeys(USAGE_PATHS, READS),
+    CHECKPOINT_PATH: READS,
     MODELS_PATH: READS,
     "/health": READS,
     "/ready": READS,
@@ -79,16 +81,18 @@ class RelayApp:
         cache_salt_key: bytes | None = None,
         zones: frozenset[str] | None = None,
         receipts: Receipts | None = None,
+        growths: Growths | None = None,
         prices: PriceBook = NO_PRICES,
         usage: UsageDesk | None = None,
         outcomes: OutcomeDesk | None = None,
         denials: NotesDenied | None = None,
     ) -> None:
         """``cache_salt_key`` None: a new one, so that prefix caches are not shared with the process before. ``zones``:
-        every configured one; None = any name may be one. ``receipts``, ``usage``, ``outcomes`` None: no such routes.
-        ``denials`` None: nobody keeps an audit log.
+        every configured one; None = any name may be one. ``receipts``, ``growths``, ``usage``, ``outcomes`` None: no
+        such routes. ``denials`` None: nobody keeps an audit log.
         """
         self._receipts = receipts
+        self._growths = growths
         self._denials = denials
         self._dispatcher = dispatcher
         self._keys = keys
@@ -177,6 +181,8 @@ class RelayApp:
     def _is_served(self, path: str) -> bool:
         if path == OUTCOMES_PATH:
             return self._outcomes is not None
+        if path == CHECKPOINT_PATH:
+            return self._growths is not None
         return path not in USAGE_PATHS or self._usage is not None
 
     async def _probe(self, exchange: Exchange, now_s: float) -> None:
@@ -202,6 +208,9 @@ class RelayApp:
             return
         if path in USAGE_PATHS and self._usage is not None:
             await exchange.respond(200, await self._usage.answer(path, exchange.query, caller), [JSON, NO_STORE])
+            return
+        if path == CHECKPOINT_PATH and self._growths is not None:
+            await exchange.respond(200, await checkpoint_body(self._growths, exchange.query), [JSON, NO_STORE])
             return
         body = self._models.get(path)
         if body is None:

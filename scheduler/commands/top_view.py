@@ -57,6 +57,7 @@ def digest(snapshot: Fields, *, at_unix_s: float) -> dict[str, Any]:
             "joules_per_token": _joules_per_token(snapshot["worker_energy"]),
         },
         "is_draining": snapshot["is_draining"],
+        "ledger_problem": snapshot.get("ledger_problem", ""),
     }
 
 
@@ -97,6 +98,8 @@ def _joules_per_token(rows: Sequence[Fields]) -> float | None:
 def screen(told: Fields, *, complaint: str = "") -> RenderableType:
     """All of a digest, as wide as the screen."""
     parts: list[RenderableType] = [Text(_headline(told), style="bold")]
+    if told["ledger_problem"]:
+        parts.append(Text(f"LEDGER DOWN: {told['ledger_problem']}", style="bold red"))
     if complaint:
         parts.append(Text(complaint, style="bold red"))
     parts += [_workers(told["workers"]), _queue(told["queue"])]

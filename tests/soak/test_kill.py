@@ -61,7 +61,7 @@ def test_hundreds_of_kills_lose_nothing_and_double_nothing(at: Place, database: 
         run = kill_under_load(at, config, num_kills=NUM_KILLS, seed=SEED)
         version = server.version
     record(
-        f"kill_{database}" if NUM_KILLS >= 200 else f"kill_{database}_short",
+        f"kill_{database}" if NUM_KILLS >= 100 else f"kill_{database}_short",
         {"simulated": True, **figures(run, seed=SEED)},
         command=f"JOULEWAY_KILLS={NUM_KILLS} JOULEWAY_SEED={SEED} make soak-kill",
         what="SIGKILL of control planes and simulated workers under load; then the ledger is held against what clients "

@@ -1,4 +1,4 @@
-"""Every byte of a ledger's file is changed in turn, and a thousand clean ledgers are looked at: no miss, no alarm.
+"""Every bit that a thief of the file could turn: all bytes of a ledger, one after the other; and 1,000 clean ledgers.
 
 About half an hour on two cores; JOULEWAY_TAMPER_STRIDE=n takes every n-th byte. `make soak-tamper` runs it alone.
 """

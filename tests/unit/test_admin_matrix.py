@@ -28,6 +28,7 @@ EXPECTED: dict[tuple[str, str], frozenset[Role]] = {
     ("GET", "/v1/jouleway/budgets"): ALL,
     ("GET", "/v1/jouleway/balance"): ALL,
     ("GET", "/v1/jouleway/receipts/{request}"): ALL,
+    ("GET", "/v1/jouleway/checkpoint"): ALL,
     ("GET", "/v1/jouleway/usage"): ALL,
     ("GET", "/v1/jouleway/models"): ALL,
     ("GET", "/v1/organization/usage/completions"): ALL,

@@ -14,7 +14,6 @@ from scheduler.accounting.rows import (
     Daily,
     Energy,
     Hold,
-    Judged,
     Row,
     Void,
     Window,
@@ -23,7 +22,7 @@ from scheduler.accounting.rows import (
     request_id_of,
 )
 from scheduler.core.actions import Payer
-from tests.ledger_words import charge_of, energy_of, hold_of
+from tests.ledger_words import charge_of, energy_of, hold_of, judged
 from tests.scripted_link import window_of
 from tests.unit.test_settlement import NAMES, AnyOrder
 from workers.types import Grade
@@ -125,8 +124,8 @@ def test_a_cost_that_was_corrected_by_measurement_is_the_payers() -> None:
 def test_rows_that_only_say_something_move_nothing() -> None:
     """A correction moves what its legs say, a compaction's legs moved already."""
     books = applied(
-        Changed(change_id="c", actor="ops", action="a", target="t"),
-        Judged(outcome_id="o", tenant="alpha", accepted=True),
+        Changed(change_id="c", fields={"what": "a"}),
+        judged("o"),
         Daily(
             from_seq=0,
             to_seq=9,

@@ -129,3 +129,10 @@ def test_a_strangers_usage_is_the_operators() -> None:
         charge.account, charge.tenant, charge.request_id, charge.attempt_number, charge.worker_id, charge.cause,
         charge.input_tokens, charge.output_tokens, charge.scheduled_tokens,
     )  # fmt: skip
+
+
+def test_a_charge_says_why_its_worker_was_chosen() -> None:
+    """In one line of bounded length: the proof that a policy was kept stands beside the bill."""
+    charge = charge_of(settle(), REQUEST, status=None, usage=None, decision="w-1: cheapest of 3" + "!" * 500)
+    assert charge.decision.startswith("w-1: cheapest of 3")
+    assert 200 == len(charge.decision)

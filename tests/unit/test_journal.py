@@ -21,7 +21,7 @@ class ScriptedStore:
         self.num_failures = 0
         self.num_writes = 0
 
-    def write(self, rows: list[Row], state: State | None) -> None:
+    def write(self, rows: list[Row], state: State | None) -> bool:
         self.num_writes += 1
         if self.num_failures:
             self.num_failures -= 1
@@ -29,6 +29,7 @@ class ScriptedStore:
         self.rows += rows
         if state is not None:
             self.states.append(state)
+        return state is not None
 
 
 class Clock:
@@ -91,7 +92,7 @@ async def test_a_commit_writes_what_was_appended_before_it() -> None:
     for each in first:
         journal.append(each)
     commit = asyncio.create_task(journal.commit())
-    await settle_loop(1)
+    await settle_loop(3)
     late = row()
     journal.append(late)
     await commit

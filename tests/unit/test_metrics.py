@@ -169,6 +169,14 @@ def test_budgets_are_seen_without_a_name_of_theirs() -> None:
     )
 
 
+def test_the_ledger_is_seen_up_or_down() -> None:
+    """Without the words of its problem: they are in the log and in `jouleway top`."""
+    names = ("jouleway_ledger_up", "jouleway_ledger_rows", "jouleway_ledger_pending_rows")
+    for problem, is_up in (("", 1), ("LedgerError: disk full", 0)):
+        found = seen(snapshot(ledger_problem=problem, ledger_rows=7, ledger_pending_rows=3))
+        assert [is_up, 7, 3] == [value(found, name) for name in names]
+
+
 def test_who_waits_is_seen_by_tenant_and_money_by_payer() -> None:
     """Tenants beyond the bound share one row."""
     band = BandSnapshot(band="flex", num_requests=3, num_bytes=2, retry_after_s=1, tenants=(("alpha", 1), ("beta", 2)))

@@ -22,7 +22,7 @@ from scheduler.accounting.postings import (
 )
 from scheduler.accounting.rows import OPERATOR, Leg
 from scheduler.core.actions import Payer
-from tests.ledger_words import charge_of, hold_of
+from tests.ledger_words import RATES, charge_of, hold_of
 from tests.scripted_link import window_of
 
 AMOUNTS = st.integers(0, 10**12)
@@ -47,7 +47,7 @@ def test_a_hold_draws_its_worst_case() -> None:
         ("held/alpha", OUTPUT): 50,
         ("drawn/alpha", "EUR"): -7,
         ("held/alpha", "EUR"): 7,
-    } == sums(hold_legs(hold_of("a", cost_nano=7, currency="EUR")))
+    } == sums(hold_legs(hold_of("a", cost_nano=7, rates=RATES._replace(currency="EUR"))))
 
 
 @pytest.mark.parametrize("nothing", ["input_tokens", "output_tokens", "cost_nano"])

@@ -76,7 +76,7 @@ def serve(life: Life, number: int, *, is_posted: bool = True, **fields: Any) -> 
     life.settlement.charge(charge)
     paid = request_of(charge, arrival_s=0.0)
     tokens = charge.input_tokens, charge.cached_tokens, charge.output_tokens, charge.cost_nano
-    life.core.holds.budgets.restore(paid, Amounts(*tokens))
+    life.core.holds.budgets.restore(paid, Amounts(*tokens), num_requests=1)
     life.core.holds.owe(charge.attempt_id, paid, "")
     if is_posted:
         life.settlement.post_energy("w-0", posting_of(f"{name}-1", 100, 10))

@@ -31,7 +31,7 @@ from scheduler.accounting.rows import (
     request_id_of,
 )
 from scheduler.core.actions import Payer
-from tests.ledger_words import charge_of, energy_of, hold_of
+from tests.ledger_words import charge_of, energy_of, hold_of, judged
 from tests.scripted_link import window_of
 from workers.types import Grade, Outcome
 
@@ -47,9 +47,9 @@ KINDS: list[tuple[str, str, Row]] = [
         "w-0/life-1/3",
         Window(worker_id="w-0", incarnation="life-1", number=3, window=window_of(("a-1", 5, 1))),
     ),
-    ("outcome", "o-1", Judged(outcome_id="o-1", tenant="alpha", accepted=False, score=0.25)),
+    ("outcome", "o-1", judged("o-1")),
     ("prices", "2026/1", Prices(version="2026/1", text="m: {input: 1}\n")),
-    ("change", "c-1", Changed(change_id="c-1", actor="ops", action="key.create", target="k", detail={"a": [1, None]})),
+    ("change", "c-1", Changed(change_id="c-1", fields={"what": "key_created", "values": {"a": [1, None]}})),
     ("correction", "x-1", Correction(correction_id="x-1", of_seq=3, reason="twice", actor="ops")),
     ("daily", "3", Daily(from_seq=3, to_seq=9, day="2026-11-27", num_rows=6)),
 ]

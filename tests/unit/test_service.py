@@ -9,12 +9,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from scheduler import service as service_module
 from scheduler.accounting.change_rows import LedgerChangeLog
 from scheduler.accounting.changes import Owner
 from scheduler.accounting.directory import Directory
+from scheduler.accounting.growth import Growth, check_growth
 from scheduler.accounting.ledger_reader import Reader
 from scheduler.commands.http_client import fetch
 from scheduler.config import load_config
@@ -25,10 +27,8 @@ from scheduler.config_tenants import BudgetConfig
 from scheduler.ledger_files import ledger_url
 from scheduler.listeners import PortTaken, bind
 from scheduler.service import Service, state_words
-from tests.local_link import LocalLink
-from workers.build import build_worker
+from tests.local_service import LocalCluster, complete
 from workers.errors import WorkerError
-from workers.types import WorkerSpec
 
 CONFIG = """
 server: {{port: {port}}}
@@ -51,47 +51,6 @@ zones: {{hall: {{data_class: core}}}}
 generate_keys: true
 """
 FAST = {"fixed_step_s": 0.0005, "refresh_s": 0.005}
-
-
-class Link(LocalLink):
-    """With a name for its process; a successor counts its records from one again."""
-
-    @property
-    def incarnation(self) -> str:
-        return f"process-{id(self.worker)}"
-
-
-class LocalCluster:
-    """``RayCluster`` without Ray: workers on this event loop."""
-
-    is_standing = False
-
-    def __init__(self, **_: object) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.links: list[Link] = []
-        self.starting: list[Any] = []
-        self.events: list[str] = []
-
-    def connect(self) -> None:
-        self.events.append("connect")
-
-    def start(self, specs: list[WorkerSpec]) -> list[Link]:
-        assert self.loop is not None
-
-        async def begin() -> list[Link]:
-            links = [Link(build_worker(spec)) for spec in specs]
-            self.starting += [asyncio.create_task(link.worker.start()) for link in links]
-            return links
-
-        links = asyncio.run_coroutine_threadsafe(begin(), self.loop).result(10)
-        self.links += links
-        return links
-
-    def find(self) -> list[Link]:
-        raise AssertionError("a cluster of our own has nothing to find")
-
-    def shutdown(self) -> None:
-        self.events.append("shutdown")
 
 
 def config_of(
@@ -122,12 +81,6 @@ async def running(folder: Path, *, config: Any = None, **settings: Any) -> Async
 def local_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module, "RayCluster", LocalCluster)
     monkeypatch.setattr(service_module, "RESTART_DELAYS_S", (0.01,))
-
-
-async def complete(service: Service, key: str, headers: dict[str, str] | None = None, **fields: object) -> Any:
-    body = {"model": "m", "prompt": "to be or not", "max_tokens": 8, "ignore_eos": True, **fields}
-    given = {"Authorization": f"Bearer {key}", **(headers or {})}
-    return await fetch(f"{service.url}/v1/completions", method="POST", payload=body, headers=given)
 
 
 async def test_requests_are_served_and_the_accounts_close(tmp_path: Path) -> None:
@@ -193,6 +146,22 @@ async def test_nobody_enters_by_the_wrong_door(tmp_path: Path) -> None:
         assert 401 == (await complete(service, service.admin_key)).status
         wrong_door = f"{service.url}/metrics"
         assert (await fetch(wrong_door, headers={"Authorization": f"Bearer {service.admin_key}"})).status in (401, 404)
+
+
+async def test_who_holds_an_older_checkpoint_gets_the_proof_that_the_ledger_grew(tmp_path: Path) -> None:
+    """From both listeners, while it serves."""
+    async with running(tmp_path) as service:
+        await service.wait_ready()
+        tenant_key = service.generated_keys["alpha"]
+        key, size = service.ledger.signer.public_key, 0
+        old = key.verify(service.ledger.head()["note"])
+        for url, by in ((service.url, tenant_key), (service.admin_url, service.admin_key)):
+            await complete(service, tenant_key)
+            asked = f"{url}/v1/jouleway/checkpoint?from={old.size}"
+            reply = await fetch(asked, headers={"Authorization": f"Bearer {by}"})
+            new = check_growth(msgspec.json.decode(reply.body, type=Growth), old, key=key)
+            assert new.size > max(old.size, size)
+            size = new.size
 
 
 async def test_a_worker_that_dies_is_replaced_and_serves_again(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from scheduler.accounting.settlement import Settlement
 from scheduler.accounting.spool import RETRY_S, Spool, read
 from scheduler.accounting.usage_log import LedgerOutcomes, LedgerUsage
 from scheduler.accounting.verify import verify
-from tests.postgres import Server, serving
+from tests.postgres import PostgresServer, running_server
 
 SEED = b"\x05" * 32
 
@@ -494,12 +494,12 @@ def test_whatever_happens_what_was_durable_is_there_once(steps: list[str]) -> No
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving() as running:
+def server() -> Iterator[PostgresServer]:
+    with running_server() as running:
         yield running
 
 
-def test_a_real_server_goes_away_and_comes_back(server: Server, tmp_path: Path) -> None:
+def test_a_real_server_goes_away_and_comes_back(server: PostgresServer, tmp_path: Path) -> None:
     """Killed under load, twice; once it is the next process that delivers."""
     url, path = server.new_database(), tmp_path / "spool.rows"
     ledger = Ledger(url, seed=SEED)
@@ -507,7 +507,7 @@ def test_a_real_server_goes_away_and_comes_back(server: Server, tmp_path: Path) 
     spool = Spool(ledger, path, clock=lambda: now_s)
     plane = Plane(ledger, spool)
     plane.run(30, with_state=True)
-    server.stop()
+    server.stop(at_once=True)
     for _ in range(3):
         plane.run(30, with_state=True)
         now_s += RETRY_S
@@ -518,7 +518,7 @@ def test_a_real_server_goes_away_and_comes_back(server: Server, tmp_path: Path) 
     server.start()
     plane.run(30, with_state=True)
     assert (0, plane.output_tokens) == (spool.num_rows, plane.flushed_tokens)
-    server.stop()
+    server.stop(at_once=True)
     plane.run(30)
     spool.close()  # killed
     ledger.close()

@@ -137,3 +137,10 @@ def test_nothing_at_all_is_shown_as_such(capsys: pytest.CaptureFixture[str]) -> 
     lines = drawn(capsys, told(is_draining=True), complaint="what follows is old")
     assert lines[0].endswith("– W · – J/token · DRAINING")
     assert "what follows is old" == lines[1]
+
+
+def test_a_ledger_that_cannot_be_written_is_seen_first(capsys: pytest.CaptureFixture[str]) -> None:
+    """With its words; an older control plane, which says nothing of it, is shown as before."""
+    digest = told(ledger_problem="LedgerError: database or disk is full")
+    assert "LEDGER DOWN: LedgerError: database or disk is full" in drawn(capsys, digest)[1]
+    assert not any("LEDGER" in line for line in drawn(capsys, told()))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scheduler.accounting.accounts import OPERATOR
 from scheduler.accounting.usage_book import GROUPS, MINUTE_US, SUMS, UsageBook, usage_key
 from scheduler.core.actions import Payer
-from tests.ledger_words import charge_of
+from tests.ledger_words import RATES, charge_of
 
 WHO = {"tenant": "alpha", "project": "p", "key_id": "k", "task": "nightly", "model": "m", "tier": "flex"}
 
@@ -23,8 +23,8 @@ def test_a_charge_counts_with_its_request() -> None:
     book = UsageBook()
     book.add_charge(
         charge_of(
-            "a-1", **WHO, arrived_us=2 * MINUTE_US + 59_999_999, currency="EUR", cost_nano=7, reasoning_tokens=5,
-            image_tokens=4, audio_tokens=3, input_bytes=400, output_bytes=200,
+            "a-1", **WHO, arrived_us=2 * MINUTE_US + 59_999_999, rates=RATES._replace(currency="EUR"), cost_nano=7,
+            reasoning_tokens=5, image_tokens=4, audio_tokens=3, input_bytes=400, output_bytes=200,
         )
     )  # fmt: skip
     assert [
@@ -58,8 +58,8 @@ def test_what_was_measured_and_judged_is_added_where_its_charge_counts() -> None
     book.add_charge(charge)
     book.add_energy(usage_key(charge), energy_mj=100, gpu_us=10, carbon_ug=3, cost_nano=-2)
     book.add_energy(usage_key(charge), energy_mj=5, gpu_us=1)
-    book.add_outcome(usage_key(charge), accepted=1)
-    book.add_outcome(usage_key(charge), accepted=-1, rejected=1)
+    book.add_outcome(usage_key(charge), accepted=1, rejected=0, judged=1)
+    book.add_outcome(usage_key(charge), accepted=-1, rejected=1, judged=0)
     (row,) = told(book)
     assert (105, 11, 3, charge.cost_nano - 2, 1) == tuple(
         row[name] for name in ("energy_mj", "gpu_us", "carbon_ug", "cost_nano", "rejected")
@@ -72,7 +72,8 @@ def test_each_group_counts_apart(name: str) -> None:
     """What differs in one of them is another sum; what does not is the same."""
     book = UsageBook()
     for value in ("one", "other", "one"):
-        book.add_charge(charge_of("a-1", **{**WHO, name: value}))
+        fields = {"rates": RATES._replace(currency=value)} if name == "currency" else {name: value}
+        book.add_charge(charge_of("a-1", **{**WHO, **fields}))
     assert {"one": 2, "other": 1} == {row[name]: row["requests"] for row in told(book)}
 
 
