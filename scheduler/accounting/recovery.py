@@ -106,8 +106,15 @@ def recover(
     for request_id in settlement.orphans:
         settlement.release(request_id, LOST)
     for attempt_id, attempt in books.open.items():
-        if attempt.charge is not None and attempt.charge.account != OPERATOR:
-            core.holds.owe(attempt_id, request_of(attempt.charge, arrival_s=now_s), attempt.charge.zone)
+        charge = attempt.charge
+        if charge is not None and charge.account != OPERATOR:
+            core.holds.owe(
+                attempt_id,
+                request_of(charge, arrival_s=now_s),
+                charge.zone,
+                most_nano=max((charge.most_plus_nano or 0) - charge.plus_nano, 0),
+                difference_nano=charge.difference_nano,
+            )
     recovered = Recovered(size, size - start_seq, len(settlement.orphans), time.perf_counter() - began_s)
     logger.info("ledger: %d rows, %d replayed, %d holds voided, in %.2f s", *recovered)
     return settlement, recovered

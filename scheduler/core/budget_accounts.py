@@ -200,6 +200,13 @@ class Account:
         self.used += used
         self.held += held
 
+    def restore(self, slot: int, used: int) -> None:
+        """What was used in an earlier life; less than nothing where that was corrected, but never below 0: of a budget
+        that is younger than the charge only the correction is known.
+        """
+        if used:
+            self.add(slot, used=max(used, -self._slots.get(slot, (0, 0))[0]))
+
     def used_slots(self) -> dict[int, int]:
         """What is used, by slot."""
         return {slot: used for slot, (used, _) in self._slots.items() if used}

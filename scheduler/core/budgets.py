@@ -12,7 +12,7 @@ the operator's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from scheduler.core.actions import Rejection, Tokens
@@ -181,7 +181,8 @@ class Budgets:
         self.excess.num_posted += 1
         parts = [0] * NUM_PARTS
         parts[ENERGY_PARTS.start : ENERGY_PARTS.stop] = amounts
-        parts[MONEY] = max(money_nano, -hold.used[MONEY])  # what was charged beyond the hold used nothing
+        if hold.plus_nano:  # else nothing is held for it
+            parts[MONEY] = max(money_nano, -hold.used[MONEY])  # what was charged beyond the hold used nothing
         taken = self._taken(hold, parts)
         hold.num_unposted -= 1
         is_last = hold.is_over and not hold.num_unposted
@@ -197,13 +198,24 @@ class Budgets:
         """Used in an earlier life: tokens and money of one request, or what was measured of one of its attempts."""
         parts, at_us = [0] * NUM_PARTS, _at_us(request.arrival_unix_s)
         parts[: len(amounts)], parts[REQUESTS] = amounts, num_requests
-        above = self._above(request, at_us)
-        for account in above.accounts:
-            account.advance(at_us)
-            if used := account.read(parts):
-                account.add(account.window.slot_of(at_us), used=used)
-        if request.task and (tasks := tuple(each for each in above.accounts if each.level.kind == "task")):
-            self._tasks.keep(request.tenant, request.task, tasks)
+        for account, slot in self._places(request, at_us):
+            account.restore(slot, account.read(parts))
+
+    def reserve(self, request: Request, money_nano: int) -> Callable[[], None]:
+        """The most that a request of an earlier life may still cost is held, until what is returned is called."""
+        places = [
+            (account, slot)
+            for account, slot in self._places(request, _at_us(request.arrival_unix_s))
+            if money_nano and account.measure is Measure.MONEY_NANO
+        ]
+        for account, slot in places:
+            account.add(slot, held=money_nano)
+
+        def release() -> None:
+            for account, slot in places:
+                account.add(slot, held=-money_nano)
+
+        return release
 
     def used(self) -> list[UsedSlots]:
         """What all accounts have used, so that ``put_back`` on the same budgets leads to it again."""
@@ -275,6 +287,15 @@ class Budgets:
         for accounts in self._accounts.values():
             yield from accounts
         yield from self._tasks.accounts()
+
+    def _places(self, request: Request, at_us: int) -> list[Place]:
+        """Where a request of an earlier life belongs; its task is kept."""
+        accounts = self._above(request, at_us).accounts
+        if request.task and (tasks := tuple(each for each in accounts if each.level.kind == "task")):
+            self._tasks.keep(request.tenant, request.task, tasks)
+        for account in accounts:
+            account.advance(at_us)
+        return [(account, account.window.slot_of(at_us)) for account in accounts]
 
     def _above(self, request: Request, at_us: int) -> _Above:
         """Accounts of the request's tenant, project, key and task; those without a task are looked up once."""

@@ -9,6 +9,7 @@ that is paid charges tokens and money; what is booked of its energy settles joul
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from scheduler.core.actions import Payer, Rejection
 from scheduler.core.attempts import Attempt, Entry
@@ -21,6 +22,15 @@ from scheduler.core.rules import Rules
 from workers.types import Outcome
 
 
+class _Owed(NamedTuple):
+    """Charged in an earlier life and not measured yet."""
+
+    request: Request
+    zone: str
+    difference_nano: Callable[..., int]
+    release: Callable[[], None]
+
+
 class Holds:
     """Budgets and the energy bounds that they hold by, told what happens to requests and attempts."""
 
@@ -29,8 +39,8 @@ class Holds:
         self._energy = EnergyBounds(carbon_ug_per_mj=rules.carbon_ug_per_mj)
         self._unbooked: dict[str, Attempt] = {}
         """Settled attempts whose energy is not booked yet."""
-        self._owed: dict[str, tuple[Request, str]] = {}
-        """The same of an earlier life of this core, whose holds are gone: request and zone."""
+        self._owed: dict[str, _Owed] = {}
+        """The same of an earlier life of this core, whose holds are gone."""
 
     def reload(self, rules: Rules) -> None:
         """Other limits from now on; what runs keeps what it holds."""
@@ -82,9 +92,19 @@ class Holds:
         """The request is over: what it did not use of tokens, money and concurrency is free."""
         self.budgets.end(entry.request.request_id)
 
-    def owe(self, attempt_id: str, request: Request, zone: str) -> None:
-        """It was charged in an earlier life; its energy is still to come."""
-        self._owed[attempt_id] = request, zone
+    def owe(
+        self,
+        attempt_id: str,
+        request: Request,
+        zone: str,
+        *,
+        most_nano: int = 0,
+        difference_nano: Callable[..., int] = lambda energy_mj, gpu_us: 0,
+    ) -> None:
+        """It was charged in an earlier life; its energy is still to come, and with it what that costs beyond the
+        estimate: at most ``most_nano``, which is held meanwhile.
+        """
+        self._owed[attempt_id] = _Owed(request, zone, difference_nano, self.budgets.reserve(request, most_nano))
 
     def book_energy(self, attempt_id: str, *, energy_mj: int, gpu_us: int) -> EnergyBound | None:
         """What a settled attempt took is booked; later words on it are ignored.
@@ -92,9 +112,14 @@ class Holds:
         Returns what its budgets carry of it, where that is less: the rest is the operator's.
         """
         if (owed := self._owed.pop(attempt_id, None)) is not None:
-            request, zone = owed
-            carbon_ug = self._energy.carbon_ug(zone, energy_mj)
-            self.budgets.restore(request, Amounts(energy_mj=energy_mj, gpu_us=gpu_us, carbon_ug=carbon_ug))
+            owed.release()
+            amounts = Amounts(
+                money_nano=owed.difference_nano(energy_mj=energy_mj, gpu_us=gpu_us),
+                energy_mj=energy_mj,
+                gpu_us=gpu_us,
+                carbon_ug=self._energy.carbon_ug(owed.zone, energy_mj),
+            )
+            self.budgets.restore(owed.request, amounts)
         attempt = self._unbooked.pop(attempt_id, None)
         if attempt is None:
             return None
