@@ -175,3 +175,18 @@ def test_whoever_is_shed_is_told_that_the_queue_is_full() -> None:
     """Nobody while there is room."""
     gate = Gate()
     assert [] == list(gate.admission.shed_for(request(), 0.0))
+
+
+def test_nothing_is_admitted_that_could_not_be_booked() -> None:
+    """Whatever it asks for; a shutdown comes first, and who was refused may come again."""
+    gate = Gate()
+    gate.admission.is_ledger_writable = False
+    for model in (MODEL, "other"):
+        assert "ledger_unavailable" == refusal(gate, model=model)
+    rejection = gate.admission.refusal(request(), 0.0)
+    assert rejection is not None
+    assert (503, True) == (rejection.status, rejection.retry_after_s is not None)
+    gate.admission.is_draining = True
+    assert "shutting_down" == refusal(gate)
+    gate.admission.is_draining, gate.admission.is_ledger_writable = False, True
+    assert refusal(gate) is None

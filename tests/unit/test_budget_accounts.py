@@ -172,3 +172,48 @@ def test_two_budgets_of_one_kind_are_a_mistake_of_ours() -> None:
         renewed(
             LEVEL, (), (Budget(Measure.TOKENS, 7, Window.parse("1h")), Budget(Measure.TOKENS, 9, Window.parse("60m")))
         )
+
+
+# -- over a restart
+
+
+@thorough
+@given(
+    uses=st.lists(st.tuples(st.integers(0, 300 * SECOND_US), st.integers(0, 40)), max_size=30),
+    window=st.sampled_from(["7s", "60s", "calendar minute", "calendar month", "total"]),
+    at_us=st.integers(0, 700 * SECOND_US),
+)
+def test_what_was_used_counts_on_as_if_nothing_had_happened(
+    uses: list[tuple[int, int]], window: str, at_us: int
+) -> None:
+    """Now, and at any moment that follows: what is forgotten when does not change."""
+    first = account(window, limit=10**6)
+    for used_us, used in sorted(uses):
+        first.advance(used_us)
+        first.add(first.slot, used=used)
+    second = account(window, limit=10**6)
+    second.put_back(first.used_slots())
+    assert first.used_slots() == second.used_slots()
+    later_us = max([at_us, *(used_us for used_us, _ in uses)])
+    assert first.state(later_us) == second.state(later_us)
+    for each in (first, second):
+        each.advance(later_us)
+    assert (first.used, first.left, first.used_slots()) == (second.used, second.left, second.used_slots())
+
+
+def test_what_is_held_is_not_put_back() -> None:
+    """Whoever held it is gone."""
+    first, second = account(), account()
+    first.add(first.slot, used=5, held=7)
+    second.put_back(first.used_slots())
+    assert (5, 0) == (second.used, second.held)
+
+
+def test_a_correction_takes_back_what_was_counted_and_no_more() -> None:
+    """A budget that never counted the charge is not below nothing."""
+    old, young = account(), account()
+    old.restore(old.slot, 50)
+    for each in (old, young):
+        each.restore(each.slot, -20)
+    assert (30, 0) == (old.used, young.used)
+    assert (70, 100) == (old.left, young.left)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from scheduler.core.actions import Rejection, Tokens
-from scheduler.core.budget_accounts import ENERGY, Budget, BudgetState, Level, Measure
+from scheduler.core.budget_accounts import ENERGY, Amounts, Budget, BudgetState, Level, Measure
 from scheduler.core.budget_windows import Window
 from scheduler.core.budgets import Budgets, Granted
 from scheduler.core.energy_bounds import EnergyBound
@@ -637,3 +637,89 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = thorough
+
+
+# -- over a restart
+
+
+ALL = tuple(budget(measure, 10**9) for measure in Measure if measure is not Measure.CONCURRENCY)
+
+
+def everywhere() -> Budgets:
+    """Every measure on every level."""
+    return budgets(*ALL, project=ALL, key=ALL, task=ALL)
+
+
+def told(some: Budgets, at_unix_s: float) -> list[BudgetState]:
+    return some.states(ask(task="nightly", arrival_unix_s=at_unix_s))
+
+
+@thorough
+@given(
+    requests=st.lists(
+        st.tuples(
+            st.integers(0, 100), st.integers(0, 50), st.booleans(), st.lists(st.integers(0, 100), max_size=2),
+            st.integers(0, 3 * 3600),
+        ),
+        max_size=8,
+    )
+)  # fmt: skip
+def test_what_was_used_is_restored_request_by_request_or_all_at_once(
+    requests: list[tuple[int, int, bool, list[int], int]],
+) -> None:
+    """Live, by replaying what was charged and measured, or from what was saved: the same on every level."""
+    live, replayed = everywhere(), everywhere()
+    in_order = sorted(requests, key=lambda each: each[-1])
+    for number, (prompt, output, is_charged, energies, arrival_s) in enumerate(in_order):
+        asked = ask(f"r{number}", task="nightly", arrival_unix_s=float(arrival_s))
+        assert isinstance(live.hold(asked, prompt_tokens=100, bound=bound), Granted)
+        tokens = Tokens(input_tokens=prompt, output_tokens=output)
+        money_nano = RATES.cost_nano(input_tokens=prompt, cached_tokens=0, output_tokens=output)
+        if is_charged:
+            live.charge(f"r{number}", f"r{number}-1", tokens, money_nano)
+            replayed.restore(asked, Amounts(prompt, 0, output, money_nano), num_requests=1)
+        live.end(f"r{number}")
+        for energy_mj in energies[: is_charged + 0]:
+            carried = live.post(f"r{number}-1", EnergyBound(energy_mj, energy_mj, energy_mj))
+            replayed.restore(asked, Amounts(**carried._asdict()))
+        if is_charged and not energies:
+            live.post(f"r{number}-1", EnergyBound())
+    saved = everywhere()
+    saved.put_back(live.used())
+    for at_unix_s in (max([0.0, *(each[-1] for each in requests)]), 4 * 3600.0):
+        assert told(live, at_unix_s) == told(replayed, at_unix_s) == told(saved, at_unix_s)
+    assert {} == held(saved)
+
+
+def test_what_was_used_of_a_budget_that_is_gone_is_not_kept() -> None:
+    """Of another measure, another window, another level; a task without a budget is none."""
+    first = everywhere()
+    first.restore(ask(task="nightly"), Amounts(10, 0, 5, 7), num_requests=1)
+    second = budgets(budget(Measure.TOKENS, 100, "2h"), budget(Measure.REQUESTS, 100), key=(budget(Measure.TOKENS, 9),))
+    second.put_back(first.used())
+    assert {("tenant", "tokens"): 0, ("tenant", "requests"): 1, ("key", "tokens"): 15} == {
+        (each.level.kind, each.measure.value): each.used for each in second.states(ask(task="nightly"))
+    }
+    assert not len(second._tasks)
+
+
+def test_a_window_is_the_same_however_it_is_written() -> None:
+    """And what was used of it counts on."""
+    first, second = budgets(budget(Measure.TOKENS, 100, "60m")), budgets(budget(Measure.TOKENS, 100, "1h"))
+    first.restore(ask(), Amounts(10, 0, 5))
+    second.put_back(first.used())
+    assert 15 == state(second, Measure.TOKENS).used
+
+
+def test_the_most_that_somebody_may_still_cost_is_held_until_it_is_known() -> None:
+    """Of money alone, on every level; it is in no state."""
+    some = everywhere()
+    release = some.reserve(ask(task="nightly"), 70)
+    assert {"money_nano": 280} == held(some)
+    assert [] == some.used()
+    refusal_of = budgets(budget(Measure.MONEY_NANO, 100))
+    held_back = refusal_of.reserve(ask(), 100)
+    assert Measure.MONEY_NANO == refused(hold(refusal_of)).shortage.measure  # type: ignore[union-attr]
+    held_back()
+    release()
+    assert ({}, {}) == (held(some), held(refusal_of))

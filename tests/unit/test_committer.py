@@ -6,14 +6,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from scheduler.accounting import journal as journal_module
 from scheduler.accounting.settlement import Settlement
 from scheduler.committer import NOT_COMMITTED, Committer
 from scheduler.connection import Connection
-from scheduler.streams import End, Stream
+from scheduler.streams import Body, End, Stream
 from tests.scripted_link import ScriptedLink, settle_loop
 from workers.types import Outcome
 
 DONE = End(outcome=Outcome.COMPLETED)
+FIRST_BYTE = Body(b"first byte")
 
 
 class GatedSettlement(Settlement):
@@ -49,7 +51,8 @@ class GatedSettlement(Settlement):
 class Case:
     def __init__(self) -> None:
         self.settlement = GatedSettlement()
-        self.committer = Committer(self.settlement, retry_s=0.0)
+        self.problems: list[str] = []
+        self.committer = Committer(self.settlement, retry_s=0.0, on_problem=self.problems.append)
         self.link = ScriptedLink()
         self.settlement.open_worker("w-0", incarnation="life-1")
         self.connection = Connection(
@@ -67,6 +70,14 @@ class Case:
         self.num_streams += 1
         stream = Stream(f"req-{self.num_streams}", on_close=lambda *words: None)
         self.committer.add_end(stream, DONE)
+        return stream
+
+    def begin(self) -> Stream:
+        """A request whose engine answered at once."""
+        self.num_streams += 1
+        stream = Stream(f"req-{self.num_streams}", on_close=lambda *words: None)
+        self.committer.add_begin(stream)
+        stream.put_body(b"first byte")
         return stream
 
 
@@ -188,3 +199,67 @@ async def test_a_cancelled_commit_loses_nothing() -> None:
     case.settlement.gate.set()
     await case.committer.commit()
     assert DONE == await stream.next(0.0)
+
+
+async def test_an_answer_begins_after_the_commit_that_holds_its_hold() -> None:
+    """Its bytes wait meanwhile; one that is added during a commit waits for the next."""
+    async with running() as case:
+        first = case.begin()
+        await settle_loop()
+        second = case.begin()
+        assert [None, None] == [await first.next(0.0), await second.next(0.0)]
+        case.settlement.lets_one_pass = True
+        case.settlement.gate.set()
+        assert FIRST_BYTE == await first.next(1.0)
+        await settle_loop()
+        assert None is await second.next(0.0)
+        case.settlement.gate.set()
+        assert FIRST_BYTE == await second.next(1.0)
+
+
+async def test_an_answer_whose_hold_was_not_written_does_not_begin() -> None:
+    """It waits for the next try, and what it waits for is said."""
+    async with running() as case:
+        case.settlement.num_failures = 2
+        stream = case.begin()
+        case.settlement.gate.set()
+        assert FIRST_BYTE == await stream.next(1.0)
+        assert ["OSError: disk full", "OSError: disk full", ""] == case.problems
+
+
+async def test_a_last_commit_that_fails_begins_no_answer() -> None:
+    """Its end comes all the same, as failed."""
+    case = Case()
+    stream = case.begin()
+    case.committer.add_end(stream, DONE)
+    case.settlement.num_failures = 1
+    case.settlement.gate.set()
+    await case.committer.commit_last()
+    assert FIRST_BYTE == await stream.next(0.0), "with the end, everything is the reader's"
+    assert End(outcome=Outcome.FAILED, cause=NOT_COMMITTED) == await stream.next(0.0)
+
+
+async def test_a_cancelled_commit_is_no_fault_of_the_ledger() -> None:
+    """Nothing is said, and nothing stops."""
+    case = Case()
+    case.begin()
+    commit = asyncio.create_task(case.committer.commit())
+    await settle_loop()
+    commit.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await commit
+    assert [] == case.problems
+
+
+async def test_a_journal_that_is_full_is_said_before_the_commit_that_hangs_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that nothing new begins; the commit that empties it takes it back."""
+    monkeypatch.setattr(journal_module, "MAX_PENDING_ROWS", 0)
+    async with running() as case:
+        case.begin()
+        assert 1 == len(case.problems)
+        assert "rows wait for the disk" in case.problems[0]
+        case.settlement.gate.set()
+        await settle_loop()
+        assert "" == case.problems[-1]

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from scheduler.accounting.accounts import OPERATOR
+from scheduler.accounting.rows import Charge, Row
 from scheduler.accounting.settlement import Settlement
 from scheduler.core.admission import Limits
 from scheduler.core.request import Request
@@ -891,3 +892,93 @@ async def test_a_stop_after_the_stop_changes_nothing() -> None:
     await house.dispatcher.stop()
     await settle_loop()
     assert before == asyncio.all_tasks()
+
+
+# -- the ledger
+
+
+async def test_the_first_byte_waits_until_the_hold_is_durable() -> None:
+    """The engine computes meanwhile; who waits with a timer is not woken for what it may not have."""
+    async with opened() as house:
+        link = house.add()
+        await settle_loop()
+        house.settlement.is_durable = lambda seq: False  # type: ignore[method-assign]
+        house.settlement.gate.clear()
+        stream = house.submit()
+        await settle_loop()
+        assert ["req-1"] == list(house.settlement.books.holds)
+        assert 1 == len(link.calls), "the prefill does not wait for a disk"
+        reader = asyncio.create_task(stream.next(60.0))
+        answer(link, "req-1-1", b"x", is_final=False)
+        await settle_loop()
+        assert not reader.done()
+        house.settlement.gate.set()
+        assert [Head(200, HEADERS), Body(b"x")] == [await reader, await stream.next(1.0)]
+        finish(link, "req-1-1")
+        assert isinstance(await stream.next(1.0), End)
+        assert {} == house.settlement.books.holds
+
+
+async def test_a_hold_is_written_once_and_given_back_where_nothing_was_charged() -> None:
+    """However often it is tried; of whoever never started there is none."""
+    rows: list[Row] = []
+    async with opened() as house:
+        append = house.settlement.journal.append
+        house.settlement.journal.append = lambda row: (rows.append(row), append(row))[1]  # type: ignore[method-assign]
+        links = [house.add(name) for name in ("w-0", "w-1")]
+        await settle_loop()
+        stream = house.submit()
+        await settle_loop()
+        (first,) = [link for link in links if link.calls]
+        first.fail(DEAD)
+        await settle_loop()
+        stream.close("client_gone")
+        second = links[1 - links.index(first)]
+        await settle_loop()
+        finish(second, "req-1-2", outcome=ABORTED, cause="client_gone", output_tokens=0)
+        assert isinstance(await stream.next(1.0), End)
+    kinds = [row.kind for row in rows if row.kind in ("hold", "void", "charge")]
+    assert ("hold", 1, 1) == (kinds[0], kinds.count("hold"), kinds.count("void") + sum(
+        isinstance(row, Charge) and row.account == "alpha" for row in rows
+    ))  # fmt: skip
+    assert {} == house.settlement.books.holds
+
+
+async def test_while_the_ledger_cannot_be_written_nothing_new_begins(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes is refused, who waits goes on waiting; it is said once, and again when it is over."""
+    failures = [OSError("disk full")]
+
+    async def commit() -> None:
+        if failures:
+            raise failures[0]
+
+    async with opened() as house:
+        link = house.add(max_running=1)
+        await settle_loop()
+        running, waiting = house.submit(), house.submit()
+        await settle_loop()
+        house.dispatcher._committer._retry_s = 0.0
+        monkeypatch.setattr(house.settlement, "commit", commit)
+        with caplog.at_level(logging.INFO):
+            link.say(records=(window_of(),))
+            await until(lambda: bool(house.dispatcher.ledger_problem))
+            answer(link, "req-1-1", b"x")
+            await settle_loop()
+            assert "OSError: disk full" == house.dispatcher.snapshot().ledger_problem
+            refused = await house.submit().next(1.0)
+            assert isinstance(refused, End)
+            assert refused.rejection is not None
+            assert ("ledger_unavailable", 503) == (refused.rejection.reason, refused.rejection.status)
+            await settle_loop()
+            assert 1 == len(link.calls), "req-2 waits, although there is room"
+            failures.clear()
+            assert isinstance((await read_all(running))[2], End)
+            house.now_s += 1.0
+            await until(lambda: len(link.calls) == 2)
+        assert "" == house.dispatcher.snapshot().ledger_problem
+        answer(link, "req-2-1", b"y")
+        assert COMPLETED == (await read_all(waiting))[2].outcome
+    assert 1 == caplog.text.count("ledger: OSError: disk full")
+    assert 1 == caplog.text.count("ledger: writable again")

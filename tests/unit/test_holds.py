@@ -164,3 +164,33 @@ def test_other_limits_leave_what_is_held() -> None:
     made.reload(Rules(budgets={TENANT: (Budget(Measure.TOKENS, 160, HOUR),)}))
     assert {"tokens": 150} == held(made)
     assert isinstance(made.hold(entry_of(request_id="second")), Rejection)
+
+
+# -- of an earlier life
+
+
+def test_energy_of_what_was_charged_in_an_earlier_life_is_carried_by_its_budgets() -> None:
+    """All of it, with the carbon of its zone, once; nothing is held for it and nobody's bound learns from it."""
+    made = holds(energy_mj=10**6, gpu_us=10**6, carbon_ug=10**6)
+    made.owe("r-1", request(), "north")
+    for _ in range(2):
+        assert None is made.book_energy("r-1", energy_mj=50, gpu_us=7)
+        assert [50, 7, 100] == [state.used for state in made.budgets.states(request())]
+    assert ({}, 0) == (held(made), made.num_unbooked)
+
+
+def test_money_that_waits_for_a_measurement_is_held_meanwhile() -> None:
+    """The most it may be; then the difference is used, and the rest is free."""
+    made = holds(money_nano=1_000)
+    made.owe("r-1", request(), "", most_nano=300, difference_nano=lambda energy_mj, gpu_us: energy_mj + gpu_us)
+    assert {"money_nano": 300} == held(made)
+    made.book_energy("r-1", energy_mj=100, gpu_us=20)
+    (state,) = made.budgets.states(request())
+    assert (120, 0, 880) == (state.used, state.held, state.left)
+
+
+def test_energy_of_nobodys_attempt_changes_nothing() -> None:
+    """An earlier control plane's, of which nothing is known."""
+    made = holds(energy_mj=10**6)
+    assert None is made.book_energy("r-9", energy_mj=50, gpu_us=7)
+    assert [0] == [state.used for state in made.budgets.states(request())]

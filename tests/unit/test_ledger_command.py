@@ -1,4 +1,4 @@
-"""`jouleway ledger verify` says what it found, in words or as JSON, and leaves with 7 at the first thing that is wrong."""
+"""`jouleway ledger verify` says what it found, in words or as JSON, and leaves with 7 at the first thing wrong."""
 
 import json
 import shutil

@@ -22,10 +22,11 @@ from scheduler.accounting.verify import verify
 from scheduler.core.actions import Payer
 from scheduler.core.budget_accounts import Amounts, Budget, Level, Measure
 from scheduler.core.budget_windows import Window
-from scheduler.core.request import Band, Request
+from scheduler.core.request import Band, CostPlus, Request
 from scheduler.core.rules import Rules
 from tests.core_words import request
 from tests.ledger_words import (
+    RATES,
     STATEMENT,
     Life,
     Traffic,
@@ -310,6 +311,70 @@ def test_what_a_hold_did_not_cover_stays_the_operators(ledger_url: str) -> None:
     assert (100, 30, 3, 0) == (energy.energy_mj, energy.budget_mj, energy.budget_gpu_us, energy.budget_ug)
     with living(ledger_url, rules=rules()) as life:
         assert {30} == {amounts[4] for amounts in used(life).values()}
+
+
+PAID = RATES._replace(plus=CostPlus(gpu_nano_per_s=1_000_000_000))
+"""A thousand nano a GPU-microsecond on top."""
+
+
+def serve_plus(life: Life, *, plus_nano: int, most_nano: int) -> None:
+    """A request whose price waits for what is measured: 10 GPU-µs, so 10,000 nano."""
+    name = request_id(1)
+    life.settlement.hold(hold_of(name, **WHO, rates=PAID))
+    life.settlement.window("w-0", window_of((f"{name}-1", 100, 10)), number=1)
+    cost_nano = charge_of("a-1").cost_nano + plus_nano
+    life.settlement.charge(
+        charge_of(f"{name}-1", **WHO, rates=PAID, plus_nano=plus_nano, most_plus_nano=most_nano, cost_nano=cost_nano)
+    )
+
+
+def money(life: Life) -> tuple[int, int]:
+    """Used and held of the tenant's budget."""
+    (state,) = [
+        each
+        for each in life.core.holds.budgets.states(asked())
+        if each.measure is Measure.MONEY_NANO and each.level.kind == "tenant"
+    ]
+    return state.used, state.held
+
+
+@pytest.mark.parametrize(
+    ("plus_nano", "most_nano"), [(4_000, 12_000), (50_000, 80_000), (10_000, 10_000), (4_000, 7_000)]
+)
+def test_a_price_that_waits_for_its_measurement_waits_over_a_restart(
+    ledger_url: str, plus_nano: int, most_nano: int
+) -> None:
+    """The most that it may still cost is held; then the one difference is used, live as after the next restart."""
+    tokens_nano = charge_of("a-1").cost_nano
+    with living(ledger_url, rules=rules()) as life:
+        life.settlement.open_worker("w-0", incarnation="life-1")
+        serve_plus(life, plus_nano=plus_nano, most_nano=most_nano)
+        life.commit()
+    for _ in range(2):
+        with living(ledger_url, rules=rules()) as life:
+            assert (tokens_nano + plus_nano, most_nano - plus_nano) == money(life)
+            life.commit(with_state=True)
+    with living(ledger_url, rules=rules()) as life:
+        life.settlement.open_worker("w-0", incarnation="life-1")
+        life.settlement.post_energy("w-0", posting_of(f"{request_id(1)}-1", 100, 10))
+        life.commit()
+        assert (tokens_nano + min(10_000, most_nano), 0) == money(life)
+    with living(ledger_url, rules=rules()) as life:
+        assert (tokens_nano + min(10_000, most_nano), 0) == money(life)
+    with closing(Reader(ledger_url)) as reader:
+        verify(reader)
+
+
+def test_a_budget_that_is_younger_than_a_charge_is_not_below_nothing(ledger_url: str) -> None:
+    """Of what it never counted only the correction is known: it starts at 0, and starts."""
+    with living(ledger_url) as life:
+        serve_plus(life, plus_nano=50_000, most_nano=80_000)
+        life.commit(with_state=True)
+        life.settlement.post_energy("w-0", posting_of(f"{request_id(1)}-1", 100, 10))
+        life.commit()
+    with living(ledger_url, rules=rules()) as life:
+        assert (0, 0) == money(life)
+        assert {100} == {amounts[4] for amounts in used(life).values()}
 
 
 # -- workers

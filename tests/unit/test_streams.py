@@ -232,3 +232,77 @@ def test_the_bytes_read_are_the_bytes_put(chunks: list[tuple[bytes, bool]], boun
         assert taken == read
 
     asyncio.run(scene())
+
+
+# -- held back
+
+
+async def test_what_is_held_back_comes_when_it_is_let_go() -> None:
+    """Head first, the bytes joined; nothing before."""
+    stream = Case().stream
+    stream.hold_back()
+    stream.put_head(HEAD)
+    assert stream.put_body(b"one ")
+    assert stream.put_body(b"two")
+    assert None is await stream.next(0.0)
+    stream.let_go()
+    assert [HEAD, Body(b"one two")] == [await stream.next(0.0), await stream.next(0.0)]
+
+
+async def test_who_waits_for_what_is_held_back_is_not_woken_for_it() -> None:
+    """None is the end of its time and nothing else: a relay would begin to keep the connection alive."""
+    stream = Case().stream
+    reader = asyncio.create_task(stream.next(60.0))
+    await settle_loop()
+    stream.hold_back()
+    stream.put_head(HEAD)
+    stream.put_body(b"one")
+    await settle_loop()
+    assert not reader.done()
+    stream.let_go()
+    assert HEAD == await reader
+
+
+async def test_time_passes_while_it_is_held_back() -> None:
+    """A wait has its end."""
+    stream = Case().stream
+    stream.hold_back()
+    stream.put_body(b"one")
+    assert None is await stream.next(0.001)
+
+
+async def test_an_end_lets_go() -> None:
+    """Of a refusal, or of a stop: whoever waits gets an answer."""
+    stream = Case().stream
+    stream.hold_back()
+    reader = asyncio.create_task(stream.next())
+    await settle_loop()
+    stream.put_end(DONE)
+    assert DONE == await reader
+    stream.let_go()
+    assert DONE == await stream.next(0.0)
+
+
+async def test_letting_go_of_nothing_wakes_nobody() -> None:
+    """Twice, or before anything came."""
+    stream = Case().stream
+    reader = asyncio.create_task(stream.next(60.0))
+    await settle_loop()
+    stream.let_go()
+    stream.hold_back()
+    stream.let_go()
+    stream.let_go()
+    await settle_loop()
+    assert not reader.done()
+    stream.put_body(b"one")
+    assert Body(b"one") == await reader
+
+
+async def test_what_is_held_back_is_bounded_too() -> None:
+    """A disk that hangs costs no memory."""
+    stream = Case(max_unread_bytes=5).stream
+    stream.hold_back()
+    assert stream.put_body(b"12345")
+    assert not stream.put_body(b"6")
+    stream.let_go()
+    assert Body(b"12345") == await stream.next(0.0)
