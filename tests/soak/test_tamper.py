@@ -1,4 +1,4 @@
-"""Every bit that a thief of the file could turn: all bytes of a ledger, one after the other; and 1,000 clean ledgers.
+"""Every byte of a ledger's file is changed in turn, and a thousand clean ledgers are looked at: no miss, no alarm.
 
 About half an hour on two cores; JOULEWAY_TAMPER_STRIDE=n takes every n-th byte. `make soak-tamper` runs it alone.
 """
