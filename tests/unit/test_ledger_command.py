@@ -1,4 +1,4 @@
-"""`jouleway ledger verify` says what it found, in words or as JSON, and leaves with 7 at the first thing wrong."""
+"""`jouleway ledger verify` and `copy`: what is sound is said, what is not ends with 7, and nothing is believed."""
 
 import json
 import shutil
