@@ -6,12 +6,14 @@ Called by ``scheduler.cli``. It must never decide anything: configuration in, a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import uvloop
 
@@ -34,7 +36,9 @@ def run(config_path: Path, *, as_json: bool) -> ExitCode:
     """Serve until a signal; a second signal ends at once."""
     config = configuration.load(config_path)
     set_up_logging()
-    return uvloop.run(_serve(config, config_path, as_json=as_json))
+    output = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints what it hears of dead processes; only our line is data
+        return uvloop.run(_serve(config, config_path, output if as_json else None))
 
 
 def set_up_logging(default: str = "INFO") -> None:
@@ -65,7 +69,8 @@ def make_service(config: Config) -> Service:
         raise CommandError(message, code=ExitCode.USAGE, remedy="give an address of this machine") from None
 
 
-async def _serve(config: Config, config_path: Path, *, as_json: bool) -> ExitCode:
+async def _serve(config: Config, config_path: Path, output: TextIO | None) -> ExitCode:
+    """``output``: where it is said, as JSON, that it serves."""
     progress = Progress()
     service = make_service(config)
     asked = asyncio.Event()
@@ -78,7 +83,7 @@ async def _serve(config: Config, config_path: Path, *, as_json: bool) -> ExitCod
             await service.start(progress=progress)
         except (WorkerError, LedgerError) as error:
             raise CommandError(str(error), code=ExitCode.UNAVAILABLE) from None
-        ready = asyncio.create_task(_say_ready(service, progress, as_json=as_json))
+        ready = asyncio.create_task(_say_ready(service, progress, output))
         await asked.wait()
         ready.cancel()
         await asyncio.gather(ready, return_exceptions=True)
@@ -89,7 +94,7 @@ async def _serve(config: Config, config_path: Path, *, as_json: bool) -> ExitCod
     return ExitCode.OK
 
 
-async def _say_ready(service: Service, progress: Progress, *, as_json: bool) -> None:
+async def _say_ready(service: Service, progress: Progress, output: TextIO | None) -> None:
     """Requests are queued from the first second on; this only says when every worker is up."""
     try:
         await service.wait_ready(progress=progress)
@@ -97,10 +102,10 @@ async def _say_ready(service: Service, progress: Progress, *, as_json: bool) -> 
         progress(f"{error}; serving goes on, the worker is started again")
         return
     progress("ready")
-    if as_json:
+    if output is not None:
         line = {"event": "ready", "url": service.url, "admin_url": service.admin_url}
-        sys.stdout.write(json.dumps(line) + "\n")
-        sys.stdout.flush()
+        output.write(json.dumps(line) + "\n")
+        output.flush()
 
 
 def _reload(service: Service, config_path: Path, progress: Progress) -> None:

@@ -51,8 +51,8 @@ class KeptSettlement(Settlement):
         super().__init__()
         self.windows: list[tuple[str, WindowRecord]] = []
 
-    def window(self, worker_id: str, record: WindowRecord) -> None:
-        super().window(worker_id, record)
+    def window(self, worker_id: str, record: WindowRecord, *, number: int = 0) -> None:
+        super().window(worker_id, record, number=number)
         self.windows.append((worker_id, record))
 
 

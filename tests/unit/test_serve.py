@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def serve_until_signal(monkeypatch: pytest.MonkeyPatch, service: ScriptedService
 
     async def scene() -> ExitCode:
         before = signal.getsignal(signal.SIGTERM)
-        serving = asyncio.create_task(serve._serve(object(), Path("c.yaml"), as_json=as_json))  # type: ignore[arg-type]
+        output = sys.stdout if as_json else None
+        serving = asyncio.create_task(serve._serve(object(), Path("c.yaml"), output))  # type: ignore[arg-type]
         while signal.getsignal(signal.SIGTERM) is before and not serving.done():
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.01)
