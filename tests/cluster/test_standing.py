@@ -1,6 +1,7 @@
 """A standing cluster: the control plane is killed under load, the next one takes over, and every joule is there."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -74,7 +75,7 @@ async def between_windows(plane: ServedPlane) -> dict[str, tuple[int, int]]:
 async def test_a_killed_control_plane_is_succeeded_and_every_joule_is_booked_once(at: Place) -> None:
     """Re-adopted without a new process, orphans aborted and paid by the operator, the outbox replayed; a clean end.
 
-    The two books together hold exactly what the counter's file counted from the first window to the last.
+    The second goes on with the books of the first, and they hold exactly what the counter's file counted.
     """
     config = config_of(at)
     observers = {}
@@ -111,8 +112,8 @@ async def test_a_killed_control_plane_is_succeeded_and_every_joule_is_booked_onc
     assert 0 == snapshot["bad_windows"]
     for worker_id, (meter_mj, counter_mj) in energy_of(snapshot).items():
         booked_mj, edge_mj = before[worker_id]
-        assert edge_mj == counter_mj - meter_mj, "the second book begins where the first one ended"
-        assert 0 < booked_mj <= edge_mj
+        assert edge_mj - booked_mj == counter_mj - meter_mj, "from the first window to the last without a gap"
+        assert 0 < booked_mj < meter_mj
         shown_mj = observers[worker_id].read().counter_mj
         assert 0 <= shown_mj - counter_mj <= 3 * WINDOW_S * 1000 * MAX_WATTS
     assert 0 == second.stop()
@@ -128,13 +129,21 @@ async def test_a_killed_control_plane_is_succeeded_and_every_joule_is_booked_onc
 
 
 async def test_of_two_control_planes_the_newer_one_has_the_workers(at: Place) -> None:
-    """The older is fenced off, says so, and answers its clients; the newer serves the same processes."""
+    """The older is fenced off, says so, and answers its clients; the newer serves the same processes.
+
+    On the same ledger there can be no second one at all.
+    """
     config = config_of(at)
     older = await asyncio.to_thread(at.serve, config)
     pids = host_pids(temp_dir=str(at.folder))
     clients = [asyncio.create_task(ask(older.url, max_tokens=3_000)) for _ in range(4)]
     await older.until(lambda seen: seen["num_running"] == 4)
-    newer = await asyncio.to_thread(at.serve, config)
+    with pytest.raises(AssertionError, match="is written by another control plane; remedy: stop that one first"):
+        await asyncio.to_thread(at.serve, config)
+    ledger = {"url": f"sqlite:///{at.folder}/other.db", "checkpoint_dir": str(at.folder / "other-checkpoints")}
+    other = at.folder / "other.yaml"
+    other.write_text(json.dumps({**json.loads(config.read_text()), "ledger": ledger}))
+    newer = await asyncio.to_thread(at.serve, other)
     assert pids == host_pids(temp_dir=str(at.folder))
     snapshot = await older.until(lambda seen: all(worker["phase"] == "fenced" for worker in seen["workers"]))
     assert not any(worker["is_ready"] for worker in snapshot["workers"])
