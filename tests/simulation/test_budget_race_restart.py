@@ -160,7 +160,7 @@ def test_nobody_wins_more_by_a_kill(seed: int, tmp_path: Path) -> None:
         life=life,
         rules=of_operators,
         url=url,
-        kill_at=sorted(chance.randrange(200, 9_000) for _ in range(KILLS)),
+        kill_at=sorted(chance.randrange(200, 5_500) for _ in range(KILLS)),
     )
     race.report()
     race.run()
