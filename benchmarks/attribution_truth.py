@@ -298,7 +298,8 @@ def run(
         for policy in ("shapley", "tokens", "solo-capped")
     }
     found = Errors()
-    edge_s, edge_mj, judged, num_windows = WINDOW_S, 0, [], 0
+    judged: list[RanStep] = []
+    edge_s, edge_mj, num_windows = WINDOW_S, 0, 0
     for step in steps(hidden, rng, counter, until_s=WINDOW_S * (learn_windows + 2_000)):
         while step.record.started_s >= edge_s:
             meter_mj = counter.read_mj(edge_s) - edge_mj

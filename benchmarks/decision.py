@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -258,12 +259,8 @@ def measure(
         "decision": decision,
         "place_alone": figures(spans_ms(alone for _ in range(num_decisions))),
         "on_finished": ending,
-        "on_progress_of_64": figures(
-            spans_ms(lambda report=report: core.on_progress(report, bench.now_s()) for report in reports)
-        ),
-        "queue_one_more": figures(
-            spans_ms(lambda request=request: core.submit(request, bench.now_s()) for request in waiting)
-        ),
+        "on_progress_of_64": figures(spans_ms(partial(core.on_progress, report, bench.now_s()) for report in reports)),
+        "queue_one_more": figures(spans_ms(partial(core.submit, request, bench.now_s()) for request in waiting)),
         "tick": figures(spans_ms(lambda: core.tick(bench.now_s()) for _ in range(200))),
         "end_and_next_of_a_full_queue": {
             f"{num_queued}_waiting": measure_crowd(num_workers, num_queued, num_calls=min(num_decisions, 400))

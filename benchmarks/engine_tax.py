@@ -137,9 +137,9 @@ def alternate(bare: Server, ours: Server, comparison: Comparison, num_pairs: int
             turns[name].append(
                 {
                     "output_tokens_per_s": round(report.rates.output_tokens_per_s, 2),
-                    "ttft_p50_ms": _ms(report.ttft and report.ttft.p50_s),
-                    "tpot_p50_ms": _ms(report.tpot and report.tpot.p50_s),
-                    "itl_p99_ms": _ms(report.itl and report.itl.p99_s),
+                    "ttft_p50_ms": _ms(report.ttft.p50_s if report.ttft else None),
+                    "tpot_p50_ms": _ms(report.tpot.p50_s if report.tpot else None),
+                    "itl_p99_ms": _ms(report.itl.p99_s if report.itl else None),
                     "requests": report.requests.completed,
                     "server_cpu_s": round(server.cpu_s() - before_s, 2),
                     "idle_server_cpu_ratio": round((other.cpu_s() - idle_before_s) / elapsed_s, 4),

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,22 @@ def with_gates(configuration: Configuration) -> Configuration:
     return settings
 
 
+@contextmanager
+def both_standing(
+    commit: str, old: Configuration, new: Configuration, *, environment: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Server]]:
+    """An older commit's server and this one's, by the names ``old`` and ``new``, for as long as the context is open."""
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        roots = {"old": stack.enter_context(checked_out(commit, folder)), "new": ROOT}
+        yield {
+            which: stack.enter_context(
+                serving(settings, folder / which, environment=environment, timeout_s=300, root=roots[which])
+            )
+            for which, settings in (("old", old), ("new", new))
+        }
+
+
 def configuration_of(what: str) -> tuple[Configuration, dict[str, str]]:
     """The plain configuration, and the engine's environment."""
     if what == "relay":
@@ -142,17 +158,9 @@ def main() -> int:
     arguments = parser.parse_args()
     load_1min = wait_quiet(max_load=0.6, timeout_s=arguments.quiet_s)
     configuration, environment = configuration_of(arguments.what)
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        old_root = stack.enter_context(checked_out(arguments.old, Path(folder)))
-        servers = {
-            name: stack.enter_context(
-                serving(settings, Path(folder) / name, environment=environment, timeout_s=300, root=root)
-            )
-            for name, settings, root in (
-                ("old", with_gates(configuration) if arguments.same_gates else configuration, old_root),
-                ("new", with_gates(configuration), ROOT),
-            )
-        }
+    gates = with_gates(configuration)
+    old = gates if arguments.same_gates else configuration
+    with both_standing(arguments.old, old, gates, environment=environment) as servers:
         bound_ratio = LEDGER_BOUNDS[arguments.what] if arguments.same_gates else BOUND_RATIO
         values = alternate(arguments.what, servers, arguments.pairs, bound_ratio=bound_ratio)
     path = record(

@@ -46,16 +46,15 @@ PROOFS: dict[str, tuple[str, tuple[str, ...]]] = {
 def prove(name: str) -> bool:
     """Runs the tests of one proof and records what came of them."""
     what, paths = PROOFS[name]
-    there = [path for path in paths if (ROOT / path).exists()]
     began_s = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", *there]
+    command = [sys.executable, "-m", "pytest", "-q", *paths]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     sys.stderr.write(done.stdout)
     counts = {
         word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", done.stdout[-300:])
     }
     holds = done.returncode == 0 and set(counts) == {"passed"}
-    values = {**counts, "holds": holds, "took_s": round(time.monotonic() - began_s, 1), "files": there}
+    values = {**counts, "holds": holds, "took_s": round(time.monotonic() - began_s, 1), "files": paths}
     record(f"proof_{name}", values, command=f"python benchmarks/proofs.py {name}", what=what)
     return holds
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from typing import Any
 
 from benchmarks.record import record
@@ -78,7 +78,7 @@ def run(*, num_requests: int, first_seed: int = FIRST_SEED, num_processes: int |
     num_processes = num_processes or os.cpu_count() or 1
     with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
         seed = first_seed
-        running = set()
+        running: set[Future[tuple[Counter[str], list[str]]]] = set()
         while counts["requests"] < num_requests or running:
             while counts["requests"] < num_requests and len(running) < 2 * num_processes:
                 running.add(pool.submit(run_seeds, seed, NUM_SEEDS_AT_ONCE, NUM_REQUESTS))

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,9 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     values = {}
     for name, change_every in (("steady", 0), ("mixed", CHANGE_EVERY), ("every_step_changes", 1)):
-        values[name] = with_reader(
-            lambda change_every=change_every: measure(given.sequences, given.steps, change_every=change_every)
-        )
+        values[name] = with_reader(partial(measure, given.sequences, given.steps, change_every=change_every))
     print(json.dumps(values, indent=2))
     if given.record:
         record(

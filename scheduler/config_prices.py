@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from scheduler.accounting.budget_terms import NANO_PLACES, ledger_amount
 from scheduler.accounting.price_versions import TIERS, PriceEntry, PriceVersion
 from scheduler.accounting.prices import PriceBook
 from scheduler.accounting.tariffs import ALWAYS, DAYS, WHOLE_DAY, Tariff, joined, spans_of, zone_of
 from scheduler.config_sections import (
-    NANO_PLACES,
     PPM_PLACES,
     CostPlusConfig,
     ModelConfig,
@@ -25,7 +25,6 @@ from scheduler.config_sections import (
     PriceConfig,
     Section,
     Tier,
-    ledger_amount,
 )
 from scheduler.core.request import Band, CostPlus, Rates
 

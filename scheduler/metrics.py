@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from scheduler.accounting.accounts import OPERATOR
+from scheduler.accounting.rows import OPERATOR
 from scheduler.metric_table import METRIC_HELP
 from scheduler.snapshot import Snapshot, WorkerSnapshot
 from workers.types import WorkerState, WorkerStatus

@@ -13,7 +13,7 @@ from scheduler.accounting.accounts import Balance, TenantRow, WorkerEnergy
 from scheduler.accounting.settlement import Settlement
 from scheduler.connection import Connection
 from scheduler.core.budget_accounts import BudgetState
-from scheduler.core.budgets import Excess
+from scheduler.core.budget_holds import Excess
 from scheduler.core.cluster import Cluster
 from scheduler.core.queue import BANDS
 from scheduler.core.scheduler import Scheduler

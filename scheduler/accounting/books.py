@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from scheduler.accounting.accounts import OPERATOR, Accounts
-from scheduler.accounting.rows import Charge, Daily, Energy, Hold, Judged, Row, Void, Window, request_id_of
+from scheduler.accounting.accounts import Accounts
+from scheduler.accounting.rows import OPERATOR, Charge, Daily, Energy, Hold, Judged, Row, Void, Window, request_id_of
 from scheduler.accounting.usage_book import Key, UsageBook, key_of_facts, usage_key
 from workers.types import EnergyPosting, Grade
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from scheduler.accounting.checkpoints import Checkpoint, PublicKey, base64_of, bytes_of
-from scheduler.accounting.merkle import Hashes, consistency_proof, is_consistent
+from scheduler.accounting.merkle import consistency_proof, is_consistent
 
 MAX_GROWTH_BYTES = 64 << 10
 MAX_SIZE = 1 << 48
@@ -28,7 +28,7 @@ class Growth(msgspec.Struct, frozen=True, kw_only=True):
 class Source(Protocol):
     """What is needed of a ledger."""
 
-    hashes: Hashes
+    def hashes(self, level: int, start: int, count: int) -> list[bytes]: ...
 
     def head(self) -> dict[str, Any]: ...
 

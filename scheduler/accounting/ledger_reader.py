@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -83,7 +83,7 @@ class Reader:
                 ask = ask.where(ROWS.c.seq < to_seq)
             with self.reading() as connection:
                 # The driver's own tuples: a library's row around each would cost more than its hash.
-                found: list[Stored] = connection.execute(ask).cursor.fetchall()
+                found = cast("list[Stored]", connection.execute(ask).cursor.fetchall())
             yield found
             if len(found) < READ_ROWS:
                 return
@@ -102,14 +102,14 @@ class Reader:
         """One row by its kind and id."""
         with self.reading() as connection:
             row = connection.execute(sa.select(ROWS).where(ROWS.c.row_id == row_id, ROWS.c.kind == kind)).first()
-        return None if row is None else tuple(row)  # type: ignore[return-value]
+        return None if row is None else tuple(row)
 
     def of_request(self, request_id: str) -> list[Stored]:
         """Every row of a request and its attempts, in order."""
         is_attempt = sa.and_(ROWS.c.row_id > f"{request_id}-", ROWS.c.row_id < f"{request_id}.")
         ask = sa.select(ROWS).where(sa.or_(ROWS.c.row_id == request_id, is_attempt)).order_by(ROWS.c.seq).limit(1_000)
         with self.reading() as connection:
-            return [tuple(row) for row in connection.execute(ask)]  # type: ignore[misc]
+            return [tuple(row) for row in connection.execute(ask)]
 
     def of_kind(self, kind: str) -> Iterator[tuple[int, str]]:
         """(seq, text) of all rows of a kind that has an index (``change``), in order."""
@@ -138,7 +138,7 @@ class Reader:
             ask = sa.select(CHECKPOINTS).where(CHECKPOINTS.c.size > after).order_by(CHECKPOINTS.c.size).limit(READ_ROWS)
             with self.reading() as connection:
                 found = connection.execute(ask).all()
-            yield from (tuple(row) for row in found)  # type: ignore[misc]
+            yield from (tuple(row) for row in found)
             if len(found) < READ_ROWS:
                 return
             after = found[-1].size

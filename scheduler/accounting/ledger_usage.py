@@ -40,15 +40,13 @@ def find_usage(
     ask = ask.group_by(*groups).order_by(*groups).limit(limit)
     with reader.reading() as connection:
         found = connection.execute(ask).mappings().all()
-    return [
-        UsageRow(
-            bucket_us=int(row["bucket_us"]),
-            currency=row["currency"],
-            **{name: row[name] for name in by},
-            **{name: int(row[name] or 0) for name in AMOUNTS},
-        )
-        for row in found
-    ]
+    return [_row(dict(row), by) for row in found]
+
+
+def _row(found: dict[str, Any], by: tuple[str, ...]) -> UsageRow:
+    groups = {name: found[name] for name in by}
+    amounts: dict[str, Any] = {name: int(found[name] or 0) for name in AMOUNTS}
+    return UsageRow(bucket_us=int(found["bucket_us"]), currency=found["currency"], **groups, **amounts)
 
 
 def last_minute_of_task(reader: Reader, tenant: str, task: str) -> dict[str, Any] | None:

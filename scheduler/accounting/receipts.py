@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from scheduler.accounting.checkpoints import PublicKey, base64_of, bytes_of
-from scheduler.accounting.merkle import Hashes, inclusion_proof, leaf_hash, root_of_inclusion
+from scheduler.accounting.merkle import inclusion_proof, leaf_hash, root_of_inclusion
 from scheduler.accounting.rows import OPERATOR, Charge, Energy, Hold, Row, decode
 
 FORMAT = "jouleway-receipt/1"
@@ -45,7 +45,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 class Source(Protocol):
     """What is needed of a ledger."""
 
-    hashes: Hashes
+    def hashes(self, level: int, start: int, count: int) -> list[bytes]: ...
 
     def head(self) -> dict[str, Any]: ...
 

@@ -14,13 +14,12 @@ from typing import NamedTuple
 import msgspec
 
 from scheduler.accounting import book_state
-from scheduler.accounting.accounts import OPERATOR
 from scheduler.accounting.books import Books
 from scheduler.accounting.charging import request_of, tokens_of
 from scheduler.accounting.errors import LedgerBroken
 from scheduler.accounting.journal import Journal, Store
 from scheduler.accounting.ledger import Ledger
-from scheduler.accounting.rows import Charge, Energy, Genesis, Opened, decode
+from scheduler.accounting.rows import OPERATOR, Charge, Energy, Genesis, Opened, decode
 from scheduler.accounting.settlement import Settlement
 from scheduler.core.budget_accounts import Amounts
 from scheduler.core.budgets import UsedSlots

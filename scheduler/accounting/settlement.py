@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from scheduler.accounting import postings
-from scheduler.accounting.accounts import OPERATOR, Accounts
+from scheduler.accounting.accounts import Accounts
 from scheduler.accounting.books import MAX_CLOSED, MAX_DETAILS, Books, OpenAttempt, RequestDetails
 from scheduler.accounting.journal import Journal
-from scheduler.accounting.rows import Charge, Energy, Hold, Row, Void, Window, request_id_of
+from scheduler.accounting.rows import OPERATOR, Charge, Energy, Hold, Row, Void, Window, request_id_of
 from workers.balance import metered_token_difference
 from workers.types import EnergyPosting, WindowRecord
 

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -22,7 +22,7 @@ from scheduler.api.denied import NotesDenied, note
 from scheduler.api.errors import ApiError
 from scheduler.api.exchange import ClientGone, Exchange, Receive, Scope, Send
 from scheduler.api.exchange import new_request_id as random_request_id
-from scheduler.api.explain import PREFIX, REQUESTS_PREFIX, life_of
+from scheduler.api.explain import PREFIX, REQUESTS_PREFIX, Recalls, life_of
 from scheduler.api.receipts import RECEIPTS_PREFIX, Receipts, receipt_body
 from scheduler.api.request_headers import idempotency_key
 from scheduler.api.usage import USAGE_PATHS, UsageDesk
@@ -35,12 +35,10 @@ MAX_BODY_BYTES = 64 << 10
 BODY_TIMEOUT_S = 10.0
 
 
-class Shows(Protocol):
+class Shows(Recalls, Protocol):
     """What is needed of a dispatcher."""
 
     def snapshot(self) -> Snapshot: ...
-
-    def explain(self, request_id: str, *, tenant: str | None = None) -> dict[str, Any] | None: ...
 
 
 class AdminApp:

@@ -34,10 +34,13 @@ _encode = msgspec.json.Encoder().encode
 class Dialect(Protocol):
     """One way of speaking."""
 
-    last_events: tuple[bytes, ...]
-    """How the events begin after which a client takes its answer for whole; they leave after the charge."""
-    id_header: bytes | None
-    """Where its clients look for the request's id, beside ``x-request-id``."""
+    @property
+    def last_events(self) -> tuple[bytes, ...]:
+        """How the events begin after which a client takes its answer for whole; they leave after the charge."""
+
+    @property
+    def id_header(self) -> bytes | None:
+        """Where its clients look for the request's id, beside ``x-request-id``."""
 
     def error_body(self, error: ApiError) -> bytes: ...
 

@@ -59,7 +59,7 @@ class ApiError(Exception):
         """The same inside a stream that has begun: openai-python raises APIError on it."""
         return b"data: " + self.body() + b"\n\n"
 
-    def _object(self, message: str) -> dict[str, object]:
+    def _object(self, message: str) -> dict[str, dict[str, object]]:
         fields = error_object(self.status, message, code=self.code, param=self.param, kind=self.kind)
         if self.budget is not None:
             fields["error"]["budget"] = self.budget

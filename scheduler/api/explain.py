@@ -23,10 +23,14 @@ REQUESTS_PREFIX = f"{PREFIX}requests/"
 WHAT_IF_PATH = f"{PREFIX}what-if"
 
 
-class Explains(Protocol):
-    """What is needed of a dispatcher."""
+class Recalls(Protocol):
+    """What is needed of a dispatcher to tell a request's life."""
 
     def explain(self, request_id: str, *, tenant: str | None = None) -> dict[str, Any] | None: ...
+
+
+class Explains(Recalls, Protocol):
+    """What is needed of a dispatcher beside that."""
 
     def what_if(self, request: Request) -> dict[str, Any]: ...
 
@@ -43,7 +47,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
 _decode_line = msgspec.json.Decoder(_Line).decode
 
 
-def life_of(dispatcher: Explains, request_id: str, *, tenant: str | None = None) -> bytes:
+def life_of(dispatcher: Recalls, request_id: str, *, tenant: str | None = None) -> bytes:
     """The JSON. ``tenant`` None: the operator asks. Raises: ApiError 404."""
     story = dispatcher.explain(request_id, tenant=tenant)
     if story is None:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import uvloop
 
-from scheduler.accounting.accounts import OPERATOR, TenantRow
+from scheduler.accounting.accounts import TenantRow
 from scheduler.accounting.checkpoints import PublicKey
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.ledger_reader import Reader, sqlite_url
+from scheduler.accounting.rows import OPERATOR
 from scheduler.accounting.verify import Fault, verify
 from scheduler.commands import configuration
 from scheduler.commands.demo_drive import Met, drive

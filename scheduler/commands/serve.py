@@ -38,7 +38,8 @@ def run(config_path: Path, *, as_json: bool) -> ExitCode:
     set_up_logging()
     output = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints what it hears of dead processes; only our line is data
-        return uvloop.run(_serve(config, config_path, output if as_json else None))
+        code: ExitCode = uvloop.run(_serve(config, config_path, output if as_json else None))
+    return code
 
 
 def set_up_logging(default: str = "INFO") -> None:

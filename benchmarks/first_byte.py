@@ -1,0 +1,107 @@
+"""What the ledger adds to the time to the first byte, at half of the relay's maximum, against an older commit.
+
+Called by hand: ``python benchmarks/first_byte.py --old COMMIT``. Both servers stand for the whole run with every gate
+on, the new one with its ledger, where a first byte waits until the request's hold is durable. The maximum is wrk's
+against the new one; then both are loaded in turns, open loop (Poisson) at half of it. A first byte counts from the
+moment its request was due. Bound (issue 5, row 4): p99 of the new one at most 5 ms above the old one's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.canned import NUM_TOKENS
+from benchmarks.jouleway_server import OPERATOR_KEY, relay_configuration
+from benchmarks.old_and_new import both_standing, one_turn, with_gates
+from benchmarks.record import ROOT, record
+from benchmarks.servers import Server, wait_quiet
+from scheduler.bench.client import Target
+from scheduler.bench.report import Quantiles
+from scheduler.bench.session import Load, measure
+from scheduler.bench.workload import Lengths
+
+BOUND_ADDED_MS = 5.0
+TURN_S = 20.0
+
+
+def one_load(server: Server, rate_rps: float, seed: int) -> dict[str, float]:
+    """First bytes of one turn. Raises: RuntimeError when a request failed, or the server fell behind."""
+    lengths = Lengths(input_tokens=32, output_tokens=NUM_TOKENS)
+    load = Load(rate_rps=rate_rps, lengths=lengths, duration_s=TURN_S, warmup_s=3.0, seed=seed)
+    before_s = server.cpu_s()
+    report, run = asyncio.run(measure(Target(base_url=server.url, api_key=OPERATOR_KEY), load))
+    if report.requests.failed or run.num_unsent:
+        raise RuntimeError(f"{server.name}: {report.requests.failed} failed: {report.requests.by_reason}")
+    assert report.ttft is not None
+    return {
+        "requests": report.requests.measured,
+        "ttft_p50_ms": _ms(report.ttft.p50_s),
+        "ttft_p90_ms": _ms(report.ttft.p90_s),
+        "ttft_p99_ms": _p99_ms(report.ttft),
+        "client_lag_p99_ms": _p99_ms(report.client.lag),
+        "client_cpu_ratio": round(report.client.cpu_ratio, 2),
+        "server_cpu_s": round(server.cpu_s() - before_s, 2),
+    }
+
+
+def _ms(time_s: float) -> float:
+    return round(1000 * time_s, 2)
+
+
+def _p99_ms(quantiles: Quantiles | None) -> float:
+    assert quantiles is not None
+    assert quantiles.p99_s is not None
+    return _ms(quantiles.p99_s)
+
+
+def main() -> int:
+    """Measure, record, and fail when the bound is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--old", required=True, help="the commit to compare with")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--quiet-s", type=float, default=180.0, help="how long to wait for a quiet machine")
+    arguments = parser.parse_args()
+    load_1min = wait_quiet(max_load=0.6, timeout_s=arguments.quiet_s)
+    gates = with_gates(relay_configuration())
+    turns: dict[str, list[dict[str, float]]] = {"old": [], "new": []}
+    with both_standing(arguments.old, gates, gates) as servers:
+        maximum = one_turn("relay", servers["new"], "simulated", 0)["rate"]
+        for pair in range(arguments.pairs):
+            for name in sorted(servers, reverse=bool(pair % 2)):
+                turns[name].append(one_load(servers[name], maximum / 2, pair))
+                print(f"pair {pair + 1}/{arguments.pairs} {name}: {turns[name][-1]}", file=sys.stderr, flush=True)
+    added_ms = {
+        quantile: [round(new[quantile] - old[quantile], 2) for new, old in zip(turns["new"], turns["old"], strict=True)]
+        for quantile in ("ttft_p50_ms", "ttft_p99_ms")
+    }
+    median_ms = statistics.median(added_ms["ttft_p99_ms"])
+    path = record(
+        "first_byte",
+        {
+            "added_p99_ms": round(median_ms, 2),
+            "bound_ms": BOUND_ADDED_MS,
+            "pass": median_ms <= BOUND_ADDED_MS,
+            "added_p50_ms": round(statistics.median(added_ms["ttft_p50_ms"]), 2),
+            "added_of_pairs": added_ms,
+            "maximum_streams_per_s": maximum,
+            "turns": turns,
+            "old_commit": arguments.old,
+            "load_1min_before": round(load_1min, 2),
+            "cores": sorted(os.sched_getaffinity(0)),
+        },
+        what="time to the first byte of streams at half of the relay's maximum, open loop, every gate on in both: this "
+        "commit, whose holds are durable before a first byte, against an older one without a ledger; median over pairs",
+    )
+    print(path.relative_to(ROOT))
+    return 0 if median_ms <= BOUND_ADDED_MS else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
