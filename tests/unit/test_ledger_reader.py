@@ -148,7 +148,7 @@ def test_a_copy_is_left_as_it_is(
     monkeypatch.setattr(ledger_reader.os, "access", lambda *asked: is_writable)
     with closing(Reader(sqlite_url(copy))) as reader:
         assert 30 == len(list(reader.stored()))
-        with pytest.raises(LedgerError, match="readonly database"), reader._reading() as connection:
+        with pytest.raises(LedgerError, match="readonly database"), reader.reading() as connection:
             connection.execute(sa.text("DELETE FROM rows"))
     assert before == copy.read_bytes()
     assert is_writable or [copy] == list(folder.iterdir())

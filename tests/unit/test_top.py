@@ -59,7 +59,8 @@ def test_once_and_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> No
     watching = Watching(GOOD)
     assert ExitCode.OK == watching.run(is_once=True, as_json=True)
     said = json.loads(capsys.readouterr().out)
-    assert {"at_unix_s", "workers", "queue", "budgets", "totals", "is_draining"} == said.keys()
+    parts = {"at_unix_s", "workers", "queue", "budgets", "totals", "is_draining", "ledger_problem"}
+    assert parts == said.keys()
     assert 7 == said["totals"]["num_open"]
     assert [("GET", "/v1/jouleway/snapshot", "Bearer admin-key")] == [
         (asked.method, asked.path, asked.headers["authorization"]) for asked in watching.seen

@@ -71,7 +71,7 @@ def test_without_the_library_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch,
 
 def test_a_file_is_read_back_as_it_was(tmp_path: Path) -> None:
     """By the library itself."""
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow (the extra 'exports') is not installed here")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra 'exports' is not installed; `make setup` does")
     path = tmp_path / "u.parquet"
     write_parquet(path, [ROW, UsageRow(bucket_us=0)], SHOWN)
     table = parquet.read_table(path)
