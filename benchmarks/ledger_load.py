@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from scheduler.accounting.rows import Charge, Hold
 from scheduler.accounting.settlement import Settlement
+from scheduler.api.exchange import new_request_id
 from scheduler.core.request import Rates
 from workers.types import EnergyPosting, Grade, Outcome, WindowRecord
 
@@ -18,7 +19,6 @@ WORKER_ID = "sim-0"
 WINDOW_REQUESTS = 50
 """Requests whose energy one window measures."""
 RATES = Rates(input_nano=200_000_000, cached_nano=50_000_000, output_nano=800_000_000, version="2026-11-01/0123abcd")
-_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
 
 class Load:
@@ -44,9 +44,20 @@ class Load:
 
     def requests(self, num: int, *, at_unix_s: float | None = None) -> None:
         """So many requests, each with its hold and its charge, and the energy of those before them."""
-        arrived_us = int((time.time() if at_unix_s is None else at_unix_s) * 1_000_000)
-        for _ in range(num):
-            self._request(arrived_us)
+        self.settle(self.drawn(num, at_unix_s=at_unix_s))
+
+    def drawn(self, num: int, *, at_unix_s: float | None = None) -> list[tuple[Hold, Charge]]:
+        """So many requests of which nothing is booked yet: what a measurement does not count to the ledger."""
+        now_s = time.time() if at_unix_s is None else at_unix_s
+        return [self._request(now_s) for _ in range(num)]
+
+    def settle(self, requests: list[tuple[Hold, Charge]]) -> None:
+        """They are booked, and the energy of those before them."""
+        for hold, charge in requests:
+            self._settlement.hold(hold)
+            self._settlement.charge(charge)
+            self._on_charge(charge)
+            self._open.append(charge.attempt_id)
             if len(self._open) >= WINDOW_REQUESTS:
                 self.window()
 
@@ -84,34 +95,31 @@ class Load:
             self._settlement.post_energy(WORKER_ID, posting)
         self._open.clear()
 
-    def _request(self, arrived_us: int) -> None:
+    def _request(self, now_s: float) -> tuple[Hold, Charge]:
         chance = self._chance
         self._num += 1
-        request_id = "req-" + "".join(chance.choices(_ALPHABET, k=26))
+        request_id = new_request_id(now_s, chance.randbytes)
         tenant = f"tenant-{self._num % self._num_tenants}"
         whose = {
             "tenant": tenant,
             "project": "default",
             "key_id": f"key-{self._num % self._num_tenants:010x}",
             "model": "chat",
-            "arrived_us": arrived_us,
+            "arrived_us": int(now_s * 1_000_000),
             "rates": RATES,
         }
         input_tokens, output_tokens = chance.randint(20, 2_000), chance.randint(1, 400)
         cost_nano = RATES.cost_nano(input_tokens=input_tokens, cached_tokens=0, output_tokens=output_tokens)
-        self._settlement.hold(
-            Hold(
-                request_id=request_id,
-                input_tokens=2 * input_tokens,
-                output_tokens=512,
-                cost_nano=2 * cost_nano + 512_000,
-                **whose,  # type: ignore[arg-type]
-            )
+        hold = Hold(
+            request_id=request_id,
+            input_tokens=2 * input_tokens,
+            output_tokens=512,
+            cost_nano=2 * cost_nano + 512_000,
+            **whose,  # type: ignore[arg-type]
         )
-        attempt_id = f"{request_id}-1"
         charge = Charge(
             request_id=request_id,
-            attempt_id=attempt_id,
+            attempt_id=f"{request_id}-1",
             worker_id=WORKER_ID,
             outcome=Outcome.COMPLETED,
             input_tokens=input_tokens,
@@ -122,6 +130,4 @@ class Load:
             scheduled_tokens=input_tokens + output_tokens - 1,
             **whose,  # type: ignore[arg-type]
         )
-        self._settlement.charge(charge)
-        self._on_charge(charge)
-        self._open.append(attempt_id)
+        return hold, charge

@@ -62,10 +62,17 @@ def test_query_and_source_are_those_of_the_scope() -> None:
 
 
 def test_request_ids_are_long_random_and_plain() -> None:
-    """26 base32 characters are 130 bits; engines and logs take them without quoting."""
-    ids = {new_request_id() for _ in range(1000)}
-    assert 1000 == len(ids)
+    """26 base32 characters are 130 bits, 90 of them random; engines and logs take them without quoting."""
+    ids = {new_request_id(1_764_000_000.0) for _ in range(1000)}
+    assert 1000 == len({each[12:] for each in ids})
     assert all(re.fullmatch(r"req-[a-z2-7]{26}", each) for each in ids)
+
+
+def test_request_ids_of_one_time_lie_side_by_side() -> None:
+    """An index over them is written where it was written last, until the year 4147."""
+    now, soon, later = (new_request_id(1_764_000_000.0 + after_s) for after_s in (0, 0.01, 1.0))
+    assert now[:12] == soon[:12] != later[:12]
+    assert "req-aaaaaaaa" == new_request_id(0.0)[:12] == new_request_id(2.0**36)[:12]
 
 
 def test_headers_keep_every_value_in_order() -> None:
