@@ -6,6 +6,7 @@ Owned by ``scheduler.accounting.books``. Pure. It must never know a database: wh
 from __future__ import annotations
 
 import threading
+from operator import attrgetter
 
 from scheduler.accounting.outcomes import Facts
 from scheduler.accounting.rows import OPERATOR, Charge
@@ -33,6 +34,8 @@ SUMS = (
 MINUTE_US = 60_000_000
 _PLACES = {name: place for place, name in enumerate(SUMS)}
 _CHARGED = (*SUMS[2:10], "cost_nano")
+_CHARGED_PLACES = tuple(_PLACES[name] for name in _CHARGED)
+_charged_of = attrgetter(*_CHARGED)
 
 Key = tuple[int, str, str, str, str, str, str, str]
 """Minute of the request's arrival, and ``GROUPS``."""
@@ -87,8 +90,8 @@ class UsageBook:
             sums = self._of(usage_key(charge))
             sums[0] += charge.account != OPERATOR
             sums[1] += 1
-            for name in _CHARGED:
-                sums[_PLACES[name]] += getattr(charge, name)
+            for place, amount in zip(_CHARGED_PLACES, _charged_of(charge), strict=True):
+                sums[place] += amount
 
     def add_energy(self, key: Key, *, energy_mj: int, gpu_us: int, carbon_ug: int = 0, cost_nano: int = 0) -> None:
         """What was measured of a charged attempt, and what that changed of its price."""
