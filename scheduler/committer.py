@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,6 +22,10 @@ logger = logging.getLogger("jouleway.dispatcher")
 RETRY_S = 1.0
 """Wait after a commit that failed: answers and acknowledgements stay where they are until one succeeds."""
 
+GATHER_S = 0.004
+"""Between two commits: under load the next one gathers more, and a hundred requests cost little more than ten. After a
+quiet moment a commit begins at once, and no engine's first token comes as soon as this."""
+
 NOT_COMMITTED = "not_committed"
 """Cause of an answer of which the charge could not be made durable."""
 
@@ -33,12 +38,14 @@ class Committer:
         settlement: Settlement,
         *,
         retry_s: float = RETRY_S,
+        gather_s: float = GATHER_S,
         on_problem: Callable[[str], None] = lambda words: None,
     ) -> None:
         """``on_problem`` hears after each commit what is wrong with the ledger; empty where nothing is."""
         self._settlement = settlement
         self._on_problem = on_problem
         self._retry_s = retry_s
+        self._gather_s = gather_s
         self._begins: list[Stream] = []
         self._ends: list[tuple[Stream, End]] = []
         self._connections: set[Connection] = set()
@@ -65,10 +72,14 @@ class Committer:
 
     async def run(self) -> None:
         """Commits for ever; cancelled by its owner."""
+        next_s = time.monotonic()
         while True:
             await self._has_pending.wait()
+            if (early_s := next_s - time.monotonic()) > 0:
+                await asyncio.sleep(early_s)
             try:
                 await self.commit()
+                next_s = time.monotonic() + self._gather_s
             except Exception:
                 logger.exception("a commit failed; the next try follows in %g s", self._retry_s)
                 await asyncio.sleep(self._retry_s)

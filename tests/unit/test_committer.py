@@ -49,10 +49,10 @@ class GatedSettlement(Settlement):
 
 
 class Case:
-    def __init__(self) -> None:
+    def __init__(self, gather_s: float = 0.0) -> None:
         self.settlement = GatedSettlement()
         self.problems: list[str] = []
-        self.committer = Committer(self.settlement, retry_s=0.0, on_problem=self.problems.append)
+        self.committer = Committer(self.settlement, retry_s=0.0, gather_s=gather_s, on_problem=self.problems.append)
         self.link = ScriptedLink()
         self.settlement.open_worker("w-0", incarnation="life-1")
         self.connection = Connection(
@@ -82,8 +82,8 @@ class Case:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[Case]:
-    case = Case()
+async def running(gather_s: float = 0.0) -> AsyncIterator[Case]:
+    case = Case(gather_s)
     case.connection.start()
     case.link.ready()
     task = asyncio.create_task(case.committer.run())
@@ -120,6 +120,20 @@ async def test_what_comes_during_a_commit_waits_for_the_next_one() -> None:
         case.settlement.gate.set()
         assert [DONE, DONE] == [await second.next(1.0), await third.next(1.0)]
         assert 2 == case.settlement.num_begun, "both waited for one commit"
+
+
+async def test_a_commit_after_a_quiet_moment_begins_at_once_and_the_next_one_gathers() -> None:
+    """Of ten answers that end one after another, one commit."""
+    async with running(gather_s=0.1) as case:
+        case.settlement.gate.set()
+        assert DONE == await case.end().next(0.05)
+        streams = []
+        for _ in range(10):
+            streams.append(case.end())
+            await settle_loop()
+        assert 1 == case.settlement.num_begun
+        assert [DONE] * 10 == [await stream.next(1.0) for stream in streams]
+        assert 2 == case.settlement.num_begun
 
 
 async def test_a_worker_may_forget_what_was_booked_before_the_commit_began() -> None:

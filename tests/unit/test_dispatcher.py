@@ -295,7 +295,7 @@ async def test_records_that_come_again_are_booked_once() -> None:
                 Numbered(3, posting_of("req-1-1")),
             ]
         )
-        await settle_loop()
+        await until(lambda: len(link.acks) == 2)
         assert before == house.settlement.accounts.balance()
         assert ((1, 1, 3), [3, 3]) == (house.attempts_of("alpha"), link.acks[-2:])
         assert 3 == house.dispatcher.snapshot().duplicate_records
@@ -436,7 +436,7 @@ async def test_a_worker_that_comes_back_posts_what_it_still_owed() -> None:
         link.ready()
         link.say(records=(usage_of("req-1-1", outcome=ABORTED, cause="orphaned"),))
         link.say(records=(window_of(("req-1-1", 80, 8)), posting_of("req-1-1", 80, 8)))
-        await settle_loop()
+        await until(lambda: link.acks)
         assert ((1, 1, 0), 80) == (house.attempts_of("alpha"), house.energy_of("alpha"))
         assert (0, 0, 0) == house.attempts_of(OPERATOR)
         assert [3] == link.acks[-1:]
@@ -749,7 +749,7 @@ async def test_a_successors_records_count_from_one_again() -> None:
         await house.dispatcher.remove_link("w-0")
         successor = house.add(incarnation="life-2")
         successor.say(records=(window_of(),))
-        await settle_loop()
+        await until(lambda: successor.acks)
         assert (2, 0) == (house.settlement.accounts.balance().num_windows, house.settlement.duplicates_total)
         assert [1] == successor.acks
 
