@@ -138,13 +138,13 @@ def one_round(server: Server, model: str, key: str) -> dict[str, object]:
     }
 
 
-def load(server: Server, model: str, key: str, *, duration_s: int) -> dict[str, float]:
+def load(server: Server, model: str, key: str, *, duration_s: int, connections: int = CONNECTIONS) -> dict[str, float]:
     """wrk with the same request for everybody."""
     return wrk.load(
         f"{server.url}/v1/chat/completions",
         body=body(model),
         headers={"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
-        connections=CONNECTIONS,
+        connections=connections,
         duration_s=duration_s,
     )
 
