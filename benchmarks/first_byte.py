@@ -4,8 +4,8 @@ Called by hand: ``python benchmarks/first_byte.py --old COMMIT``. Both servers s
 on, the new one with its ledger, where a first byte waits until the request's hold is durable. The simulated engine's
 step takes 10 ms: with the shorter ones of ``old_and_new.py relay`` its own process fills the cores at any load, and
 nothing but that is seen in a p99. The maximum is wrk's against the new one; then both are loaded in turns, open loop
-(Poisson) at half of it. A first byte counts from the moment its request was due. Bound (issue 5, row 4): p99 of the new
-one at most 5 ms above the old one's.
+(Poisson) at half of it, and at a tenth. A first byte counts from the moment its request was due. Bound (issue 5, row
+4): at half of the maximum, p99 of the new one at most 5 ms above the old one's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -57,6 +58,27 @@ def one_load(server: Server, rate_rps: float, seed: int) -> dict[str, float]:
     }
 
 
+def in_turns(servers: dict[str, Server], rate_rps: float, num_pairs: int) -> dict[str, Any]:
+    """Both under the same load, one after the other, so many times; added: the new one's less the old one's."""
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
+    for pair in range(num_pairs):
+        for name in sorted(servers, reverse=bool(pair % 2)):
+            turns[name].append(one_load(servers[name], rate_rps, pair))
+            words = f"{rate_rps:.0f}/s, pair {pair + 1}/{num_pairs} {name}: {turns[name][-1]}"
+            print(words, file=sys.stderr, flush=True)
+    added_ms = {
+        quantile: [round(new[quantile] - old[quantile], 2) for new, old in zip(turns["new"], turns["old"], strict=True)]
+        for quantile in ("ttft_p50_ms", "ttft_p99_ms")
+    }
+    return {
+        "rate_rps": round(rate_rps, 1),
+        "added_p50_ms": round(statistics.median(added_ms["ttft_p50_ms"]), 2),
+        "added_p99_ms": round(statistics.median(added_ms["ttft_p99_ms"]), 2),
+        "added_of_pairs": added_ms,
+        "turns": turns,
+    }
+
+
 def _ms(time_s: float) -> float:
     return round(1000 * time_s, 2)
 
@@ -76,38 +98,31 @@ def main() -> int:
     arguments = parser.parse_args()
     load_1min = wait_quiet(max_load=0.6, timeout_s=arguments.quiet_s)
     gates = with_gates(simulated_configuration(FIXED_STEP_S))
-    turns: dict[str, list[dict[str, float]]] = {"old": [], "new": []}
     with both_standing(arguments.old, gates, gates) as servers:
         figures = wrk_load(servers["new"], "simulated", OPERATOR_KEY, duration_s=10, connections=CONNECTIONS)
         maximum = figures["requests_per_s"]
-        for pair in range(arguments.pairs):
-            for name in sorted(servers, reverse=bool(pair % 2)):
-                turns[name].append(one_load(servers[name], maximum / 2, pair))
-                print(f"pair {pair + 1}/{arguments.pairs} {name}: {turns[name][-1]}", file=sys.stderr, flush=True)
-    added_ms = {
-        quantile: [round(new[quantile] - old[quantile], 2) for new, old in zip(turns["new"], turns["old"], strict=True)]
-        for quantile in ("ttft_p50_ms", "ttft_p99_ms")
-    }
-    median_ms = statistics.median(added_ms["ttft_p99_ms"])
+        at_half = in_turns(servers, maximum / 2, arguments.pairs)
+        at_a_tenth = in_turns(servers, maximum / 10, arguments.pairs)
+    added_ms = at_half["added_p99_ms"]
     path = record(
         "first_byte",
         {
-            "added_p99_ms": round(median_ms, 2),
+            "added_p99_ms": added_ms,
             "bound_ms": BOUND_ADDED_MS,
-            "pass": median_ms <= BOUND_ADDED_MS,
-            "added_p50_ms": round(statistics.median(added_ms["ttft_p50_ms"]), 2),
-            "added_of_pairs": added_ms,
+            "pass": added_ms <= BOUND_ADDED_MS,
             "maximum_streams_per_s": maximum,
-            "turns": turns,
+            "at_half": at_half,
+            "at_a_tenth": at_a_tenth,
             "old_commit": arguments.old,
             "load_1min_before": round(load_1min, 2),
             "cores": sorted(os.sched_getaffinity(0)),
         },
         what="time to the first byte of streams at half of the relay's maximum, open loop, every gate on in both: this "
-        "commit, whose holds are durable before a first byte, against an older one without a ledger; median over pairs",
+        "commit, whose holds are durable before a first byte, against an older one without a ledger; median over "
+        "pairs. At a tenth of it the two cores, which client and engine share, have air: what is left is the ledger's",
     )
     print(path.relative_to(ROOT))
-    return 0 if median_ms <= BOUND_ADDED_MS else 1
+    return 0 if added_ms <= BOUND_ADDED_MS else 1
 
 
 if __name__ == "__main__":
