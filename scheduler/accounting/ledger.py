@@ -209,7 +209,7 @@ class Ledger(Reader):
 
     def drop_bodies(self, from_seq: int, to_seq: int, *, kinds: list[str]) -> None:
         """The texts of rows that a compaction has summed up go; their leaves stay. Raises: LedgerError."""
-        is_old = sa.and_(ROWS.c.seq >= from_seq, ROWS.c.seq < to_seq, ROWS.c.kind.in_(kinds))
+        is_old = sa.and_(ROWS.c.seq >= from_seq, ROWS.c.seq < to_seq, ROWS.c.kind.in_(kinds), ROWS.c.body.is_not(None))
         with self._one_at_a_time, self._writing() as connection:
             mine = connection.execute(sa.select(LEDGER.c.epoch)).scalar()
             if mine != self.epoch:

@@ -112,7 +112,7 @@ class Reader:
             return [tuple(row) for row in connection.execute(ask)]
 
     def of_kind(self, kind: str) -> Iterator[tuple[int, str]]:
-        """(seq, text) of all rows of a kind that has an index (``change``), in order."""
+        """(seq, text) of all rows of a kind that has an index (``change``, ``daily``), in order."""
         after = -1
         while True:
             ask = sa.select(ROWS.c.seq, ROWS.c.body).where(_is_of(kind), ROWS.c.seq > after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from benchmarks.ledger_load import Load
 from benchmarks.recovery import core
 from scheduler.accounting import book_state, compaction
-from scheduler.accounting.compaction import Compactor
-from scheduler.accounting.errors import LedgerBroken
+from scheduler.accounting.compaction import COMPACTED, Compactor
+from scheduler.accounting.errors import LedgerBroken, LedgerError
 from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.ledger_reader import Reader, sqlite_url
 from scheduler.accounting.receipts import check_receipt, make_receipt
@@ -49,6 +50,13 @@ class House:
             load.window()
             await self.settlement.journal.commit(with_state=True)
             self.now_s += DAY_S
+
+    def us_ago(self, days: float) -> int:
+        return int((self.now_s - days * DAY_S - 1) * 1_000_000)
+
+
+def raise_full(*_: object, **__: object) -> None:
+    raise LedgerError("the disk is full")
 
 
 def balances(house: House) -> dict[tuple[str, str], int]:
@@ -88,6 +96,43 @@ async def test_old_texts_go_and_everything_still_adds_up(house: House, monkeypat
     house.ledger.close()
     with pytest.raises(LedgerBroken, match="no state covers it"):
         house.open(use_state=False)
+
+
+@pytest.mark.parametrize("is_broken_off", [False, True])
+async def test_a_successor_goes_on_where_the_last_compaction_ended(
+    house: House, monkeypatch: pytest.MonkeyPatch, is_broken_off: bool
+) -> None:
+    """Also where that one broke off between its row and the texts: no two begin at one row."""
+    await house.days(2)
+    if is_broken_off:
+        monkeypatch.setattr(house.ledger, "drop_bodies", raise_full)
+    with contextlib.suppress(LedgerError):
+        await Compactor(house.ledger, house.settlement).compact(before_us=house.us_ago(1))
+    house.ledger.close()
+    monkeypatch.undo()
+    house.open()
+    await house.days(2)
+    assert await Compactor(house.ledger, house.settlement).compact(before_us=house.us_ago(1)) > 200
+    found = verify(house.ledger, key=house.ledger.signer.public_key)
+    assert found.num_compacted > 400
+    texts = [kind for _, kind, _, body, _ in house.ledger.stored(0, found.num_rows // 2) if body is not None]
+    assert not COMPACTED.intersection(texts), "what broke off was finished"
+    house.ledger.close()
+
+
+async def test_a_compaction_that_broke_off_goes_on_in_the_same_process(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its row nor a text is lost or written twice."""
+    await house.days(3)
+    compactor = Compactor(house.ledger, house.settlement)
+    monkeypatch.setattr(house.ledger, "write", raise_full)
+    with pytest.raises(LedgerError, match="disk is full"):
+        await compactor.compact(before_us=house.us_ago(1))
+    monkeypatch.undo()
+    await compactor.compact(before_us=house.us_ago(1))
+    assert verify(house.ledger, key=house.ledger.signer.public_key).num_compacted > 400
+    house.ledger.close()
 
 
 async def test_what_recovery_needs_is_never_compacted(house: House) -> None:
