@@ -68,9 +68,11 @@ def recover(
     """
     began_s, size = time.perf_counter(), ledger.size
     start_seq, books = _load_state(ledger, core) if use_state else (0, Books())
-    last_at_us = 0
+    last_at_us, flushed_seq = 0, ledger.state_seq()
     replay = _Replay(books, core, now_s)
     for seq, _, _, body, _ in ledger.stored(min(start_seq, max(size - FAIR_ROWS, 0)), size):
+        if start_seq < seq == flushed_seq:
+            books.usage.take()  # stands in the table since that state, which could not be read
         if body is None:
             if seq >= start_seq:
                 raise LedgerBroken(f"row {seq} is compacted and no state covers it; remedy: restore a backup")
@@ -86,6 +88,8 @@ def recover(
             replay.fair(row)
         if seq >= start_seq:
             replay.book(row)
+    if start_seq < size == flushed_seq:
+        books.usage.take()
     journal = Journal(store or ledger, next_seq=size, state_seq=start_seq, last_at_us=last_at_us, unix_clock=unix_clock)
     settlement = Settlement(journal=journal, books=books)
     settlement.is_booked = lambda kind, row_id: ledger.find(kind, row_id) is not None

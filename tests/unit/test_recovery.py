@@ -18,6 +18,7 @@ from scheduler.accounting.errors import LedgerBroken, LedgerError
 from scheduler.accounting.ledger_reader import Reader
 from scheduler.accounting.recovery import LOST
 from scheduler.accounting.rows import Charge, Energy, Genesis, Opened, Void
+from scheduler.accounting.usage_log import LedgerUsage
 from scheduler.accounting.verify import verify
 from scheduler.core.actions import Payer
 from scheduler.core.budget_accounts import Amounts, Budget, Level, Measure
@@ -167,6 +168,32 @@ def test_a_state_of_another_version_means_that_all_rows_are_replayed(
             assert life.recovered.num_rows == life.recovered.num_replayed == 6
             assert on_every_level(130, 40, charge_of("a-1").cost_nano, 1, 100) == used(life)
         assert "its state is of another version" in caplog.text
+
+
+@pytest.mark.parametrize("num_behind", [0, 3])
+def test_usage_is_counted_once_where_a_state_cannot_be_read(ledger_url: str, num_behind: int) -> None:
+    """What was flushed with it stands in the table: a replay of all rows does not bring it again."""
+
+    def usage(life: Life) -> tuple[int, int]:
+        source = LedgerUsage(life.ledger, life.settlement)
+        rows = source.usage(from_us=0, to_us=1 << 62, width_us=None, by=(), where={}, limit=10, after=None)
+        return sum(row.requests for row in rows), sum(row.output_tokens for row in rows)
+
+    with living(ledger_url) as life:
+        for number in range(5):
+            serve(life, number)
+        life.commit(with_state=True)
+        for number in range(5, 5 + num_behind):
+            serve(life, number)
+        life.commit()
+        before = usage(life)
+    execute(ledger_url, "UPDATE states SET data = :data", data=b"of another version")
+    for _ in range(2):
+        with living(ledger_url) as life:
+            assert before == usage(life)
+            life.commit(with_state=True)
+            assert before == usage(life)
+    assert 5 + num_behind == before[0]
 
 
 def test_a_row_that_cannot_be_read_is_said(ledger_url: str) -> None:
