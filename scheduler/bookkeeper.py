@@ -36,14 +36,22 @@ class Bookkeeper:
         self.bad_windows = 0
         """Window records that did not add up and were not booked."""
         self._postponed: list[tuple[Connection, Numbered]] = []
-        """Of attempts that are not remembered, while the ledger that may know them cannot be asked."""
+        """Of attempts that nobody remembers, while the ledger cannot be asked for them; and what waits behind them."""
 
     def book(self, connection: Connection, records: Iterable[Numbered], now_s: float) -> None:
-        """Books what is new; what is booked may be acknowledged after the next commit."""
+        """Books what is new; what is booked may be acknowledged after the next commit.
+
+        Behind a record that is postponed only usage is booked, so that answers end: a window would say that every
+        record before it is booked, and postings follow their windows.
+        """
         worker_id = connection.worker_id
         postponed = [numbered for whose, numbered in self._postponed if whose is connection]
         self._postponed = [each for each in self._postponed if each[0].worker_id != worker_id]
+        is_waiting = False
         for numbered in (*postponed, *records):
+            if is_waiting and not isinstance(numbered.record, UsageRecord):
+                self._postponed.append((connection, numbered))
+                continue
             if not self._settlement.is_new(worker_id, numbered.number):
                 continue
             try:
@@ -51,6 +59,7 @@ class Bookkeeper:
             except LedgerError:
                 self._settlement.put_back(worker_id, numbered.number)
                 self._postponed.append((connection, numbered))
+                is_waiting = True
 
     def _book(self, connection: Connection, numbered: Numbered, now_s: float) -> None:
         match numbered.record:

@@ -140,6 +140,7 @@ class Service:
                 statement=STATEMENT,
                 version=software_version(),
                 now_s=time.monotonic(),
+                is_away=lambda: self.spool is not None and self.spool.num_rows > 0,
             )
         except BaseException:
             self.ledger.close()

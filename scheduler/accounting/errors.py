@@ -15,5 +15,9 @@ class LedgerLost(LedgerError):
     """Another control plane has taken it over: nothing of ours may be written any more."""
 
 
+class LedgerRefused(LedgerError):
+    """The database has answered, and does not take these rows: another try, or another place, does not help."""
+
+
 class LedgerBroken(LedgerError):
     """What is stored is not what was written."""

@@ -23,10 +23,10 @@ import sqlalchemy as sa
 from alembic import command as alembic_command
 from alembic.config import Config as AlembicConfig
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from scheduler.accounting.checkpoints import Signer
-from scheduler.accounting.errors import LedgerBroken, LedgerError, LedgerInUse, LedgerLost
+from scheduler.accounting.errors import LedgerBroken, LedgerError, LedgerInUse, LedgerLost, LedgerRefused
 from scheduler.accounting.journal import State
 from scheduler.accounting.ledger_reader import (
     CHECKPOINTS,
@@ -136,12 +136,19 @@ class Ledger(Reader):
     def write(self, rows: list[Row], state: State | None) -> bool:
         """Rows that are stored already, by a try that failed or was given up, are passed over.
 
-        Raises: LedgerError (try again), LedgerLost (never again).
+        Raises: LedgerError (try again), LedgerLost (never again), LedgerRefused (a fault of ours).
         """
         with self._one_at_a_time:
             if not self._is_sure:
                 self._find_written(rows)
-            return self._write([row for row in rows if row.seq >= self._tree.size], state)
+            rows = [row for row in rows if row.seq >= self._tree.size]
+            try:
+                return self._write(rows, state)
+            except LedgerRefused as error:
+                raise LedgerRefused(
+                    f"{error}; {self._doubled(rows)}; this is a fault of ours; remedy: restart, workers say again what "
+                    "was not booked"
+                ) from None
 
     def _write(self, rows: list[Row], state: State | None) -> bool:
         tree, bodies = self._tree.copy(), [encode(row) for row in rows]
@@ -176,6 +183,16 @@ class Ledger(Reader):
             self._checkpoint_size = tree.size
             self._on_checkpoint(tree.size, note)
         return state is not None
+
+    def _doubled(self, rows: list[Row]) -> str:
+        """Which of them is there already, in words."""
+        seen: set[tuple[str, str]] = set()
+        for row in rows:
+            key = (row.kind, row.row_id)
+            if key in seen or self.find(*key) is not None:
+                return f"row {row.seq} ({row.kind} {row.row_id}) is booked already"
+            seen.add(key)
+        return f"rows {rows[0].seq} to {rows[-1].seq}" if rows else "a state"
 
     def _write_state(self, connection: sa.Connection, state: State) -> None:
         before = connection.execute(sa.select(sa.func.max(STATES.c.seq))).scalar()
@@ -227,6 +244,8 @@ class Ledger(Reader):
         try:
             with self._engine.begin() as connection:
                 yield connection
+        except (DataError, IntegrityError) as error:
+            raise LedgerRefused(f"{self.url} does not take what was to be written: {words_of(error)}") from None
         except SQLAlchemyError as error:
             self._engine.dispose()  # what a connection knows after an error is not relied on
             raise LedgerError(f"{self.url} could not be written: {words_of(error)}") from None

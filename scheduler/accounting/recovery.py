@@ -16,7 +16,7 @@ import msgspec
 from scheduler.accounting import book_state
 from scheduler.accounting.books import Books
 from scheduler.accounting.charging import request_of, tokens_of
-from scheduler.accounting.errors import LedgerBroken
+from scheduler.accounting.errors import LedgerBroken, LedgerError
 from scheduler.accounting.journal import Journal, Store
 from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.rows import OPERATOR, Charge, Energy, Genesis, Opened, decode
@@ -61,38 +61,25 @@ def recover(
     now_s: float = 0.0,
     unix_clock: Callable[[], float] = time.time,
     use_state: bool = True,
+    is_away: Callable[[], bool] = lambda: False,
 ) -> tuple[Settlement, Recovered]:
     """A settlement that writes to the ledger, its books and the core's budgets as they were. Raises: LedgerError.
 
-    ``store``: what rows are handed to in the ledger's place.
+    ``store``: what rows are handed to in the ledger's place. ``is_away``: whether the ledger is known not to answer,
+    so that nobody waits for it.
     """
     began_s, size = time.perf_counter(), ledger.size
     start_seq, books = _load_state(ledger, core) if use_state else (0, Books())
-    last_at_us, flushed_seq = 0, ledger.state_seq()
-    replay = _Replay(books, core, now_s)
-    for seq, _, _, body, _ in ledger.stored(min(start_seq, max(size - FAIR_ROWS, 0)), size):
-        if start_seq < seq == flushed_seq:
-            books.usage.take()  # stands in the table since that state, which could not be read
-        if body is None:
-            if seq >= start_seq:
-                raise LedgerBroken(f"row {seq} is compacted and no state covers it; remedy: restore a backup")
-            continue
-        try:
-            row = decode(body)
-        except msgspec.DecodeError:
-            raise LedgerBroken(
-                f"{ledger.url}: row {seq} cannot be read; remedy: jouleway ledger verify, restore a backup"
-            ) from None
-        last_at_us = row.at_us
-        if isinstance(row, Charge):
-            replay.fair(row)
-        if seq >= start_seq:
-            replay.book(row)
-    if start_seq < size == flushed_seq:
-        books.usage.take()
+    last_at_us = _replay_rows(ledger, _Replay(books, core, now_s), start_seq=start_seq, size=size)
     journal = Journal(store or ledger, next_seq=size, state_seq=start_seq, last_at_us=last_at_us, unix_clock=unix_clock)
     settlement = Settlement(journal=journal, books=books)
-    settlement.is_booked = lambda kind, row_id: ledger.find(kind, row_id) is not None
+
+    def is_booked(kind: str, row_id: str) -> bool:
+        if is_away():
+            raise LedgerError(f"{ledger.url} is away")
+        return ledger.find(kind, row_id) is not None
+
+    settlement.is_booked = is_booked
     journal.take_state = lambda: (_save(settlement.books, core), settlement.books.usage.take())
     if not size:
         head = ledger.head()
@@ -123,6 +110,32 @@ def recover(
     return settlement, recovered
 
 
+def _replay_rows(ledger: Ledger, replay: _Replay, *, start_seq: int, size: int) -> int:
+    """Those behind the state into books and budgets, the last ones into the fair order; when the last was written."""
+    last_at_us, flushed_seq, books = 0, ledger.state_seq(), replay.books
+    for seq, _, _, body, _ in ledger.stored(min(start_seq, max(size - FAIR_ROWS, 0)), size):
+        if start_seq < seq == flushed_seq:
+            books.usage.take()  # stands in the table since that state, which could not be read
+        if body is None:
+            if seq >= start_seq:
+                raise LedgerBroken(f"row {seq} is compacted and no state covers it; remedy: restore a backup")
+            continue
+        try:
+            row = decode(body)
+        except msgspec.DecodeError:
+            raise LedgerBroken(
+                f"{ledger.url}: row {seq} cannot be read; remedy: jouleway ledger verify, restore a backup"
+            ) from None
+        last_at_us = row.at_us
+        if isinstance(row, Charge):
+            replay.fair(row)
+        if seq >= start_seq:
+            replay.book(row)
+    if start_seq < size == flushed_seq:
+        books.usage.take()
+    return last_at_us
+
+
 def _load_state(ledger: Ledger, core: Scheduler) -> tuple[int, Books]:
     found = ledger.state()
     if found is None:
@@ -146,7 +159,7 @@ class _Replay:
     """Rows of an earlier life, applied in their order."""
 
     def __init__(self, books: Books, core: Scheduler, now_s: float) -> None:
-        self._books = books
+        self.books = books
         self._core = core
         self._now_s = now_s
 
@@ -159,10 +172,10 @@ class _Replay:
                 amounts = Amounts(tokens.input_tokens, tokens.cached_tokens, tokens.output_tokens, row.cost_nano)
                 budgets.restore(self._request(row), amounts, num_requests=1)
             case Energy() if row.account != OPERATOR:
-                attempt = self._books.open.get(row.attempt_id)
+                attempt = self.books.open.get(row.attempt_id)
                 if attempt is not None and attempt.charge is not None:
                     budgets.restore(self._request(attempt.charge), _carried(row))
-        self._books.apply(row)  # type: ignore[arg-type]
+        self.books.apply(row)  # type: ignore[arg-type]
 
     def fair(self, charge: Charge) -> None:
         """What a tenant was served counts in the fair order."""

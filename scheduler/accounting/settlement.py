@@ -10,6 +10,7 @@ usage record, or the dispatcher when the worker died.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from scheduler.accounting import postings
 from scheduler.accounting.accounts import Accounts
 from scheduler.accounting.books import MAX_CLOSED, MAX_DETAILS, Books, OpenAttempt, RequestDetails
+from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.journal import Journal
 from scheduler.accounting.rows import OPERATOR, Charge, Energy, Hold, Row, Void, Window, request_id_of
 from workers.balance import metered_token_difference
@@ -24,8 +26,10 @@ from workers.types import EnergyPosting, WindowRecord
 
 __all__ = ["Charge", "RequestDetails", "Settlement", "request_id_of"]
 
-MAX_AHEAD = 10_000
-"""Outbox numbers that may be known beyond a gap."""
+logger = logging.getLogger("jouleway.dispatcher")
+
+MAX_AHEAD = 100_000
+"""Outbox numbers that may be known beyond a gap: it lasts while a stranger cannot be looked up."""
 
 
 @dataclass(slots=True)
@@ -78,7 +82,7 @@ class Settlement:
         source = self._sources.get(worker_id)
         if source is None or source.incarnation != incarnation:
             known, number = self.books.last_numbers.get(worker_id, ("", 0))
-            if known != incarnation:
+            if known and known != incarnation:  # without a window of anybody it may be the same one
                 self.close_worker(worker_id)  # nobody will speak for the process before
             self._sources[worker_id] = _Source(incarnation, number if known == incarnation else 0)
 
@@ -139,7 +143,8 @@ class Settlement:
         if attempt_id in self.books.closed or (attempt is not None and attempt.charge is not None):
             self.duplicates_total += 1
             return False
-        if attempt is None and not charge.attempt_number and self.is_booked("charge", attempt_id):
+        # Also where windows opened it again: it may have been settled, and forgotten, long ago.
+        if not charge.attempt_number and self.is_booked("charge", attempt_id):
             self.duplicates_total += 1
             return False
         hold = None if charge.account == OPERATOR else self.books.holds.get(charge.request_id)
@@ -161,7 +166,7 @@ class Settlement:
         if attempt_id in self.books.closed or (attempt is not None and attempt.posting is not None):
             self.duplicates_total += 1
             return False
-        if attempt is None and self.is_booked("energy", attempt_id):
+        if (attempt is None or attempt.charge is None) and self.is_booked("energy", attempt_id):
             self.duplicates_total += 1
             return False
         if attempt is None:
@@ -189,10 +194,17 @@ class Settlement:
     def give_up(self, attempt_id: str) -> None:
         """No posting will come: what is in flight goes to whoever pays (nobody charged: the operator), incomplete.
 
-        If its worker speaks again after all, energy that still arrives follows to the same account.
+        If its worker speaks again after all, energy that still arrives follows to the same account. What windows gave
+        a stranger whose energy may be booked already (settled so long ago that it is forgotten) stays in flight: one
+        attempt has one posting.
         """
         attempt = self.books.open.get(attempt_id)
         if attempt is None:
+            return
+        if attempt.charge is None and self._may_be_posted(attempt_id):
+            logger.error(
+                "ledger: %s keeps %d mJ in flight, for its energy was booked before", attempt_id, attempt.energy_mj
+            )
             return
         posting = attempt.posting or EnergyPosting(
             attempt_id=attempt_id,
@@ -260,6 +272,12 @@ class Settlement:
         seq = self.journal.append(row)
         self.books.apply(row)
         return seq
+
+    def _may_be_posted(self, attempt_id: str) -> bool:
+        try:
+            return self.is_booked("energy", attempt_id)
+        except LedgerError:
+            return True
 
     def _settle(self, attempt_id: str, attempt: OpenAttempt, account: str, posting: EnergyPosting) -> None:
         """Both sides are here: in flight -> requests."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from scheduler.accounting.errors import LedgerBroken, LedgerError, LedgerLost
+from scheduler.accounting.errors import LedgerBroken, LedgerError, LedgerLost, LedgerRefused
 from scheduler.accounting.journal import State
 from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.merkle import leaf_hash
@@ -105,7 +105,7 @@ class Spool:
             return False
         try:
             return self._ledger.write(rows, state)
-        except LedgerLost:
+        except (LedgerLost, LedgerRefused):  # the server is there: what it refuses today it refuses tomorrow
             raise
         except LedgerError as error:
             logger.error("ledger: %s; rows are kept in %s meanwhile", error, self._path)
@@ -152,7 +152,7 @@ class Spool:
     def _try_to_deliver(self) -> None:
         try:
             self._deliver()
-        except LedgerLost:
+        except (LedgerLost, LedgerRefused):
             raise
         except LedgerError as error:
             self._retry_at_s = self._clock() + RETRY_S

@@ -101,8 +101,10 @@ def test_a_window_that_does_not_add_up_is_counted_and_told(caplog: pytest.LogCap
 
 
 def test_what_cannot_be_looked_up_waits_and_is_booked_once() -> None:
-    """The ledger is away: records of strangers are neither lost nor acknowledged, what is behind them is booked."""
-    books = Books("a-1")
+    """The ledger is away: records of strangers are neither lost nor acknowledged, usage behind them is booked. A window
+    is not: it would say that every record before it was.
+    """
+    books = Books("a-1", "b-1")
     settlement = books.settlement
     is_away, found = True, {("charge", "older-1")}
 
@@ -112,13 +114,36 @@ def test_what_cannot_be_looked_up_waits_and_is_booked_once() -> None:
         return (kind, row_id) in found
 
     settlement.is_booked = is_booked
-    records = (usage_of("a-1"), usage_of("old-1"), posting_of("old-1", 0, 0), usage_of("older-1"), window_of())
+    window = window_of(("old-1", 40, 4))
+    books.book(
+        usage_of("a-1"), usage_of("old-1"), window, posting_of("old-1", 40, 4), usage_of("older-1"), usage_of("b-1")
+    )
     for _ in range(2):
-        books.book(*records)
-        assert (1, ["a-1"]) == (settlement.watermark("w-0"), books.usages)
-        assert settlement.accounts.balance().meter_mj == sum(record.meter_mj for record in records[4:])  # type: ignore[union-attr]
+        assert (1, ["a-1", "b-1"]) == (settlement.watermark("w-0"), books.usages)
+        assert (0, {}) == (settlement.accounts.balance().meter_mj, settlement.books.last_numbers)
+        books.book()
     is_away = False
     books.book()
-    assert (5, 0) == (settlement.watermark("w-0"), settlement.num_open)
+    assert (6, 0) == (settlement.watermark("w-0"), settlement.num_open)
+    assert ("life-1", 3) == settlement.books.last_numbers["w-0"]
+    assert (window.meter_mj, 40) == (settlement.accounts.balance().meter_mj, settlement.accounts.balance().operator_mj)
     assert settlement.details("old") is not None
     assert settlement.details("older") is None
+
+
+def test_a_stranger_that_was_settled_and_forgotten_is_settled_once() -> None:
+    """Its worker comes back and says its window again, which opens it anew: the ledger knows its charge and posting."""
+    books = Books()
+    settlement = books.settlement
+    asked: list[tuple[str, str]] = []
+
+    def is_booked(kind: str, row_id: str) -> bool:
+        asked.append((kind, row_id))
+        return True
+
+    settlement.is_booked = is_booked
+    books.book(window_of(("old-1", 40, 4)), usage_of("old-1"), posting_of("old-1", 40, 4))
+    assert [("charge", "old-1"), ("energy", "old-1")] == asked[:2]
+    settlement.close_worker("w-0")
+    assert settlement.details("old") is None
+    assert 40 == settlement.accounts.balance().in_flight_mj, "a second posting would never be stored"

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from benchmarks.ledger_load import Load
 from benchmarks.recovery import core
 from scheduler.accounting import spool as spool_module
-from scheduler.accounting.errors import LedgerBroken, LedgerError, LedgerLost
+from scheduler.accounting.errors import LedgerBroken, LedgerError, LedgerLost, LedgerRefused
 from scheduler.accounting.journal import State
 from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.ledger_reader import Reader, sqlite_url
@@ -287,6 +287,17 @@ def test_whoever_was_overtaken_keeps_nothing_and_says_so(desk: Desk) -> None:
 
 
 # -- no room
+
+
+def test_what_the_database_refuses_is_not_kept_either(desk: Desk) -> None:
+    """It would stand before everything that comes after it, also in the next process."""
+    desk.spool.write([row(0), row(1)], None)
+    with pytest.raises(LedgerRefused, match=r"row 3 \(prices v-1\) is booked already"):
+        desk.spool.write([row(2), Prices(seq=3, version="v-1", text="t")], None)
+    assert (0, 2) == (desk.spool.num_rows, desk.ledger.size)
+    desk.reopen()
+    desk.spool.write([row(2)], None)
+    assert 3 == desk.ledger.size
 
 
 @pytest.mark.parametrize("limits", [{"max_rows": 3}, {"max_bytes": 3 * 80}])
