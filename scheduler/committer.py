@@ -26,6 +26,9 @@ GATHER_S = 0.004
 """Between two commits: under load the next one gathers more, and a hundred requests cost little more than ten. After a
 quiet moment a commit begins at once, and no engine's first token comes as soon as this."""
 
+STUCK_S = 10.0
+"""A commit that takes as long is a problem, though it may yet succeed: a disk that hangs raises nothing."""
+
 NOT_COMMITTED = "not_committed"
 """Cause of an answer of which the charge could not be made durable."""
 
@@ -39,13 +42,17 @@ class Committer:
         *,
         retry_s: float = RETRY_S,
         gather_s: float = GATHER_S,
+        stuck_s: float = STUCK_S,
         on_problem: Callable[[str], None] = lambda words: None,
     ) -> None:
-        """``on_problem`` hears after each commit what is wrong with the ledger; empty where nothing is."""
+        """``on_problem`` hears after each commit, and during one that hangs, what is wrong with the ledger; empty where
+        nothing is.
+        """
         self._settlement = settlement
         self._on_problem = on_problem
         self._retry_s = retry_s
         self._gather_s = gather_s
+        self._stuck_s = stuck_s
         self._begins: list[Stream] = []
         self._ends: list[tuple[Stream, End]] = []
         self._connections: set[Connection] = set()
@@ -105,6 +112,8 @@ class Committer:
             ends, self._ends = self._ends, []
             connections, self._connections = self._connections, set()
             numbers = {each: self._settlement.watermark(each.worker_id) or 0 for each in connections}
+            words = f"a commit has been under way for {self._stuck_s:g} s"
+            alarm = asyncio.get_running_loop().call_later(self._stuck_s, self._on_problem, words)
             try:
                 await self._settlement.commit()
             except BaseException as error:
@@ -115,6 +124,8 @@ class Committer:
                 self._connections |= connections
                 self._has_pending.set()
                 raise
+            finally:
+                alarm.cancel()
             self._on_problem("")
             for stream in begins:
                 stream.let_go()

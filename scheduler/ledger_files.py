@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from threading import Thread
 
 from scheduler.accounting.checkpoints import Signer
 from scheduler.accounting.errors import LedgerError
@@ -21,6 +22,9 @@ logger = logging.getLogger("jouleway.ledger")
 
 MAX_CHECKPOINT_BYTES = 16 << 20
 """About three weeks of one checkpoint every 30 s; then the older half goes."""
+
+HANG_S = 2.0
+"""A commit waits for its checkpoint's file no longer than this, and for none while an earlier one hangs."""
 
 
 def ledger_url(config: Config) -> str:
@@ -123,9 +127,11 @@ def open_spool(config: Config, ledger: Ledger) -> Spool | None:
 class CheckpointKeeper:
     """Appends every checkpoint that the ledger keeps to a file of that ledger, three line ends between them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, hang_s: float = HANG_S) -> None:
         self._folder = folder
+        self._hang_s = hang_s
         self._path: Path | None = None
+        self._writing: Thread | None = None
 
     def open(self, ledger_id: str) -> None:
         """Raises: OSError."""
@@ -134,13 +140,21 @@ class CheckpointKeeper:
         self._path.touch(mode=0o600)
 
     def __call__(self, size: int, note: str) -> None:
-        """Best effort: a disk beside the ledger that fails must not stop it; it is said in the log."""
+        """Best effort: a disk beside the ledger that fails, or a share that hangs, must not stop it; the log tells."""
         if self._path is None:
             return
+        if self._writing is None or not self._writing.is_alive():
+            self._writing = Thread(target=self._append, args=(self._path, size, note), daemon=True)
+            self._writing.start()
+            self._writing.join(self._hang_s)
+        if self._writing.is_alive():
+            logger.error("checkpoint of %d rows: %s hangs", size, self._path)
+
+    def _append(self, path: Path, size: int, note: str) -> None:
         try:
-            if self._path.stat().st_size > MAX_CHECKPOINT_BYTES:
-                self._halve(self._path)
-            with self._path.open("a", encoding="utf-8") as file:
+            if path.stat().st_size > MAX_CHECKPOINT_BYTES:
+                self._halve(path)
+            with path.open("a", encoding="utf-8") as file:
                 file.write(f"{note}\n\n")
                 file.flush()
                 os.fsync(file.fileno())

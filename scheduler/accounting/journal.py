@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from scheduler.accounting.postings import differences
@@ -63,6 +64,8 @@ class Journal:
         self._unix_clock = unix_clock
         self._pending: list[Row] = []
         self._one_at_a_time = asyncio.Lock()
+        # A thread of its own: in the loop's pool a commit would wait behind whoever reads a receipt.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._last_at_us = last_at_us
         self._state_seq = state_seq
         self._state_unix_s = unix_clock()
@@ -105,7 +108,7 @@ class Journal:
     async def run(self, change: Callable[[], None]) -> None:
         """Something else that is written, in a thread, between two commits."""
         async with self._one_at_a_time:
-            await asyncio.to_thread(change)
+            await asyncio.get_running_loop().run_in_executor(self._thread, change)
 
     async def _commit(self, store: Store, *, with_state: bool) -> None:
         async with self._one_at_a_time:  # rows reach the store in their order
@@ -116,7 +119,7 @@ class Journal:
         rows, self._pending = self._pending, []
         state = self._state(with_state=with_state)
         try:
-            is_state_stored = await asyncio.to_thread(store.write, rows, state)
+            is_state_stored = await asyncio.get_running_loop().run_in_executor(self._thread, store.write, rows, state)
         except BaseException:
             self._pending[:0] = rows
             if state is not None:

@@ -49,10 +49,12 @@ class GatedSettlement(Settlement):
 
 
 class Case:
-    def __init__(self, gather_s: float = 0.0) -> None:
+    def __init__(self, *, gather_s: float = 0.0, stuck_s: float = 60.0) -> None:
         self.settlement = GatedSettlement()
         self.problems: list[str] = []
-        self.committer = Committer(self.settlement, retry_s=0.0, gather_s=gather_s, on_problem=self.problems.append)
+        self.committer = Committer(
+            self.settlement, retry_s=0.0, gather_s=gather_s, stuck_s=stuck_s, on_problem=self.problems.append
+        )
         self.link = ScriptedLink()
         self.settlement.open_worker("w-0", incarnation="life-1")
         self.connection = Connection(
@@ -82,8 +84,8 @@ class Case:
 
 
 @asynccontextmanager
-async def running(gather_s: float = 0.0) -> AsyncIterator[Case]:
-    case = Case(gather_s)
+async def running(**times: float) -> AsyncIterator[Case]:
+    case = Case(**times)
     case.connection.start()
     case.link.ready()
     task = asyncio.create_task(case.committer.run())
@@ -134,6 +136,19 @@ async def test_a_commit_after_a_quiet_moment_begins_at_once_and_the_next_one_gat
         assert 1 == case.settlement.num_begun
         assert [DONE] * 10 == [await stream.next(1.0) for stream in streams]
         assert 2 == case.settlement.num_begun
+
+
+async def test_a_commit_that_hangs_is_a_problem_until_it_ends() -> None:
+    """A disk that hangs raises nothing."""
+    async with running(stuck_s=0.02) as case:
+        stream = case.end()
+        async with asyncio.timeout(5.0):
+            while not case.problems:
+                await asyncio.sleep(0.005)
+        assert ["a commit has been under way for 0.02 s"] == case.problems
+        case.settlement.gate.set()
+        assert DONE == await stream.next(1.0)
+        assert "" == case.problems[-1]
 
 
 async def test_a_worker_may_forget_what_was_booked_before_the_commit_began() -> None:

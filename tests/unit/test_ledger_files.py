@@ -1,7 +1,9 @@
 """Where a configuration keeps its ledger: one key, checkpoints elsewhere, and no new ledger where one was lost."""
 
 import logging
+import os
 import stat
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -184,6 +186,22 @@ def test_only_a_ledger_on_a_server_has_a_spool(tmp_path: Path, postgres_url: str
 
 
 # -- the keeper
+
+
+def test_a_share_that_hangs_stops_no_commit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is waited for once, and passed over until it answers."""
+    keeper = CheckpointKeeper(tmp_path, hang_s=0.05)
+    keeper.open("abc")
+    path = tmp_path / "abc.checkpoints"
+    path.unlink()
+    os.mkfifo(path)  # to open it for writing hangs until somebody reads
+    keeper(1, "one\n")
+    began_s = time.monotonic()
+    keeper(2, "two\n")
+    assert time.monotonic() - began_s < 0.05
+    assert 2 == caplog.text.count("checkpoints hangs")
+    with path.open() as share:
+        assert "one" in share.read()
 
 
 def keeper_of(folder: Path) -> tuple[CheckpointKeeper, Path]:
