@@ -13,12 +13,15 @@ from enum import StrEnum
 from typing import Protocol
 
 from workers.errors import StaleEpoch, WireMismatch, WorkerDead, WorkerError
-from workers.types import Ack, Command, Report, WorkerStatus
+from workers.types import Ack, Command, Report, WorkerState, WorkerStatus
 
 logger = logging.getLogger("jouleway.dispatcher")
 
 RECONNECT_DELAYS_S = (0.2, 1.0, 3.0)
 """Waits before each further try; when the last one fails without a single report, the worker is gone."""
+
+STOP_TIMEOUT_S = 120.0
+"""A worker that has not stopped after so long is left to its own watch."""
 
 MAX_COMMANDS = 256
 """Commands of one batch; more leave in the next."""
@@ -101,9 +104,23 @@ class Connection:
             self.acked_number = number
             self.send(Ack(number=number))
 
-    def expect_end(self) -> None:
-        """The worker is being stopped: its stream may end without being missed."""
+    async def stop_worker(self) -> None:
+        """Stops the worker: its stream may end without being missed."""
         self._is_stopping = True
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self.link.stop()
+        except Exception as error:
+            # The others must stop all the same.
+            logger.warning("worker %s did not stop in order: %s: %s", self.worker_id, type(error).__name__, error)
+
+    @property
+    def has_said_all(self) -> bool:
+        """Whether a stopped worker's records are all here."""
+        status = self.status
+        if self.phase is not Phase.CONNECTED or status is None:
+            return True
+        return status.state is WorkerState.STOPPED and status.outbox_depth == 0
 
     async def flush(self) -> None:
         """Hands what waits to the link, once."""

@@ -67,9 +67,6 @@ TICK_S = 0.05
 ABORT_GRACE_S = 5.0
 """How long a stop waits for aborted attempts to end and for workers' last records."""
 
-STOP_TIMEOUT_S = 120.0
-"""A worker that has not stopped after so long is left to its own watch."""
-
 RENDER_FAILED = "render_failed"
 """Cause of an attempt that never left this process."""
 
@@ -166,8 +163,8 @@ class Dispatcher:
         await self._wait(lambda: not self._core.num_running, ABORT_GRACE_S)
         connections = list(self._connections.values())
         if stop_workers:
-            await asyncio.gather(*(_stop_worker(connection) for connection in connections))
-            await self._wait(lambda: all(map(_has_said_all, connections)), ABORT_GRACE_S)
+            await asyncio.gather(*(connection.stop_worker() for connection in connections))
+            await self._wait(lambda: all(connection.has_said_all for connection in connections), ABORT_GRACE_S)
         await asyncio.sleep(0)
         await self._committer.commit_last()
         for connection in connections:
@@ -238,7 +235,10 @@ class Dispatcher:
         stream = running.live.stream
         if not stream.put_body(body):
             running.is_muted = True
-            self._apply(self._core.cancel(stream.request_id, "slow_reader", now_s))
+            if stream.is_held:  # it is we who keep it from reading
+                self._apply(self._core.cancel(stream.request_id, "ledger_unavailable", now_s, by_client=False))
+            else:
+                self._apply(self._core.cancel(stream.request_id, "slow_reader", now_s))
 
     def _send_head(self, running: Running, attempt_id: str, now_s: float) -> bool:
         """Status and headers leave with the first byte; False if this attempt may not speak."""
@@ -248,8 +248,13 @@ class Dispatcher:
         if started is None or started.status >= 500 or not self._core.answers(attempt_id):
             return False
         running.has_sent = True
-        self._core.on_first_byte(attempt_id, now_s)
-        running.live.stream.put_head(Head(started.status, started.headers))
+        live = running.live
+        live.speaker, stream = running, live.stream
+        if stream.is_held:  # nobody sees it yet: it may still be tried again, and whom it keeps waiting does not pay
+            stream.on_let_go = lambda: self._core.on_first_byte(attempt_id, self._clock())
+        else:
+            self._core.on_first_byte(attempt_id, now_s)
+        stream.put_head(Head(started.status, started.headers))
         return True
 
     def _on_lost(self, connection: Connection, cause: str) -> None:
@@ -282,15 +287,25 @@ class Dispatcher:
                 case Reject(request_id=request_id, rejection=rejection):
                     live = self._live.pop(request_id)
                     self.settlement.release(request_id, rejection.reason)
-                    live.stream.put_end(End(rejection=rejection, cause=rejection.reason, charge=live.charge))
+                    live.take_back()
+                    self._end(live, End(rejection=rejection, cause=rejection.reason, charge=live.charge))
                 case Finish() as finish:
                     live = self._live.pop(finish.request_id)
                     self.settlement.release(finish.request_id, finish.cause or finish.outcome.value)
-                    end = End(outcome=finish.outcome, cause=finish.cause, charge=live.charge)
-                    self._committer.add_end(live.stream, end)
+                    if finish.outcome not in (Outcome.COMPLETED, Outcome.REFUSED):
+                        live.take_back()
+                    self._end(live, End(outcome=finish.outcome, cause=finish.cause, charge=live.charge))
+
+    def _end(self, live: Live, end: End) -> None:
+        """Once what was booked of it is durable; whoever was refused before anything was booked hears it at once."""
+        if live.is_held or live.charge is not None or end.rejection is None:
+            self._committer.add_end(live.stream, end)
+        else:
+            live.stream.put_end(end)
 
     def _dispatch(self, dispatch: Dispatch) -> list[Action]:
         live = self._live[dispatch.request_id]
+        live.take_back()  # of an attempt before
         if not (live.is_held or live.submission.request.is_counting):
             live.is_held = True
             seq = self.settlement.hold(hold_of(live.submission.request, dispatch))
@@ -380,21 +395,3 @@ class Dispatcher:
             is_draining=self._is_draining,
             ledger_problem=self.ledger_problem,
         )
-
-
-async def _stop_worker(connection: Connection) -> None:
-    connection.expect_end()
-    try:
-        async with asyncio.timeout(STOP_TIMEOUT_S):
-            await connection.link.stop()
-    except Exception as error:
-        # The others must stop all the same.
-        logger.warning("worker %s did not stop in order: %s: %s", connection.worker_id, type(error).__name__, error)
-
-
-def _has_said_all(connection: Connection) -> bool:
-    """Whether a stopped worker's records are all here."""
-    status = connection.status
-    if connection.phase is not Phase.CONNECTED or status is None:
-        return True
-    return status.state is WorkerState.STOPPED and status.outbox_depth == 0

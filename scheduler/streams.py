@@ -71,7 +71,10 @@ class Stream:
         self._unread_bytes = 0
         self._end: End | None = None
         self._is_closed = False
-        self._is_held = False
+        self.is_held = False
+        """The reader is given nothing: its hold is not durable yet."""
+        self.on_let_go: Callable[[], None] = lambda: None
+        """Told once when what was held back becomes the reader's."""
         self._waiter: asyncio.Future[None] | None = None
 
     # -- the reader's side
@@ -112,7 +115,7 @@ class Stream:
         return self._end
 
     def _take(self) -> Head | Body | End | None:
-        if self._is_held:
+        if self.is_held:
             return None
         if self._head is not None:
             head, self._head = self._head, None
@@ -128,14 +131,22 @@ class Stream:
 
     def hold_back(self) -> None:
         """The reader is given nothing from now on, until ``let_go`` or the End: its hold is not durable yet."""
-        self._is_held = True
+        self.is_held = True
 
     def let_go(self) -> None:
         """What came meanwhile is the reader's."""
-        if self._is_held:
-            self._is_held = False
+        if self.is_held:
+            self.is_held = False
+            self.on_let_go()
             if self._head is not None or self._parts:
                 self._wake()
+
+    def take_back(self) -> None:
+        """What came while it is held was never said."""
+        self.on_let_go = lambda: None
+        self._head = None
+        self._parts.clear()
+        self._unread_bytes = 0
 
     def put_head(self, head: Head) -> None:
         """Once, before any body."""
@@ -161,12 +172,12 @@ class Stream:
         """Once; nothing may follow."""
         assert self._end is None, f"{self.request_id} ended twice"
         self._end = end
-        self._is_held = False
+        self.is_held = False
         self._wake()
 
     def _tell(self) -> None:
         """Who is woken for nothing would take it for the end of its time."""
-        if not self._is_held:
+        if not self.is_held:
             self._wake()
 
     def _wake(self) -> None:

@@ -22,6 +22,15 @@ class Live:
     charge: Charge | None = None
     is_held: bool = False
     """Its worst case is written to the ledger; the first attempt does it."""
+    speaker: Running | None = None
+    """The attempt whose bytes its stream was given."""
+
+    def take_back(self) -> None:
+        """What its client has not seen is not said; whoever said it is not heard any more."""
+        if self.stream.is_held and self.speaker is not None:
+            self.speaker.is_muted = True
+            self.speaker = None
+            self.stream.take_back()
 
 
 @dataclass(slots=True, eq=False)
@@ -35,4 +44,4 @@ class Running:
     started: Started | None = None
     has_sent: bool = False
     is_muted: bool = False
-    """Its reader is too slow: what still comes is dropped."""
+    """What still comes is dropped: its reader is too slow, or what it said was taken back."""

@@ -269,7 +269,7 @@ async def test_the_end_of_a_worker_that_is_stopped_is_not_missed(caplog: pytest.
     caplog.set_level(logging.WARNING)
     async with opened() as case:
         await case.connected()
-        case.connection.expect_end()
+        await case.connection.stop_worker()
         case.link.fail(DEAD)
         await settle_loop()
         assert [(Phase.GONE, "worker_lost")] == case.lost

@@ -982,3 +982,53 @@ async def test_while_the_ledger_cannot_be_written_nothing_new_begins(
         assert COMPLETED == (await read_all(waiting))[2].outcome
     assert 1 == caplog.text.count("ledger: OSError: disk full")
     assert 1 == caplog.text.count("ledger: writable again")
+
+
+def hold_back(house: House) -> None:
+    """From now on holds are not durable."""
+    house.settlement.is_durable = lambda seq: False  # type: ignore[method-assign]
+    house.settlement.gate.clear()
+
+
+async def test_what_nobody_saw_is_tried_again() -> None:
+    """The hold is not durable yet: the worker dies after its first bytes, another one answers from the beginning."""
+    async with opened() as house:
+        links = house.add("w-0"), house.add("w-1")
+        await settle_loop()
+        hold_back(house)
+        stream = house.submit()
+        await settle_loop()
+        first = next(link for link in links if link.calls)
+        answer(first, "req-1-1", b"half", is_final=False)
+        await settle_loop()
+        first.fail(DEAD)
+        second = next(link for link in links if link is not first)
+        await until(lambda: second.calls)
+        answer(second, "req-1-2", b"whole")
+        await settle_loop()
+        house.settlement.gate.set()
+        status, body, end = await read_all(stream)
+        assert (200, b"whole", COMPLETED) == (status, body, end.outcome)
+        assert (1, 1) == (house.attempts_of("alpha")[1], house.attempts_of(OPERATOR)[1])
+
+
+async def test_whoever_was_kept_from_its_answer_does_not_pay() -> None:
+    """Its deadline passes while the hold is not durable: no byte of what came is said, and the operator pays."""
+    async with opened() as house:
+        link = house.add()
+        await settle_loop()
+        hold_back(house)
+        stream = house.submit(deadline_s=house.now_s + 5.0)
+        await settle_loop()
+        answer(link, "req-1-1", b"half", is_final=False)
+        await settle_loop()
+        house.now_s += 6.0
+        await until(lambda: link.aborts)
+        link.say(Chunk("req-1-1", b"more"))
+        finish(link, "req-1-1", outcome=ABORTED)
+        await settle_loop()
+        house.settlement.gate.set()
+        status, body, end = await read_all(stream)
+        assert (None, b"") == (status, body)
+        assert COMPLETED is not end.outcome
+        assert (0, 1) == (house.attempts_of("alpha")[1], house.attempts_of(OPERATOR)[1])
