@@ -10,6 +10,7 @@ without knowing cannot commit any more.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -141,6 +142,9 @@ class Ledger(Reader):
         with self._one_at_a_time:
             if not self._is_sure:
                 self._find_written(rows)
+                self._lock.keep()
+            elif state is not None:
+                self._lock.keep()
             rows = [row for row in rows if row.seq >= self._tree.size]
             try:
                 return self._write(rows, state)
@@ -266,6 +270,23 @@ class WriterLock:
             self._lock_file(Path(str(engine.url.database)))
         else:
             self._lock_server(engine)
+
+    def keep(self) -> None:
+        """The server's lock went with its connection where that broke: it is taken again, now or at the next call.
+
+        Where somebody else has it, it may be our own connection that the server has not missed yet; a control plane
+        that took over is known by its epoch.
+        """
+        if self._connection is None:
+            return
+        try:
+            self._connection.execute(sa.select(1))
+            self._connection.commit()
+        except SQLAlchemyError:
+            with contextlib.suppress(SQLAlchemyError):
+                self._connection.close()
+            with contextlib.suppress(LedgerError):
+                self._lock_server(self._connection.engine)
 
     def _lock_file(self, path: Path) -> None:
         try:

@@ -471,6 +471,8 @@ def test_a_server_that_was_away_finds_everything_in_order(postgres_server: Postg
             postgres_server.start()
             ledger.write(later, None)
             rows += later
+            with pytest.raises(LedgerInUse):  # the lock went with the server, and is ours again
+                opened(postgres_url)
     assert rows == rows_of(postgres_url)
     assert_sound(postgres_url, 20)
 
