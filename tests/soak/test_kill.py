@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks.record import record
-from scheduler.config import BUILTIN_WEIGHTS
+from scheduler.config import BUILTIN_WEIGHTS, weights_folder
 from tests.cluster.kills import NUM_CLIENTS, Run, kill_under_load, simulated_workers
 from tests.cluster.plane import MODEL
 from tests.cluster.standing import Place, place, standing_ray
@@ -88,7 +88,8 @@ def test_kills_of_real_engines(at: Place) -> None:
         }
     ]
     price = {"input": 0.2, "output": 0.8}
-    models = {MODEL: {"weights": BUILTIN_WEIGHTS, "default_output_tokens": 64, "normalizer": "none", "price": price}}
+    weights = str(weights_folder(BUILTIN_WEIGHTS))  # of this home, not of the place's
+    models = {MODEL: {"weights": weights, "default_output_tokens": 64, "normalizer": "none", "price": price}}
     config = at.configuration(workers, models=models)
     run = kill_under_load(at, config, num_kills=NUM_ENGINE_KILLS, seed=SEED, max_pause_s=8.0, min_pause_s=3.0)
     record(
