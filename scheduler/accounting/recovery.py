@@ -118,7 +118,10 @@ def _replay_rows(ledger: Ledger, replay: _Replay, *, start_seq: int, size: int) 
             books.usage.take()  # stands in the table since that state, which could not be read
         if body is None:
             if seq >= start_seq:
-                raise LedgerBroken(f"row {seq} is compacted and no state covers it; remedy: restore a backup")
+                raise LedgerBroken(
+                    f"row {seq} is compacted and no state covers it; remedy: serve by the version that wrote the "
+                    "newest state, or restore a backup"
+                )
             continue
         try:
             row = decode(body)

@@ -423,6 +423,23 @@ def test_what_a_worker_says_again_is_not_booked_twice_and_the_rest_is_acknowledg
             assert first + 2 == life.settlement.watermark("w-0"), "what is booked may be forgotten"
 
 
+def test_a_worker_without_a_window_so_far_may_be_the_same_one(ledger_url: str) -> None:
+    """Its energy comes with its first window, after the restart, and goes to whoever was charged."""
+    name = request_id(1)
+    with living(ledger_url) as life:
+        life.settlement.open_worker("w-0", incarnation="life-1")
+        life.settlement.hold(hold_of(name, **WHO))
+        life.settlement.charge(charge_of(f"{name}-1", **WHO))
+        life.commit()
+    with living(ledger_url) as life:
+        life.settlement.open_worker("w-0", incarnation="life-1")
+        life.settlement.window("w-0", window_of((f"{name}-1", 100, 10)), number=1)
+        life.settlement.post_energy("w-0", posting_of(f"{name}-1", 100, 10))
+        life.commit()
+    (energy,) = [row for row in rows_of(ledger_url) if isinstance(row, Energy)]
+    assert (100, "alpha", True) == (energy.energy_mj, energy.account, energy.complete)
+
+
 def test_usage_and_postings_that_come_again_are_booked_once(ledger_url: str) -> None:
     """They have no number in the ledger: the attempt's id is enough."""
     with living(ledger_url) as life:
