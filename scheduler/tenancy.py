@@ -39,6 +39,7 @@ from scheduler.accounting.directory import Directory
 from scheduler.accounting.directory_values import AdminKey, invalid
 
 COMMIT_TIMEOUT_S = 30.0
+RECALL_TIMEOUT_S = 5.0
 
 TAKES_AWAY = (KeyRevoked, AdminKeyRevoked, TenantClosed)
 
@@ -102,6 +103,18 @@ class Tenancy:
         await self.commit()
         self._publish()
         return is_new
+
+    async def recall(self, change_id: str) -> None:
+        """From now on the directory knows whether this change was made, however long ago: ``change`` tells by it.
+
+        Raises: what keeps the log from saying so.
+        """
+        if not self.directory.known.may_have_forgotten(change_id):
+            return
+        async with asyncio.timeout(RECALL_TIMEOUT_S):
+            was_made = await self._log.holds(change_id)
+        if was_made:
+            self.directory.known.add(change_id)
 
     def record(self, deeds: Iterable[Deed]) -> None:
         """What the file says: logged and applied one by one; ``commit`` and the effect are the caller's.

@@ -80,12 +80,19 @@ class Ledger(MemoryChangeLog):
         self.may_commit.set()
         self.error: Exception | None = None
         self.append_error: Exception | None = None
+        self.holds_error: Exception | None = None
 
     def append(self, change: Change) -> None:
         if self.append_error is not None:
             raise self.append_error
         self.events.append(change.what)
         super().append(change)
+
+    async def holds(self, change_id: str) -> bool:
+        self.events.append("asked")
+        if self.holds_error is not None:
+            raise self.holds_error
+        return await super().holds(change_id)
 
     async def commit(self) -> None:
         await self.may_commit.wait()
@@ -127,6 +134,7 @@ class Office:
             hosts=Hosts(),
             metrics=metrics,
             routes=directory_routes(self.tenancy, house_key_id=HOUSE_ID),
+            recall=self.tenancy.recall,
             denials=self.tenancy,
             receipts=lambda request_id, tenant: None,
             growths=lambda size: grown(size),

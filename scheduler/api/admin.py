@@ -19,7 +19,7 @@ from scheduler.api.access import AdminCaller, Hosts, Keys
 from scheduler.api.admin_routes import EVERYBODY, OPERATORS, READS, Question, Reply, Route, RouteTable
 from scheduler.api.checkpoint import CHECKPOINT_PATH, Growths, checkpoint_body
 from scheduler.api.denied import NotesDenied, note
-from scheduler.api.errors import ApiError
+from scheduler.api.errors import ApiError, ledger_unavailable
 from scheduler.api.exchange import ClientGone, Exchange, Receive, Scope, Send
 from scheduler.api.exchange import new_request_id as random_request_id
 from scheduler.api.explain import PREFIX, REQUESTS_PREFIX, Recalls, life_of
@@ -57,9 +57,13 @@ class AdminApp:
         receipts: Receipts | None = None,
         growths: Growths | None = None,
         usage: UsageDesk | None = None,
+        recall: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
-        """``routes``: beside its own. ``denials`` None: nobody keeps an audit log. What is None has no routes."""
+        """``routes``: beside its own. ``denials`` None: nobody keeps an audit log. What is None has no routes.
+        ``recall``: what a change with an Idempotency-Key waits for, so that it is not made twice however late it comes.
+        """
         self._keys = keys
+        self._recall = recall
         self._hosts = hosts
         self._denials = denials
         self._new_request_id = new_request_id
@@ -101,17 +105,36 @@ class AdminApp:
         body = b""
         if exchange.method not in READS:
             body = await exchange.read_body(max_bytes=MAX_BODY_BYTES, timeout_s=BODY_TIMEOUT_S)
-        change_id = change_id_of(exchange, caller, body)
+        change_id = await self._change_id(exchange, route, caller, body)
         return await route.answer(
             Question(caller=caller, names=names, query=query, raw_query=exchange.query, body=body, change_id=change_id)
         )
 
+    async def _change_id(self, exchange: Exchange, route: Route, caller: AdminCaller, body: bytes) -> str:
+        """Raises: ApiError 400; 503 where nobody can say whether this change was made before, and it can wait."""
+        change_id = change_id_of(exchange, caller, body)
+        if change_id is None or self._recall is None or exchange.method in READS:
+            return change_id or new_change_id(exchange)
+        try:
+            await self._recall(change_id)
+        except Exception as error:
+            logger.warning("admin %s: the ledger was asked in vain: %s", exchange.request_id, type(error).__name__)
+            if not route.is_urgent:
+                raise ledger_unavailable() from None
+            return new_change_id(exchange)  # to take away twice harms less than to take away late
+        return change_id
 
-def change_id_of(exchange: Exchange, caller: AdminCaller, body: bytes) -> str:
-    """With an Idempotency-Key the same for the same question of the same key, else a new one. Raises: ApiError 400."""
+
+def new_change_id(exchange: Exchange) -> str:
+    """Of a change that is asked for once."""
+    return f"chg-{exchange.request_id.removeprefix('req-')}"
+
+
+def change_id_of(exchange: Exchange, caller: AdminCaller, body: bytes) -> str | None:
+    """The same for the same question of the same key; None without an Idempotency-Key. Raises: ApiError 400."""
     given = idempotency_key(exchange.headers)
     if given is None:
-        return f"chg-{exchange.request_id.removeprefix('req-')}"
+        return None
     digest = hashlib.sha256()
     for part in (caller.key_id.encode(), given, exchange.method.encode(), exchange.path.encode(), body):
         digest.update(b"%d:" % len(part) + part)

@@ -13,7 +13,7 @@ import msgspec
 
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.growth import MAX_SIZE, Growth
-from scheduler.api.errors import ApiError
+from scheduler.api.errors import ledger_unavailable
 from scheduler.api.explain import PREFIX
 from scheduler.api.query import Query
 
@@ -29,7 +29,5 @@ async def checkpoint_body(growths: Growths, query: bytes) -> bytes:
     try:
         growth = await asyncio.to_thread(growths, from_size)
     except LedgerError:
-        raise ApiError(
-            503, "The ledger cannot be read at the moment.", code="ledger_unavailable", retry_after_s=5
-        ) from None
+        raise ledger_unavailable() from None
     return msgspec.json.encode(growth)

@@ -46,7 +46,7 @@ class TenantRoutes:
             change("POST", "/tenants", self._create),
             read(one, EVERYBODY, self._show),
             change("PATCH", one, self._patch),
-            change("DELETE", one, self._close),
+            change("DELETE", one, self._close, is_urgent=True),
             read(projects, EVERYBODY, self._list_projects, PAGING),
             change("POST", projects, self._create_project),
             change("DELETE", f"{projects}/{{project}}", self._remove_project),

@@ -12,6 +12,7 @@ import msgspec
 MAX_MESSAGE_CHARS = 1000
 MAX_BODY_BYTES = 4096
 MAX_WORD_CHARS = 80
+LEDGER_RETRY_AFTER_S = 5
 
 KIND_BY_STATUS = {
     401: "authentication_error",
@@ -73,6 +74,12 @@ class ApiError(Exception):
         if self.should_retry is not None:
             headers.append((b"x-should-retry", b"true" if self.should_retry else b"false"))
         return headers
+
+
+def ledger_unavailable() -> ApiError:
+    """Its database is away; where that lies is nobody's business."""
+    message = "The ledger cannot be read at the moment."
+    return ApiError(503, message, code="ledger_unavailable", retry_after_s=LEDGER_RETRY_AFTER_S)
 
 
 def kind_of(status: int) -> str:

@@ -14,7 +14,7 @@ import msgspec
 
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.receipts import Receipt
-from scheduler.api.errors import ApiError
+from scheduler.api.errors import ledger_unavailable
 from scheduler.api.explain import PREFIX, request_not_found
 
 RECEIPTS_PREFIX = f"{PREFIX}receipts/"
@@ -31,9 +31,7 @@ async def receipt_body(receipts: Receipts | None, request_id: str, *, tenant: st
     try:
         receipt = await asyncio.to_thread(receipts, request_id, tenant)
     except LedgerError:
-        raise ApiError(
-            503, "The ledger cannot be read at the moment.", code="ledger_unavailable", retry_after_s=5
-        ) from None
+        raise ledger_unavailable() from None
     if receipt is None:
         raise request_not_found()
     return msgspec.json.encode(receipt)

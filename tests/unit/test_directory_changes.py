@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from scheduler.accounting import known_changes
 from scheduler.accounting.change_log import MAX_PAGE
 from scheduler.accounting.changes import AdminKeyRevoked
 from scheduler.api.directory_changes import limit_of, page_of
@@ -96,6 +97,41 @@ async def test_a_ledger_that_does_not_commit_is_a_503_that_may_be_asked_again() 
     ledger.error = None
     asked = await office.asked("POST", "/tenants", {"name": "new"}, headers=headers)
     assert (201, "1") == (asked.status, asked.headers["x-jouleway-replayed"])
+
+
+@pytest.mark.parametrize(("method", "path", "body"), CHANGES, ids=lambda value: str(value)[:30])
+async def test_a_change_that_may_have_been_made_long_ago_waits_unless_it_takes_away(
+    method: str, path: str, body: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can say whether it was: only what takes a whole key or tenant away may happen twice."""
+    monkeypatch.setattr(known_changes, "MAX_KNOWN_CHANGES", 1)
+    ledger = Ledger()
+    office = Office(log=ledger)
+    office.tenancy.directory.known.add("chg-newest")
+    ledger.holds_error = OSError("away")
+    state = office.tenancy.directory.state()
+    asked = await office.asked(method, path, body, headers={"idempotency-key": "once"})
+    if path.endswith("/revoke") or (path == "/tenants/acme" and method == "DELETE"):
+        assert (200, 1) == (asked.status, len(await office.rows()))
+    else:
+        assert (503, "ledger_unavailable", "5") == (asked.status, asked.error()["code"], asked.headers["retry-after"])
+        assert (state, ["asked"]) == (office.tenancy.directory.state(), ledger.events)
+
+
+async def test_the_log_is_asked_for_keyed_changes_alone_and_only_where_some_were_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading asks nothing either."""
+    ledger = Ledger()
+    office = Office(log=ledger)
+    headers = {"idempotency-key": "once"}
+    await office.asked("PATCH", "/tenants/acme", {"weight": 2}, headers=headers)
+    monkeypatch.setattr(known_changes, "MAX_KNOWN_CHANGES", 1)
+    await office.asked("PATCH", "/tenants/acme", {"weight": 3})
+    await office.asked("GET", "/tenants", headers=headers)
+    assert "asked" not in ledger.events
+    await office.asked("PATCH", "/tenants/acme", {"weight": 4}, headers=headers)
+    assert "asked" in ledger.events
 
 
 async def test_no_key_is_shown_that_may_not_be_durable() -> None:
