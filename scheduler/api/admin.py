@@ -95,20 +95,24 @@ class AdminApp:
         self._hosts.check(exchange.headers.get(b"host", []), setting="the admin listener answers loopback names only")
         if exchange.path == "/health" and exchange.method in READS:
             return Reply(body=b'{"status":"ok"}')
-        caller = self._keys.caller(exchange.headers.get(b"authorization", []))
+        caller = self._caller(exchange)
         route, names = self.routes.find(exchange.method, exchange.path)
-        if caller.role not in route.roles:
-            roles = " or ".join(sorted(route.roles))
-            message = f"This key's role is {caller.role}; this route needs {roles}."
-            raise ApiError(403, message, code="role_not_allowed")
+        _check_role(caller, route)
         query = {} if route.reads_query else route.read_query(exchange.query)
         body = b""
         if exchange.method not in READS:
             body = await exchange.read_body(max_bytes=MAX_BODY_BYTES, timeout_s=BODY_TIMEOUT_S)
         change_id = await self._change_id(exchange, route, caller, body)
+        # A key that was taken away meanwhile opens nothing any more; from here to the deed nobody else comes in.
+        caller = self._caller(exchange)
+        _check_role(caller, route)
         return await route.answer(
             Question(caller=caller, names=names, query=query, raw_query=exchange.query, body=body, change_id=change_id)
         )
+
+    def _caller(self, exchange: Exchange) -> AdminCaller:
+        """As the key stands at this moment. Raises: ApiError 401."""
+        return self._keys.caller(exchange.headers.get(b"authorization", []))
 
     async def _change_id(self, exchange: Exchange, route: Route, caller: AdminCaller, body: bytes) -> str:
         """Raises: ApiError 400; 503 where nobody can say whether this change was made before, and it can wait."""
@@ -123,6 +127,14 @@ class AdminApp:
                 raise ledger_unavailable() from None
             return new_change_id(exchange)  # to take away twice harms less than to take away late
         return change_id
+
+
+def _check_role(caller: AdminCaller, route: Route) -> None:
+    """Raises: ApiError 403."""
+    if caller.role not in route.roles:
+        roles = " or ".join(sorted(route.roles))
+        message = f"This key's role is {caller.role}; this route needs {roles}."
+        raise ApiError(403, message, code="role_not_allowed")
 
 
 def new_change_id(exchange: Exchange) -> str:

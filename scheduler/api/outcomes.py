@@ -108,17 +108,20 @@ class OutcomeDesk:
         self._turn = asyncio.Lock()
         self._open: dict[str, int] = {}
 
-    async def take(self, body: bytes, caller: Caller) -> bytes:
-        """The answer as JSON, once it is durable. Raises: ApiError 400, 404, 409, 422, 503."""
+    async def take(self, body: bytes, caller: Callable[[], Caller]) -> bytes:
+        """The answer as JSON, once it is durable. ``caller``: as the key stands when it is asked, which may raise.
+
+        Raises: ApiError 400, 401, 404, 409, 422, 503.
+        """
         verdict, given_id = read(body)
-        tenant = caller.tenant
+        tenant = caller().tenant
         if self._open.get(tenant, 0) >= MAX_OPEN_PER_TENANT or sum(self._open.values()) >= MAX_OPEN:
             message = "Too many outcomes are on their way."
             raise ApiError(503, message, code="outcomes_busy", retry_after_s=BUSY_RETRY_AFTER_S)
         self._open[tenant] = self._open.get(tenant, 0) + 1
         try:
             async with self._turn:  # nobody else's row comes between what was looked up and what is written
-                outcome, is_new = await self._book(verdict, given_id, tenant)
+                outcome, is_new = await self._book(verdict, given_id, caller)
             # A repeat waits too: the first one may not be durable yet.
             await self._log.commit()
         finally:
@@ -127,9 +130,11 @@ class OutcomeDesk:
                 del self._open[tenant]
         return msgspec.json.encode(told(outcome, is_new=is_new))
 
-    async def _book(self, verdict: Verdict, given_id: str | None, tenant: str) -> tuple[Outcome, bool]:
-        facts, same_id, latest = await asyncio.to_thread(self._look, verdict, given_id, tenant)
-        if facts is None:
+    async def _book(self, verdict: Verdict, given_id: str | None, caller: Callable[[], Caller]) -> tuple[Outcome, bool]:
+        facts, same_id, latest = await asyncio.to_thread(self._look, verdict, given_id, caller().tenant)
+        # Once more, for it may be long ago: from here to the row nobody else comes in.
+        tenant = caller().tenant
+        if facts is None or facts.tenant != tenant:
             raise not_found()
         at_us = int(self._unix_clock() * SECOND_US)
         try:

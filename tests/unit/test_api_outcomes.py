@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from scheduler.accounting.outcomes import MAX_OUTCOMES, Facts, Tally, Verdict
 from scheduler.api import outcomes
-from scheduler.api.access import Hosts
+from scheduler.api.access import Caller, Hosts, unauthorized
 from scheduler.api.app import RelayApp
 from scheduler.api.errors import ApiError
 from scheduler.api.limits import RelayLimits
@@ -158,7 +159,7 @@ def test_no_post_reaches_anothers_request(posts: list[tuple[str, str, bool, str]
         for tenant, request_id, accepted, given_id in posts:
             body = json.dumps({"request_id": request_id, "accepted": accepted, "id": given_id}).encode()
             try:
-                told = json.loads(await desk.take(body, caller(tenant)))
+                told = json.loads(await desk.take(body, lambda tenant=tenant: caller(tenant)))
             except ApiError as error:
                 told = {"request_id": request_id, "status": error.status}
             is_own = request_id == f"req-{tenant}"
@@ -205,17 +206,19 @@ async def test_open_posts_are_bounded() -> None:
     kept.may_commit.clear()
     desk = OutcomeDesk(kept)
     body = json.dumps(GOOD).encode()
-    waiting = [asyncio.create_task(desk.take(body, caller("alpha"))) for _ in range(outcomes.MAX_OPEN_PER_TENANT)]
+    waiting = [
+        asyncio.create_task(desk.take(body, lambda: caller("alpha"))) for _ in range(outcomes.MAX_OPEN_PER_TENANT)
+    ]
     await asyncio.sleep(0)
     with pytest.raises(ApiError) as caught:
-        await desk.take(body, caller("alpha"))
+        await desk.take(body, lambda: caller("alpha"))
     assert (503, "outcomes_busy", 1) == (caught.value.status, caught.value.code, caught.value.retry_after_s)
     other = json.dumps({"request_id": "req-beta", "accepted": True}).encode()
-    waiting.append(asyncio.create_task(desk.take(other, caller("beta"))))
+    waiting.append(asyncio.create_task(desk.take(other, lambda: caller("beta"))))
     await asyncio.sleep(0)
     kept.may_commit.set()
     await asyncio.gather(*waiting)
-    await desk.take(body, caller("alpha"))
+    await desk.take(body, lambda: caller("alpha"))
 
 
 async def test_a_disk_that_fails_is_no_answer() -> None:
@@ -229,8 +232,24 @@ async def test_a_disk_that_fails_is_no_answer() -> None:
     desk = OutcomeDesk(kept)
     for _ in range(outcomes.MAX_OPEN_PER_TENANT + 1):
         with pytest.raises(OSError, match="disk full"):
-            await desk.take(json.dumps(GOOD).encode(), caller("alpha"))
+            await desk.take(json.dumps(GOOD).encode(), lambda: caller("alpha"))
     assert 1 == len(kept.rows)
+
+
+async def test_a_key_that_is_taken_away_while_its_request_is_looked_up_books_nothing() -> None:
+    """Or belongs to somebody else meanwhile."""
+    for later in (None, "beta"):
+        kept, looks = log(), iter(["alpha", "alpha", later])
+
+        def now(looks: Iterator[str | None] = looks) -> Caller:
+            tenant = next(looks)
+            if tenant is None:
+                raise unauthorized("Incorrect API key provided.")
+            return caller(tenant)
+
+        with pytest.raises(ApiError) as caught:
+            await OutcomeDesk(kept).take(json.dumps(GOOD).encode(), now)
+        assert (401 if later is None else 404, []) == (caught.value.status, kept.rows)
 
 
 # -- bad input

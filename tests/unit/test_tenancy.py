@@ -178,6 +178,38 @@ async def test_a_revoked_key_is_closed_after_the_answer_and_others_stay_open() -
     assert [False, True] == [await office.opens("secret-a"), await office.opens("secret-b")]
 
 
+@pytest.mark.parametrize(
+    ("path", "start"),
+    [
+        ("/v1/completions", b'{"model": "m", "prompt": "x"'),
+        ("/v1/jouleway/what-if", b'{"url": "/v1/completions", "body": {"model": "m", "prompt": "x"}'),
+        ("/v1/jouleway/outcomes", b'{"task": "nightly", "accepted": true'),
+    ],
+)
+async def test_a_key_that_is_revoked_while_a_body_is_held_open_opens_nothing(path: str, start: bytes) -> None:
+    """It was good when the headers came."""
+    office = Office()
+    held = ask(office.relay, path, start, key="secret-a", ends=False)
+    await asyncio.sleep(0)
+    assert 200 == (await office.asked("POST", f"/keys/{A}/revoke")).status
+    held.send_last(b"}")
+    await held.finished()
+    assert (401, "invalid_api_key") == (held.status, held.error()["code"])
+    assert [] == office.dispatcher.submissions + office.dispatcher.asked
+
+
+async def test_an_admin_key_that_is_revoked_while_its_body_is_held_open_changes_nothing() -> None:
+    """Before as after it."""
+    office = Office()
+    own = key_id("secret-admin", "adm-")
+    held = ask(office.admin, "/v1/jouleway/admin/tenants", b'{"name": "new"', key="secret-admin", ends=False)
+    await asyncio.sleep(0)
+    assert 200 == (await office.asked("POST", f"/admin-keys/{own}/revoke")).status
+    held.send_last(b"}")
+    await held.finished()
+    assert (401, False) == (held.status, "new" in office.tenancy.directory.tenants)
+
+
 async def test_denied_accesses_leave_rows_that_say_whose_key_it_was(caplog: pytest.LogCaptureFixture) -> None:
     """On both listeners; neither a key nor a path as it was asked is written down."""
     caplog.set_level(logging.DEBUG)
