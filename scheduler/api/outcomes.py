@@ -31,6 +31,7 @@ from scheduler.accounting.outcomes import (
 )
 from scheduler.api.access import Caller
 from scheduler.api.errors import ApiError
+from scheduler.api.exchange import REQUEST_ID
 from scheduler.api.json_shape import has_duplicate_keys
 
 OUTCOMES_PATH = "/v1/jouleway/outcomes"
@@ -67,7 +68,7 @@ _decode = msgspec.json.Decoder(_Body).decode
 
 
 def read(body: bytes) -> tuple[Verdict, str | None]:
-    """The verdict and the id that its sender gave it. Raises: ApiError 400."""
+    """The verdict and the id that its sender gave it. Raises: ApiError 400; 404 for what can be no request's id."""
     try:
         fields = _decode(body)
         if has_duplicate_keys(body):
@@ -78,6 +79,8 @@ def read(body: bytes) -> tuple[Verdict, str | None]:
         raise ApiError(400, "The body is not valid JSON.", code="invalid_json") from None
     if (fields.request_id is None) == (fields.task is None):
         raise ApiError(400, "Give exactly one of request_id and task.", code="invalid_value", param="request_id")
+    if fields.request_id is not None and not REQUEST_ID.fullmatch(fields.request_id):
+        raise not_found()
     score_ppm = None if fields.score is None else round(fields.score * SCORE_PPM)
     verdict = Verdict(
         request_id=fields.request_id,

@@ -7,7 +7,6 @@ never was.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 
 import msgspec
@@ -15,10 +14,10 @@ import msgspec
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.receipts import Receipt
 from scheduler.api.errors import ledger_unavailable
+from scheduler.api.exchange import REQUEST_ID
 from scheduler.api.explain import PREFIX, request_not_found
 
 RECEIPTS_PREFIX = f"{PREFIX}receipts/"
-_REQUEST_ID = re.compile(r"req-[a-z2-7]{26}")
 
 Receipts = Callable[[str, str | None], Receipt | None]
 """(request id, tenant or None for all) -> its receipt; reads a database."""
@@ -26,7 +25,7 @@ Receipts = Callable[[str, str | None], Receipt | None]
 
 async def receipt_body(receipts: Receipts | None, request_id: str, *, tenant: str | None = None) -> bytes:
     """The JSON. Raises: ApiError 404, 503."""
-    if receipts is None or not _REQUEST_ID.fullmatch(request_id):
+    if receipts is None or not REQUEST_ID.fullmatch(request_id):
         raise request_not_found()
     try:
         receipt = await asyncio.to_thread(receipts, request_id, tenant)
