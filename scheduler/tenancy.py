@@ -4,13 +4,14 @@ Owned by ``scheduler.service``, asked by the admin routes. It must never see a k
 made of the directory: ``publish`` does that.
 
 Changes enter the log and the directory in one go, so that both have the same order; what callers see follows once the
-log has it. What takes a whole key or tenant away is in effect at once: no disk can delay it.
+log has it. What takes a secret, a key or a tenant away is in effect at once: no disk can delay it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable
@@ -23,12 +24,14 @@ from scheduler.accounting.changes import (
     AccessDenied,
     Actor,
     AdminKeyRevoked,
+    AdminKeyRotated,
     Change,
     Deed,
     KeyChanged,
     KeyCreated,
     KeyMoved,
     KeyRevoked,
+    KeyRotated,
     KeyTerms,
     TenantChanged,
     TenantClosed,
@@ -38,10 +41,15 @@ from scheduler.accounting.denials import Denials
 from scheduler.accounting.directory import Directory
 from scheduler.accounting.directory_values import AdminKey, invalid
 
+logger = logging.getLogger("jouleway.service")
+
 COMMIT_TIMEOUT_S = 30.0
+RETRY_S = 1.0
+"""Wait after a commit that failed, while a change waits for its effect."""
 RECALL_TIMEOUT_S = 5.0
 
 TAKES_AWAY = (KeyRevoked, AdminKeyRevoked, TenantClosed)
+ROTATES = (KeyRotated, AdminKeyRotated)
 
 ZoneProblem = Callable[[str, tuple[str, ...] | None], str | None]
 """What is wrong with data of this class in these zones (None: any), as zones are configured; None: nothing."""
@@ -49,6 +57,11 @@ ZoneProblem = Callable[[str, tuple[str, ...] | None], str | None]
 
 class NotCommitted(Exception):
     """The change is logged and not known to be durable: it may be in effect later, or after a restart."""
+
+
+def takes_away(deed: Deed) -> bool:
+    """Whether it ends a secret or a tenant now, so that no disk may delay it."""
+    return isinstance(deed, TAKES_AWAY) or (isinstance(deed, ROTATES) and deed.overlap_s == 0)
 
 
 def new_change_id() -> str:
@@ -69,6 +82,7 @@ class Tenancy:
         zone_problem: ZoneProblem = lambda data_class, zones: None,
         unix_clock: Callable[[], float] = time.time,
         commit_timeout_s: float = COMMIT_TIMEOUT_S,
+        retry_s: float = RETRY_S,
     ) -> None:
         """``publish``: makes callers and rules of the directory. ``file_owner``: the file that says which tenants there
         are; None: the API does.
@@ -80,6 +94,9 @@ class Tenancy:
         self._publish = publish
         self._unix_clock = unix_clock
         self._commit_timeout_s = commit_timeout_s
+        self._retry_s = retry_s
+        self._late: asyncio.Task[None] | None = None
+        """Waits for a commit that somebody gave up waiting for."""
         self._denials = Denials()
 
     @property
@@ -98,11 +115,37 @@ class Tenancy:
             self._check_zones(deed)
             self._log.append(change)
             self.directory.apply(change)
-            if isinstance(deed, TAKES_AWAY):
+            if takes_away(deed):
                 self._publish()
-        await self.commit()
+        try:
+            await self.commit()
+        except (NotCommitted, asyncio.CancelledError):
+            self._publish_later()
+            raise
         self._publish()
         return is_new
+
+    async def stop(self) -> None:
+        """Nobody waits for a commit any more: the next start finds what became durable."""
+        if self._late is not None:
+            self._late.cancel()
+            await asyncio.wait([self._late])
+
+    def _publish_later(self) -> None:
+        """What is logged becomes durable some time, and then it is in effect, whoever still waits for it."""
+        if self._late is None or self._late.done():
+            self._late = asyncio.get_running_loop().create_task(self._publish_once_durable(), name="late-change")
+
+    async def _publish_once_durable(self) -> None:
+        while True:
+            try:
+                await self._log.commit()
+                break
+            except Exception as error:
+                logger.debug("a change still waits for the ledger: %s", type(error).__name__)
+                await asyncio.sleep(self._retry_s)
+        self._publish()
+        logger.warning("changes that were answered with not_committed are durable now, and in effect")
 
     async def recall(self, change_id: str) -> None:
         """From now on the directory knows whether this change was made, however long ago: ``change`` tells by it.

@@ -88,7 +88,7 @@ class Changes:
             raise
         except Exception as error:
             message = (
-                "The ledger did not take this change in time; it may be in effect later. Ask again with the same "
+                "The ledger did not take this change in time; it is in effect once it does. Ask again with the same "
                 "Idempotency-Key."
             )
             raise ApiError(503, message, code="not_committed", retry_after_s=1, should_retry=True) from error

@@ -134,6 +134,22 @@ async def test_the_log_is_asked_for_keyed_changes_alone_and_only_where_some_were
     assert "asked" in ledger.events
 
 
+async def test_a_key_that_is_asked_for_again_is_in_effect_then() -> None:
+    """It cannot be shown, but what the question did is no secret."""
+    ledger = Ledger()
+    office = Office(log=ledger)
+    headers, body = {"idempotency-key": "once"}, {"overlap_s": 60}
+    ledger.error = OSError("disk full")
+    assert 503 == (await office.asked("POST", f"/keys/{A}/rotate", body, headers=headers)).status
+    published = office.published
+    assert 503 == (await office.asked("POST", f"/keys/{A}/rotate", body, headers=headers)).status
+    ledger.error = None
+    asked = await office.asked("POST", f"/keys/{A}/rotate", body, headers=headers)
+    assert (409, "already_made") == (asked.status, asked.error()["code"])
+    assert published < office.published
+    await office.tenancy.stop()
+
+
 async def test_no_key_is_shown_that_may_not_be_durable() -> None:
     """Whoever cannot be told gets another one."""
     ledger = Ledger()
@@ -141,6 +157,7 @@ async def test_no_key_is_shown_that_may_not_be_durable() -> None:
     ledger.error = OSError("disk full")
     asked = await office.asked("POST", "/tenants/acme/keys", {})
     assert (503, True) == (asked.status, b"jw-" not in asked.body)
+    await office.tenancy.stop()
 
 
 @pytest.mark.parametrize(

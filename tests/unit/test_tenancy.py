@@ -51,6 +51,8 @@ async def test_a_change_is_in_effect_once_it_is_durable() -> None:
         changes.KeyRevoked(key_id=A),
         changes.AdminKeyRevoked(key_id=key_id("secret-r", "adm-")),
         changes.TenantClosed(name="acme"),
+        changes.KeyRotated(key_id=A, sha256=sha256("next"), overlap_s=0),
+        changes.AdminKeyRotated(key_id=key_id("secret-r", "adm-"), sha256=sha256("next"), overlap_s=0),
     ],
 )
 async def test_what_takes_away_does_not_wait_for_the_disk(deed: Deed) -> None:
@@ -93,6 +95,55 @@ async def test_a_ledger_that_does_not_commit_is_said_and_the_change_waits() -> N
     ledger.error = None
     assert not await make(tenancy, tenant("new"))
     assert ["tenant_created", "commit", "publish"] == ledger.events
+
+
+async def test_a_rotation_with_an_overlap_waits_for_the_disk() -> None:
+    """The secret before is valid meanwhile."""
+    ledger = Ledger()
+    ledger.may_commit.clear()
+    making = asyncio.create_task(
+        make(tenancy_of(ledger), changes.KeyRotated(key_id=A, sha256=sha256("next"), overlap_s=9))
+    )
+    await asyncio.sleep(0)
+    assert "publish" not in ledger.events
+    ledger.may_commit.set()
+    await making
+
+
+@pytest.mark.parametrize("way", ["failed", "late", "left"])
+async def test_a_change_that_is_durable_late_is_in_effect_then(way: str) -> None:
+    """Nobody asks again: the commit failed, took too long, or whoever asked left."""
+    ledger = Ledger()
+    tenancy = tenancy_of(ledger, retry_s=0.001, commit_timeout_s=0.01 if way == "late" else 9)
+    if way == "failed":
+        ledger.error = OSError("disk full")
+    else:
+        ledger.may_commit.clear()
+    making = asyncio.create_task(make(tenancy, tenant("new")))
+    await asyncio.sleep(0.005)
+    if way == "left":
+        making.cancel()
+    with pytest.raises((NotCommitted, asyncio.CancelledError)):
+        await making
+    assert ["tenant_created"] == ledger.events
+    await asyncio.sleep(0.01)
+    ledger.error = None
+    ledger.may_commit.set()
+    assert tenancy._late is not None
+    await tenancy._late
+    assert ["tenant_created", "commit", "publish"] == ledger.events
+
+
+async def test_a_stop_waits_for_no_commit() -> None:
+    """The next start finds what became durable."""
+    ledger = Ledger()
+    tenancy = tenancy_of(ledger)
+    await tenancy.stop()
+    ledger.error = OSError("disk full")
+    with pytest.raises(NotCommitted):
+        await make(tenancy, tenant("new"))
+    await asyncio.wait_for(tenancy.stop(), 1)
+    assert "publish" not in ledger.events
 
 
 async def test_the_wait_for_a_commit_has_an_end() -> None:
