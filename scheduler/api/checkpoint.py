@@ -11,9 +11,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.growth import MAX_SIZE, Growth
-from scheduler.api.errors import ledger_unavailable
+from scheduler.api.errors import asking_the_ledger
 from scheduler.api.explain import PREFIX
 from scheduler.api.query import Query
 
@@ -26,8 +25,6 @@ Growths = Callable[[int], Growth]
 async def checkpoint_body(growths: Growths, query: bytes) -> bytes:
     """The JSON. Raises: ApiError 400, 503."""
     from_size = Query(query, names=("from",)).whole("from", low=0, high=MAX_SIZE) or 0
-    try:
+    with asking_the_ledger():
         growth = await asyncio.to_thread(growths, from_size)
-    except LedgerError:
-        raise ledger_unavailable() from None
     return msgspec.json.encode(growth)

@@ -18,7 +18,7 @@ from scheduler.api.admin_routes import EVERYBODY, OPERATORS, Question, Reply, Ro
 from scheduler.api.directory_changes import PAGING, Changes, KeepsDirectory, limit_of, page_of, reply
 from scheduler.api.directory_keys import AdminKeyRoutes, KeyRoutes
 from scheduler.api.directory_views import View, audit_view, budgets_view, list_view, project_view, tenant_view
-from scheduler.api.errors import ApiError
+from scheduler.api.errors import ApiError, asking_the_ledger
 
 
 def directory_routes(keeper: KeepsDirectory, *, house_key_id: str) -> list[Route]:
@@ -145,7 +145,8 @@ class TenantRoutes:
         if before is not None and not (before.isascii() and before.isdecimal() and len(before) <= 18):
             raise ApiError(400, "before: must be the number of a row.", code="invalid_query", param="before")
         number = None if before is None else int(before)
-        rows = await self._changes.keeper.page(before=number, limit=limit + 1)
+        with asking_the_ledger():
+            rows = await self._changes.keeper.page(before=number, limit=limit + 1)
         shown = rows[:limit]
         last = shown[-1].number if shown else None
         return reply(list_view([audit_view(row) for row in shown], has_more=len(rows) > limit, last=last))

@@ -5,9 +5,12 @@ Called by every file of ``scheduler.api``. It must never know a request's body.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import msgspec
+
+from scheduler.accounting.errors import LedgerError
 
 MAX_MESSAGE_CHARS = 1000
 MAX_BODY_BYTES = 4096
@@ -76,9 +79,18 @@ class ApiError(Exception):
         return headers
 
 
+@contextmanager
+def asking_the_ledger() -> Iterator[None]:
+    """Around whatever reads or writes it. Raises: ApiError 503 for a LedgerError."""
+    try:
+        yield
+    except LedgerError:
+        raise ledger_unavailable() from None
+
+
 def ledger_unavailable() -> ApiError:
     """Its database is away; where that lies is nobody's business."""
-    message = "The ledger cannot be read at the moment."
+    message = "The ledger cannot be reached at the moment."
     return ApiError(503, message, code="ledger_unavailable", retry_after_s=LEDGER_RETRY_AFTER_S)
 
 

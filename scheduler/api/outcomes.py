@@ -30,7 +30,7 @@ from scheduler.accounting.outcomes import (
     id_of,
 )
 from scheduler.api.access import Caller
-from scheduler.api.errors import ApiError
+from scheduler.api.errors import ApiError, asking_the_ledger
 from scheduler.api.exchange import REQUEST_ID
 from scheduler.api.json_shape import has_duplicate_keys
 
@@ -123,10 +123,11 @@ class OutcomeDesk:
             raise ApiError(503, message, code="outcomes_busy", retry_after_s=BUSY_RETRY_AFTER_S)
         self._open[tenant] = self._open.get(tenant, 0) + 1
         try:
-            async with self._turn:  # nobody else's row comes between what was looked up and what is written
-                outcome, is_new = await self._book(verdict, given_id, caller)
-            # A repeat waits too: the first one may not be durable yet.
-            await self._log.commit()
+            with asking_the_ledger():
+                async with self._turn:  # nobody else's row comes between what was looked up and what is written
+                    outcome, is_new = await self._book(verdict, given_id, caller)
+                # A repeat waits too: the first one may not be durable yet.
+                await self._log.commit()
         finally:
             self._open[tenant] -= 1
             if not self._open[tenant]:

@@ -11,9 +11,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.receipts import Receipt
-from scheduler.api.errors import ledger_unavailable
+from scheduler.api.errors import asking_the_ledger
 from scheduler.api.exchange import REQUEST_ID
 from scheduler.api.explain import PREFIX, request_not_found
 
@@ -27,10 +26,8 @@ async def receipt_body(receipts: Receipts | None, request_id: str, *, tenant: st
     """The JSON. Raises: ApiError 404, 503."""
     if receipts is None or not REQUEST_ID.fullmatch(request_id):
         raise request_not_found()
-    try:
+    with asking_the_ledger():
         receipt = await asyncio.to_thread(receipts, request_id, tenant)
-    except LedgerError:
-        raise ledger_unavailable() from None
     if receipt is None:
         raise request_not_found()
     return msgspec.json.encode(receipt)

@@ -19,7 +19,7 @@ import msgspec
 from scheduler.accounting.comparison import compare
 from scheduler.accounting.usage import DAY_US, HOUR_US, MINUTE_US, UsageSource, key_of
 from scheduler.api.access import Caller
-from scheduler.api.errors import ApiError
+from scheduler.api.errors import ApiError, asking_the_ledger
 from scheduler.api.query import LIMIT, PAGE, Cursor, Query, bad_value, cursor_of
 from scheduler.api.usage_openai import COMPLETIONS, COSTS
 from scheduler.api.usage_openai import answer as answer_openai
@@ -147,9 +147,10 @@ class UsageDesk:
         try:
             async with self._running:
                 now_us = int(self._unix_clock() * SECOND_US)
-                return await asyncio.to_thread(
-                    answer, path, text, self._source, caller, now_us=now_us, prices=self._prices()
-                )
+                with asking_the_ledger():
+                    return await asyncio.to_thread(
+                        answer, path, text, self._source, caller, now_us=now_us, prices=self._prices()
+                    )
         finally:
             self._open[who] -= 1
             if not self._open[who]:

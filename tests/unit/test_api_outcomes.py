@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.outcomes import MAX_OUTCOMES, Facts, Tally, Verdict
 from scheduler.api import outcomes
 from scheduler.api.access import Caller, Hosts, unauthorized
@@ -245,6 +246,23 @@ async def test_a_disk_that_fails_is_no_answer() -> None:
         with pytest.raises(OSError, match="disk full"):
             await desk.take(json.dumps(GOOD).encode(), lambda: caller("alpha"))
     assert 1 == len(kept.rows)
+
+
+async def test_a_ledger_that_is_away_is_said_without_its_words() -> None:
+    """Whether it cannot be read or not be written; the sender posts again, with the same id."""
+
+    def unreadable(request_id: str) -> Facts | None:
+        raise LedgerError("postgresql://CANARY: connection refused")
+
+    async def unwritable() -> None:
+        raise LedgerError("postgresql://CANARY: connection refused")
+
+    for name, failing in (("find", unreadable), ("commit", unwritable)):
+        kept = log()
+        setattr(kept, name, failing)
+        asked = await post(kept, GOOD)
+        assert (503, "ledger_unavailable", "5") == (asked.status, asked.error()["code"], asked.headers["retry-after"])
+        assert b"CANARY" not in asked.body
 
 
 async def test_a_key_that_is_taken_away_while_its_request_is_looked_up_books_nothing() -> None:

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.usage import HOUR_US, MemoryUsage, UsageRow
 from scheduler.api import usage
 from scheduler.api.access import Caller, Hosts
@@ -188,6 +189,23 @@ async def test_usage_is_read_with_a_key(path: str) -> None:
     for app, key in ((relay(desk()), KEYS["alpha"]), (admin(desk()), ADMIN_KEY)):
         assert 405 == (await got(app, path, key, method="DELETE")).status
         assert 400 == (await got(app, f"{path}?what=1", key)).status
+
+
+class Away(MemoryUsage):
+    """Its database does not answer."""
+
+    def usage(self, **how: Any) -> list[UsageRow]:
+        raise LedgerError("postgresql://CANARY: connection refused")
+
+
+@pytest.mark.parametrize("path", USAGE_PATHS)
+async def test_a_ledger_that_cannot_be_read_is_said_without_its_words(path: str) -> None:
+    """On both listeners."""
+    start = "from" if path.startswith("/v1/jouleway") else "start_time"
+    for app, key in ((relay(desk(Away())), KEYS["alpha"]), (admin(desk(Away())), ADMIN_KEY)):
+        asked = await got(app, f"{path}?{start}={START_S}", key)
+        assert (503, "ledger_unavailable", "5") == (asked.status, asked.error()["code"], asked.headers["retry-after"])
+        assert b"CANARY" not in asked.body
 
 
 # -- how many at a time
