@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 
 from scheduler.accounting.change_log import ChangeLog, Logged
 from scheduler.accounting.changes import (
+    CHANGE_PREFIX,
     FILE_ACTOR,
     NOBODY,
     SECOND_US,
@@ -37,9 +38,9 @@ from scheduler.accounting.changes import (
     TenantClosed,
     TenantCreated,
 )
-from scheduler.accounting.denials import Denials
 from scheduler.accounting.directory import Directory
 from scheduler.accounting.directory_values import AdminKey, invalid
+from scheduler.denial_log import COUNT_EVERY_S, DenialLog
 
 logger = logging.getLogger("jouleway.service")
 
@@ -64,9 +65,9 @@ def takes_away(deed: Deed) -> bool:
     return isinstance(deed, TAKES_AWAY) or (isinstance(deed, ROTATES) and deed.overlap_s == 0)
 
 
-def new_change_id() -> str:
+def new_change_id(prefix: str = CHANGE_PREFIX) -> str:
     """130 bits."""
-    return f"chg-{base64.b32encode(secrets.token_bytes(17))[:26].decode().lower()}"
+    return f"{prefix}{base64.b32encode(secrets.token_bytes(17))[:26].decode().lower()}"
 
 
 class Tenancy:
@@ -83,6 +84,7 @@ class Tenancy:
         unix_clock: Callable[[], float] = time.time,
         commit_timeout_s: float = COMMIT_TIMEOUT_S,
         retry_s: float = RETRY_S,
+        count_every_s: float = COUNT_EVERY_S,
     ) -> None:
         """``publish``: makes callers and rules of the directory. ``file_owner``: the file that says which tenants there
         are; None: the API does.
@@ -97,7 +99,7 @@ class Tenancy:
         self._retry_s = retry_s
         self._late: asyncio.Task[None] | None = None
         """Waits for a commit that somebody gave up waiting for."""
-        self._denials = Denials()
+        self._denials = DenialLog(log, commit=self.commit, new_id=new_change_id, count_every_s=count_every_s)
 
     @property
     def now_us(self) -> int:
@@ -126,7 +128,10 @@ class Tenancy:
         return is_new
 
     async def stop(self) -> None:
-        """Nobody waits for a commit any more: the next start finds what became durable."""
+        """Nobody waits for a commit any more: the next start finds what became durable. The log's owner commits once
+        more, with what was counted.
+        """
+        await self._denials.stop()
         if self._late is not None:
             self._late.cancel()
             await asyncio.wait([self._late])
@@ -182,15 +187,8 @@ class Tenancy:
         self, *, listener: str, source: str, route: str, status: int, code: str, sha256: str | None
     ) -> None:
         """One row, or none where there were too many in this minute. Raises: NotCommitted, what ``append`` raises."""
-        at_us = self.now_us
-        also_denied = self._denials.admit(source, at_us)
-        if also_denied is None:
-            return
-        deed = AccessDenied(
-            listener=listener, source=source, route=route, status=status, code=code, also_denied=also_denied
-        )
-        self._log.append(Change(change_id=new_change_id(), at_us=at_us, who=self._who(sha256), deed=deed))
-        await self.commit()
+        deed = AccessDenied(listener=listener, source=source, route=route, status=status, code=code, also_denied=0)
+        await self._denials.denied(deed, self._who(sha256), at_us=self.now_us)
 
     async def page(self, *, before: int | None, limit: int) -> list[Logged]:
         """Of the log, the newest first."""

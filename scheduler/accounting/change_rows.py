@@ -9,11 +9,14 @@ import asyncio
 from collections.abc import Iterator
 
 from scheduler.accounting.change_log import Logged
-from scheduler.accounting.changes import WHATS, Change
+from scheduler.accounting.changes import DENIAL_PREFIX, WHATS, Change
 from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.ledger_reader import Reader
 from scheduler.accounting.rows import Changed, decode
 from scheduler.accounting.settlement import Settlement
+
+_DENIED = '"what":"access_denied"'
+"""Within a text of somebody's own each of these quotes would have a backslash before it."""
 
 
 class LedgerChangeLog:
@@ -28,8 +31,10 @@ class LedgerChangeLog:
         """Rows that the database may not have: what is in a spool is durable and not found there."""
 
     def changes(self) -> Iterator[Change]:
-        """All of the directory, in their order. Raises: LedgerError."""
-        for seq, body in self._reader.of_kind("change"):
+        """All of the directory, in their order, without denied accesses. Raises: LedgerError."""
+        for seq, body in self._reader.of_kind("change", without=DENIAL_PREFIX):
+            if _DENIED in body:  # of an earlier version, which gave them ids like any
+                continue
             logged = _logged(seq, body)
             if logged.fields.get("what") in WHATS:
                 yield Change.of(dict(logged.fields))

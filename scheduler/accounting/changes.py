@@ -19,6 +19,8 @@ SECOND_US = 1_000_000
 WEIGHT_PARTS = 1_000_000
 """Of a weight of 1."""
 DEFAULT_PROJECT = "default"
+CHANGE_PREFIX, DENIAL_PREFIX = "chg-", "dny-"
+"""How ids of rows begin: what changes nothing is not read when the directory is made again."""
 
 
 class Role(StrEnum):

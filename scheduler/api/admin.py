@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from scheduler.accounting.changes import Role
+from scheduler.accounting.changes import CHANGE_PREFIX, Role
 from scheduler.api.access import AdminCaller, Hosts, Keys
 from scheduler.api.admin_routes import EVERYBODY, OPERATORS, READS, Question, Reply, Route, RouteTable
 from scheduler.api.checkpoint import CHECKPOINT_PATH, Growths, checkpoint_body
@@ -139,7 +139,7 @@ def _check_role(caller: AdminCaller, route: Route) -> None:
 
 def new_change_id(exchange: Exchange) -> str:
     """Of a change that is asked for once."""
-    return f"chg-{exchange.request_id.removeprefix('req-')}"
+    return f"{CHANGE_PREFIX}{exchange.request_id.removeprefix('req-')}"
 
 
 def change_id_of(exchange: Exchange, caller: AdminCaller, body: bytes) -> str | None:
@@ -150,7 +150,7 @@ def change_id_of(exchange: Exchange, caller: AdminCaller, body: bytes) -> str | 
     digest = hashlib.sha256()
     for part in (caller.key_id.encode(), given, exchange.method.encode(), exchange.path.encode(), body):
         digest.update(b"%d:" % len(part) + part)
-    return f"chg-{base64.b32encode(digest.digest())[:26].decode().lower()}"
+    return f"{CHANGE_PREFIX}{base64.b32encode(digest.digest())[:26].decode().lower()}"
 
 
 def _own_routes(dispatcher: Shows, metrics: Metrics) -> list[Route]:

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from scheduler.accounting import known_changes
+from scheduler.accounting import change_rows, changes, known_changes
 from scheduler.accounting.change_rows import LedgerChangeLog
 from scheduler.accounting.directory import Directory
+from scheduler.accounting.rows import decode
 from tests.directory_office import Office
-from tests.directory_words import changed, key_id, tenant
-from tests.ledger_words import Life, living
+from tests.directory_words import changed, key, key_id, tenant
+from tests.ledger_words import Life, execute, living
 
 A = key_id("secret-a")
 ONCE = {"idempotency-key": "once"}
@@ -72,3 +74,34 @@ async def test_what_waits_for_the_database_is_held_too(life: Life) -> None:
     await log.commit()
     assert ({}, True) == (log._waiting, await log.holds(change.change_id))
     assert Directory.of(changed(tenant("a"))).state() == Directory.of(log.changes()).state()
+
+
+async def test_denied_accesses_are_not_read_when_the_directory_is_made_again(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody can make those. Not even decoded where an earlier version gave them ids like any; the log shows them."""
+    log, label = log_of(life), '","what":"access_denied","'
+    deed = changes.AccessDenied(listener="server", source="::1", route="/x", status=401, code="w", also_denied=0)
+    for number, change_id in enumerate(("dny-a", "chg-of-an-earlier-version")):
+        log.append(changes.Change(change_id=change_id, at_us=number, who=changes.NOBODY, deed=deed))
+    for change in changed(key("s", label=label)):
+        log.append(change)
+    await log.commit()
+    decoded: list[str] = []
+    monkeypatch.setattr(change_rows, "decode", lambda body: decoded.append(body) or decode(body))  # type: ignore[func-returns-value]
+    assert [label] == [change.deed.terms.label for change in log.changes()]  # type: ignore[union-attr]
+    assert 1 == len(decoded)
+    assert ["key_created", "access_denied", "access_denied"] == [
+        row.fields["what"] for row in await log.page(before=None, limit=9)
+    ]
+
+
+def test_reading_changes_without_denials_takes_its_index(tmp_path: Path) -> None:
+    """Else every start would look at whatever anybody sent."""
+    url, asked = f"sqlite:///{tmp_path / 'ledger.db'}", []
+    with living(url) as life:
+        with life.ledger.reading() as connection:
+            sa.event.listen(connection.engine, "before_cursor_execute", lambda *call: asked.append(call[2]))
+        list(life.ledger.of_kind("change", without=changes.DENIAL_PREFIX))
+    (plan,) = execute(url, f"EXPLAIN QUERY PLAN {asked[-1].replace('?', '1')}")
+    assert "USING INDEX rows_of_deeds" in plan.detail
