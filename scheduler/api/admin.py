@@ -23,6 +23,7 @@ from scheduler.api.errors import ApiError, ledger_unavailable
 from scheduler.api.exchange import ClientGone, Exchange, Receive, Scope, Send
 from scheduler.api.exchange import new_request_id as random_request_id
 from scheduler.api.explain import PREFIX, REQUESTS_PREFIX, Recalls, life_of
+from scheduler.api.places import proof_places
 from scheduler.api.receipts import RECEIPTS_PREFIX, Receipts, receipt_body
 from scheduler.api.request_headers import idempotency_key
 from scheduler.api.usage import USAGE_PATHS, UsageDesk
@@ -180,17 +181,17 @@ def _own_routes(dispatcher: Shows, metrics: Metrics) -> list[Route]:
 
 def _ledger_routes(receipts: Receipts | None, growths: Growths | None, usage: UsageDesk | None) -> list[Route]:
     """What the ledger proves and sums up, of everybody."""
-    routes = []
+    routes, proofs = [], proof_places()
     if receipts is not None:
 
         async def receipt(question: Question) -> Reply:
-            return Reply(body=await receipt_body(receipts, question.names["request"]))
+            return Reply(body=await receipt_body(receipts, question.names["request"], places=proofs))
 
         routes.append(Route(method="GET", path=f"{RECEIPTS_PREFIX}{{request}}", roles=EVERYBODY, answer=receipt))
     if growths is not None:
 
         async def checkpoint(question: Question) -> Reply:
-            return Reply(body=await checkpoint_body(growths, question.raw_query))
+            return Reply(body=await checkpoint_body(growths, question.raw_query, places=proofs))
 
         routes.append(Route(method="GET", path=CHECKPOINT_PATH, roles=EVERYBODY, answer=checkpoint, reads_query=True))
     if usage is not None:

@@ -29,6 +29,7 @@ from scheduler.api.limits import RelayLimits, ServedModel
 from scheduler.api.openai import Relay, Submits
 from scheduler.api.outcomes import MAX_BODY_BYTES as MAX_OUTCOME_BYTES
 from scheduler.api.outcomes import OUTCOMES_PATH, OutcomeDesk
+from scheduler.api.places import proof_places
 from scheduler.api.receipts import RECEIPTS_PREFIX, Receipts, receipt_body
 from scheduler.api.schemas import ROUTES
 from scheduler.api.usage import USAGE_PATHS, UsageDesk
@@ -93,6 +94,7 @@ class RelayApp:
         """
         self._receipts = receipts
         self._growths = growths
+        self._proofs = proof_places()
         self._denials = denials
         self._dispatcher = dispatcher
         self._keys = keys
@@ -207,14 +209,15 @@ class RelayApp:
             return
         if path.startswith(RECEIPTS_PREFIX):
             request_id = path.removeprefix(RECEIPTS_PREFIX)
-            receipt = await receipt_body(self._receipts, request_id, tenant=caller.tenant)
+            receipt = await receipt_body(self._receipts, request_id, places=self._proofs, tenant=caller.tenant)
             await exchange.respond(200, receipt, [JSON, NO_STORE])
             return
         if path in USAGE_PATHS and self._usage is not None:
             await exchange.respond(200, await self._usage.answer(path, exchange.query, caller), [JSON, NO_STORE])
             return
         if path == CHECKPOINT_PATH and self._growths is not None:
-            await exchange.respond(200, await checkpoint_body(self._growths, exchange.query), [JSON, NO_STORE])
+            told = await checkpoint_body(self._growths, exchange.query, places=self._proofs, tenant=caller.tenant)
+            await exchange.respond(200, told, [JSON, NO_STORE])
             return
         body = self._models.get(path)
         if body is None:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import msgspec
 
 from scheduler.accounting.receipts import Receipt
-from scheduler.api.errors import asking_the_ledger
 from scheduler.api.exchange import REQUEST_ID
 from scheduler.api.explain import PREFIX, request_not_found
+from scheduler.api.places import Places
 
 RECEIPTS_PREFIX = f"{PREFIX}receipts/"
 
@@ -22,11 +22,13 @@ Receipts = Callable[[str, str | None], Receipt | None]
 """(request id, tenant or None for all) -> its receipt; reads a database."""
 
 
-async def receipt_body(receipts: Receipts | None, request_id: str, *, tenant: str | None = None) -> bytes:
+async def receipt_body(
+    receipts: Receipts | None, request_id: str, *, places: Places, tenant: str | None = None
+) -> bytes:
     """The JSON. Raises: ApiError 404, 503."""
     if receipts is None or not REQUEST_ID.fullmatch(request_id):
         raise request_not_found()
-    with asking_the_ledger():
+    async with places.taken(tenant):
         receipt = await asyncio.to_thread(receipts, request_id, tenant)
     if receipt is None:
         raise request_not_found()

@@ -10,6 +10,7 @@ import pytest
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.receipts import Receipt, check_receipt, make_receipt
 from scheduler.api.errors import ApiError
+from scheduler.api.places import proof_places
 from scheduler.api.receipts import RECEIPTS_PREFIX, Receipts, receipt_body
 from tests.ledger_words import STATEMENT, charge_of, hold_of, living, request_id
 from tests.scripted_link import posting_of
@@ -45,14 +46,14 @@ def receipts(tmp_path: Path) -> Counting:
 
 async def refusal(receipts: Receipts | None, name: str, *, tenant: str | None = "alpha") -> ApiError:
     with pytest.raises(ApiError) as caught:
-        await receipt_body(receipts, name, tenant=tenant)
+        await receipt_body(receipts, name, places=proof_places(), tenant=tenant)
     return caught.value
 
 
 async def test_ones_own_is_whole(receipts: Counting) -> None:
     """As JSON that checks out; the operator gets everybody's."""
     for name, tenant in ((OWN, "alpha"), (OWN, None), (FOREIGN, None)):
-        body = await receipt_body(receipts, name, tenant=tenant)
+        body = await receipt_body(receipts, name, places=proof_places(), tenant=tenant)
         receipt = msgspec.json.decode(body, type=Receipt)
         check_receipt(receipt)
         assert (name, True) == (receipt.request_id, receipt.is_final)
@@ -95,6 +96,6 @@ async def test_another_tenants_name_is_no_way_in(receipts: Counting) -> None:
 
         return noted
 
-    await receipt_body(noting(receipts), OWN, tenant="alpha")
+    await receipt_body(noting(receipts), OWN, places=proof_places(), tenant="alpha")
     assert [(OWN, "alpha")] == seen
     assert RECEIPTS_PREFIX.endswith("/receipts/")
