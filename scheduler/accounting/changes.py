@@ -29,7 +29,7 @@ class Role(StrEnum):
     ADMIN = "admin"
     """Everything."""
     BILLING = "billing"
-    """Reads who used what and at which price; sees no key."""
+    """Reads who used what and at which price; sees no receipt, no machine, and of a key its id in usage only."""
     READ = "read"
     """Sees everything, changes nothing."""
 

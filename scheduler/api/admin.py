@@ -157,9 +157,10 @@ def change_id_of(exchange: Exchange, caller: AdminCaller, body: bytes) -> str | 
 def _own_routes(dispatcher: Shows, metrics: Metrics) -> list[Route]:
     """What is seen of a running control plane."""
 
-    def shown(view: Callable[[Snapshot], object]) -> Callable[[Question], Awaitable[Reply]]:
+    def shown(view: View) -> Callable[[Question], Awaitable[Reply]]:
         async def answer(question: Question) -> Reply:
-            return Reply(body=msgspec.json.encode(view(dispatcher.snapshot())))
+            is_operator = question.caller.role in OPERATORS
+            return Reply(body=msgspec.json.encode(view(dispatcher.snapshot(), is_operator)))
 
         return answer
 
@@ -187,7 +188,7 @@ def _ledger_routes(receipts: Receipts | None, growths: Growths | None, usage: Us
         async def receipt(question: Question) -> Reply:
             return Reply(body=await receipt_body(receipts, question.names["request"], places=proofs))
 
-        routes.append(Route(method="GET", path=f"{RECEIPTS_PREFIX}{{request}}", roles=EVERYBODY, answer=receipt))
+        routes.append(Route(method="GET", path=f"{RECEIPTS_PREFIX}{{request}}", roles=OPERATORS, answer=receipt))
     if growths is not None:
 
         async def checkpoint(question: Question) -> Reply:
@@ -206,23 +207,28 @@ def _usage_route(path: str, usage: UsageDesk) -> Route:
     return Route(method="GET", path=path, roles=EVERYBODY, answer=answer, reads_query=True)
 
 
-def _balance(snapshot: Snapshot) -> object:
-    return {"balance": snapshot.balance, "tenants": snapshot.tenants, "workers": snapshot.worker_energy}
+def _balance(snapshot: Snapshot, is_operator: bool) -> object:
+    """Whoever bills sees no machines."""
+    shown = {"balance": snapshot.balance, "tenants": snapshot.tenants}
+    return {**shown, "workers": snapshot.worker_energy} if is_operator else shown
 
 
-def _budgets(snapshot: Snapshot) -> object:
-    """Those near their limit, what is held on all of them, and what was taken beyond holds of energy."""
-    return {
-        "budgets": snapshot.budgets_near_limit,
-        "held": snapshot.budget_held,
-        "excess": snapshot.budget_excess,
-    }
+def _budgets(snapshot: Snapshot, is_operator: bool) -> object:
+    """Those near their limit, what is held on all of them, and what was taken beyond holds of energy.
+
+    Whoever bills sees none of keys.
+    """
+    near = [each for each in snapshot.budgets_near_limit if is_operator or not each.level.startswith("key ")]
+    return {"budgets": near, "held": snapshot.budget_held, "excess": snapshot.budget_excess}
 
 
-VIEWS: dict[str, tuple[frozenset[Role], Callable[[Snapshot], object]]] = {
-    "snapshot": (OPERATORS, lambda snapshot: snapshot),
-    "workers": (OPERATORS, lambda snapshot: {"workers": snapshot.workers}),
-    "queues": (OPERATORS, lambda snapshot: {"queues": snapshot.queue}),
+View = Callable[[Snapshot, bool], object]
+"""What is shown of a snapshot to whoever may, or may not, see keys, requests and machines."""
+
+VIEWS: dict[str, tuple[frozenset[Role], View]] = {
+    "snapshot": (OPERATORS, lambda snapshot, is_operator: snapshot),
+    "workers": (OPERATORS, lambda snapshot, is_operator: {"workers": snapshot.workers}),
+    "queues": (OPERATORS, lambda snapshot, is_operator: {"queues": snapshot.queue}),
     "budgets": (EVERYBODY, _budgets),
     "balance": (EVERYBODY, _balance),
 }

@@ -25,7 +25,7 @@ ADMIN_ONLY = frozenset({Role.ADMIN})
 OPERATORS = frozenset({Role.ADMIN, Role.READ})
 """Who may see keys, requests and machines."""
 EVERYBODY = frozenset(Role)
-"""Whoever has an admin key: who used what and what it cost."""
+"""Whoever has an admin key: who used what and what it cost. A route may show less to those who are no operators."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,13 +121,18 @@ class TenantRoutes:
         return await self._make(question, deed, name)
 
     async def _show_budgets(self, question: Question) -> Reply:
-        """Of one level; without a name of every level that has any."""
+        """Of one level; without a name of every level that has any. Whoever bills sees none of keys."""
+        is_operator = question.caller.role in OPERATORS
         level, name = question.query.get("level"), question.query.get("name")
         if (level is None) != (name is None):
             raise ApiError(400, "Give level and name, or none of them.", code="invalid_query", param="level")
         if level is None or name is None:
-            rows = [budgets_view(*row) for row in all_budgets(self._changes.directory) if row[2]]
+            found = all_budgets(self._changes.directory)
+            rows = [budgets_view(*row) for row in found if row[2] and (is_operator or row[0] != "key")]
             return reply(list_view(rows[:MAX_PAGE], has_more=len(rows) > MAX_PAGE))
+        if level == "key" and not is_operator:
+            message = f"This key's role is {question.caller.role}; budgets of keys need admin or read."
+            raise ApiError(403, message, code="role_not_allowed")
         return reply(budgets_view(level, name, budgets_of(self._changes.directory, level, name)))
 
     async def _set_budgets(self, question: Question) -> Reply:
