@@ -12,6 +12,8 @@ from scheduler.accounting.change_log import ChangeLog, MemoryChangeLog
 from scheduler.accounting.changes import AdminKeyRevoked, Change, KeyRevoked, Role
 from scheduler.accounting.directory import Directory
 from scheduler.accounting.growth import Growth
+from scheduler.accounting.outcomes import Facts
+from scheduler.accounting.receipts import OfAnotherTenant
 from scheduler.accounting.usage import MemoryUsage
 from scheduler.api.access import AdminCaller, Caller, Hosts, Keys
 from scheduler.api.admin import AdminApp
@@ -31,6 +33,8 @@ from tests.outcome_log import MemoryOutcomes
 ROOT = "/v1/jouleway/admin"
 HOUSE_KEY = "house-key-of-the-tests"
 HOUSE_ID = house_key_id(HOUSE_KEY)
+FOREIGN_ID = "req-" + "f" * 26
+"""A request of ``other``."""
 NOW_S = NOW_US / SECOND_US + 1_000
 
 CALLERS: dict[str, str | None] = {
@@ -148,11 +152,17 @@ class Office:
             limits=RelayLimits(),
             metrics=metrics,
             denials=self.tenancy,
-            receipts=lambda request_id, tenant: None,
+            receipts=self.receipt,
             growths=lambda size: grown(size),
             usage=UsageDesk(MemoryUsage()),
-            outcomes=OutcomeDesk(MemoryOutcomes({})),
+            outcomes=OutcomeDesk(MemoryOutcomes({FOREIGN_ID: Facts(tenant="other")})),
         )
+
+    @staticmethod
+    def receipt(request_id: str, tenant: str | None) -> None:
+        """Nobody's but ``other``'s, and that has none yet."""
+        if request_id == FOREIGN_ID and tenant not in (None, "other"):
+            raise OfAnotherTenant
 
     def publish(self) -> None:
         self.published += 1

@@ -42,8 +42,11 @@ class ApiError(Exception):
         kind: str | None = None,
         budget: dict[str, object] | None = None,
         headers: tuple[tuple[bytes, bytes], ...] = (),
+        is_denial: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``kind``: OpenAI's ``type`` where it is not that of the status. ``budget``: what refused, as figures."""
+        """``kind``: OpenAI's ``type`` where it is not that of the status. ``budget``: what refused, as figures.
+        ``is_denial``: whether the audit log has it whatever its status; asked when the answer has left.
+        """
         super().__init__(message)
         self.status = status
         self.message = message
@@ -54,6 +57,7 @@ class ApiError(Exception):
         self.kind = kind
         self.budget = budget
         self.headers = headers
+        self.is_denial = is_denial
 
     def body(self) -> bytes:
         """The JSON."""

@@ -139,7 +139,7 @@ class OutcomeDesk:
         # Once more, for it may be long ago: from here to the row nobody else comes in.
         tenant = caller().tenant
         if facts is None or facts.tenant != tenant:
-            raise not_found()
+            raise not_found(is_foreign=facts is not None)
         at_us = int(self._unix_clock() * SECOND_US)
         try:
             outcome, change = decide(verdict, facts, given_id=given_id, same_id=same_id, latest=latest, at_us=at_us)
@@ -156,21 +156,22 @@ class OutcomeDesk:
     def _look(
         self, verdict: Verdict, given_id: str | None, tenant: str
     ) -> tuple[Facts | None, Outcome | None, Outcome | None]:
-        """What it is about (None: nothing of this tenant), the outcome of the same id, the latest one."""
+        """What it is about, the outcome of the same id, the latest one; of what is another tenant's nothing more."""
         if verdict.request_id is not None:
             facts = self._log.find(verdict.request_id)
         else:
             assert verdict.task is not None
             facts = self._log.find_task(tenant, verdict.task)
         if facts is None or facts.tenant != tenant:
-            return None, None, None
+            return facts, None, None
         same_id = None if given_id is None else self._log.with_id(id_of(tenant, given_id))
         return facts, same_id, self._log.latest(tenant, request_id=verdict.request_id, task=verdict.task)
 
 
-def not_found() -> ApiError:
-    """The same words for what is somebody else's."""
-    return ApiError(404, "There is no such request or task.", code="request_not_found")
+def not_found(*, is_foreign: bool = False) -> ApiError:
+    """The same words for what is somebody else's, which only the audit log tells."""
+    message = "There is no such request or task."
+    return ApiError(404, message, code="request_not_found", is_denial=lambda: is_foreign)
 
 
 def told(outcome: Outcome, *, is_new: bool) -> dict[str, object]:

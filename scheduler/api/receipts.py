@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from scheduler.accounting.receipts import Receipt
+from scheduler.accounting.receipts import OfAnotherTenant, Receipt
 from scheduler.api.exchange import REQUEST_ID
 from scheduler.api.explain import PREFIX, request_not_found
 from scheduler.api.places import Places
@@ -19,7 +19,7 @@ from scheduler.api.places import Places
 RECEIPTS_PREFIX = f"{PREFIX}receipts/"
 
 Receipts = Callable[[str, str | None], Receipt | None]
-"""(request id, tenant or None for all) -> its receipt; reads a database."""
+"""(request id, tenant or None for all) -> its receipt; reads a database. Raises: OfAnotherTenant."""
 
 
 async def receipt_body(
@@ -29,7 +29,10 @@ async def receipt_body(
     if receipts is None or not REQUEST_ID.fullmatch(request_id):
         raise request_not_found()
     async with places.taken(tenant):
-        receipt = await asyncio.to_thread(receipts, request_id, tenant)
+        try:
+            receipt = await asyncio.to_thread(receipts, request_id, tenant)
+        except OfAnotherTenant:
+            raise request_not_found(is_denial=lambda: True) from None
     if receipt is None:
         raise request_not_found()
     return msgspec.json.encode(receipt)

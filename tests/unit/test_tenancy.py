@@ -12,7 +12,7 @@ from scheduler.accounting.directory import Directory
 from scheduler.accounting.directory_values import ChangeRefused
 from scheduler.tenancy import NotCommitted, Tenancy, new_change_id
 from tests.asgi_client import ask
-from tests.directory_office import CALLERS, HOUSE_ID, NOW_S, Ledger, Office
+from tests.directory_office import CALLERS, FOREIGN_ID, HOUSE_ID, NOW_S, Ledger, Office
 from tests.directory_words import TWO_TENANTS, WHO, changed, key, key_id, sha256, tenant
 
 A, B = key_id("secret-a"), key_id("secret-b")
@@ -283,6 +283,31 @@ async def test_denied_accesses_leave_rows_that_say_whose_key_it_was(caplog: pyte
     assert ("server /v1/models/…", "10.0.0.9") == (rows[-1]["target"], rows[-1]["values"]["source"])
     written = repr(rows) + caplog.text
     assert [] == [word for word in ("CANARY", *CALLERS.values()) if word is not None and word in written]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/jouleway/receipts/{}", None),
+        ("/v1/jouleway/requests/{}", None),
+        ("/v1/jouleway/outcomes", {"request_id": "{}", "accepted": True}),
+    ],
+)
+async def test_whoever_tries_anothers_request_is_in_the_audit_log(path: str, body: dict[str, Any] | None) -> None:
+    """Though its answer is that of a request that never was, which is in no log; nor is one's own."""
+    office = Office()
+    office.dispatcher.stories = {FOREIGN_ID: {"tenant": "other"}}
+    answers = []
+    for secret, name in (("secret-a", FOREIGN_ID), ("secret-a", "req-" + "n" * 26), ("secret-b", FOREIGN_ID)):
+        asked_body = None if body is None else {**body, "request_id": name}
+        asked = await ask(office.relay, path.format(name), asked_body, key=secret).finished()
+        answers.append((asked.status, asked.body, asked.headers.keys()))
+    assert (404, answers[0]) == (answers[0][0], answers[1])
+    (row,) = await office.rows()
+    assert ("tenant", A, 404, "request_not_found") == (
+        row["who"]["role"], row["who"]["key_id"], row["values"]["status"], row["values"]["code"],
+    )  # fmt: skip
+    assert FOREIGN_ID not in repr(row)
 
 
 async def test_a_flood_of_denials_is_bounded_and_counted() -> None:
