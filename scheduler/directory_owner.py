@@ -76,6 +76,7 @@ class DirectoryOwner:
         """Waits for a commit under way."""
         if self._committing is not None:
             await self._committing
+        await self.tenancy.stop()
 
     def reload(self, config: Config) -> None:
         """The file was read again. Who the owner is only a restart can change. Raises: ConfigError; nothing changes."""

@@ -145,7 +145,7 @@ class Service:
         except BaseException:
             self.ledger.close()
             raise
-        log.attach(self.settlement)
+        log.attach(self.settlement, self.ledger)
         self.settlement.carbon_ug_per_mj = self._core.rules.carbon_ug_per_mj
 
     # -- start and stop
@@ -216,6 +216,7 @@ class Service:
             hosts=Hosts(),
             metrics=metrics,
             routes=directory_routes(self._directory.tenancy, house_key_id=house_key_id(self.admin_key)),
+            recall=self._directory.tenancy.recall,
             denials=self._directory.tenancy,
             receipts=self._receipt,
             growths=self._growth,

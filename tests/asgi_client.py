@@ -28,7 +28,8 @@ class Asked:
         """Set at each write; clear it to wait for the next."""
         self.may_write = asyncio.Event()
         self.may_write.set()
-        self._gone = asyncio.Event()
+        self._stirred = asyncio.Event()
+        self._is_gone = False
         self._body = list(body)
         self._ends = ends
         self.task = asyncio.create_task(self._run(app, scope))
@@ -40,8 +41,11 @@ class Asked:
         if self._body:
             part = self._body.pop(0)
             return {"type": "http.request", "body": part, "more_body": bool(self._body) or not self._ends}
-        await self._gone.wait()
-        return {"type": "http.disconnect"}
+        await self._stirred.wait()
+        if self._is_gone:
+            return {"type": "http.disconnect"}
+        self._stirred.clear()
+        return await self._receive()
 
     async def _send(self, message: Message) -> None:
         await self.may_write.wait()
@@ -68,7 +72,14 @@ class Asked:
                 await self.wrote.wait()
 
     def hang_up(self) -> None:
-        self._gone.set()
+        self._is_gone = True
+        self._stirred.set()
+
+    def send_last(self, part: bytes) -> None:
+        """What was missing of a body that did not end."""
+        self._body.append(part)
+        self._ends = True
+        self._stirred.set()
 
     @property
     def body(self) -> bytes:

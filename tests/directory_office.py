@@ -12,6 +12,8 @@ from scheduler.accounting.change_log import ChangeLog, MemoryChangeLog
 from scheduler.accounting.changes import AdminKeyRevoked, Change, KeyRevoked, Role
 from scheduler.accounting.directory import Directory
 from scheduler.accounting.growth import Growth
+from scheduler.accounting.outcomes import Facts
+from scheduler.accounting.receipts import OfAnotherTenant
 from scheduler.accounting.usage import MemoryUsage
 from scheduler.api.access import AdminCaller, Caller, Hosts, Keys
 from scheduler.api.admin import AdminApp
@@ -31,6 +33,8 @@ from tests.outcome_log import MemoryOutcomes
 ROOT = "/v1/jouleway/admin"
 HOUSE_KEY = "house-key-of-the-tests"
 HOUSE_ID = house_key_id(HOUSE_KEY)
+FOREIGN_ID = "req-" + "f" * 26
+"""A request of ``other``."""
 NOW_S = NOW_US / SECOND_US + 1_000
 
 CALLERS: dict[str, str | None] = {
@@ -80,12 +84,19 @@ class Ledger(MemoryChangeLog):
         self.may_commit.set()
         self.error: Exception | None = None
         self.append_error: Exception | None = None
+        self.holds_error: Exception | None = None
 
     def append(self, change: Change) -> None:
         if self.append_error is not None:
             raise self.append_error
         self.events.append(change.what)
         super().append(change)
+
+    async def holds(self, change_id: str) -> bool:
+        self.events.append("asked")
+        if self.holds_error is not None:
+            raise self.holds_error
+        return await super().holds(change_id)
 
     async def commit(self) -> None:
         await self.may_commit.wait()
@@ -127,6 +138,7 @@ class Office:
             hosts=Hosts(),
             metrics=metrics,
             routes=directory_routes(self.tenancy, house_key_id=HOUSE_ID),
+            recall=self.tenancy.recall,
             denials=self.tenancy,
             receipts=lambda request_id, tenant: None,
             growths=lambda size: grown(size),
@@ -140,11 +152,17 @@ class Office:
             limits=RelayLimits(),
             metrics=metrics,
             denials=self.tenancy,
-            receipts=lambda request_id, tenant: None,
+            receipts=self.receipt,
             growths=lambda size: grown(size),
             usage=UsageDesk(MemoryUsage()),
-            outcomes=OutcomeDesk(MemoryOutcomes({})),
+            outcomes=OutcomeDesk(MemoryOutcomes({FOREIGN_ID: Facts(tenant="other")})),
         )
+
+    @staticmethod
+    def receipt(request_id: str, tenant: str | None) -> None:
+        """Nobody's but ``other``'s, and that has none yet."""
+        if request_id == FOREIGN_ID and tenant not in (None, "other"):
+            raise OfAnotherTenant
 
     def publish(self) -> None:
         self.published += 1

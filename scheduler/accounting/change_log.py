@@ -33,6 +33,9 @@ class ChangeLog(Protocol):
     async def commit(self) -> None:
         """Returns when everything appended before is durable. Raises: what keeps it from being so; the changes wait."""
 
+    async def holds(self, change_id: str) -> bool:
+        """Whether a change of this id was ever appended. Raises: what keeps it from being known."""
+
     async def page(self, *, before: int | None, limit: int) -> list[Logged]:
         """The newest durable ones below a number, the newest first, at most ``limit`` (1 to ``MAX_PAGE``)."""
 
@@ -50,6 +53,9 @@ class MemoryChangeLog:
 
     async def commit(self) -> None:
         """Nothing to wait for."""
+
+    async def holds(self, change_id: str) -> bool:
+        return any(row.fields["id"] == change_id for row in self._rows)
 
     async def page(self, *, before: int | None, limit: int) -> list[Logged]:
         newest_first = (row for row in reversed(self._rows) if before is None or row.number < before)

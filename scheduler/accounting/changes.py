@@ -19,6 +19,8 @@ SECOND_US = 1_000_000
 WEIGHT_PARTS = 1_000_000
 """Of a weight of 1."""
 DEFAULT_PROJECT = "default"
+CHANGE_PREFIX, DENIAL_PREFIX = "chg-", "dny-"
+"""How ids of rows begin: what changes nothing is not read when the directory is made again."""
 
 
 class Role(StrEnum):
@@ -27,7 +29,7 @@ class Role(StrEnum):
     ADMIN = "admin"
     """Everything."""
     BILLING = "billing"
-    """Reads who used what and at which price; sees no key."""
+    """Reads who used what and at which price; sees no receipt, no machine, and of a key its id in usage only."""
     READ = "read"
     """Sees everything, changes nothing."""
 

@@ -9,7 +9,6 @@ same order make the same directory, and a change that comes again changes nothin
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,9 +46,7 @@ from scheduler.accounting.directory_values import (
     rotated,
     unknown,
 )
-
-MAX_KNOWN_CHANGES = 65_536
-"""Ids of changes that are remembered: one that comes again after so many others would be tried anew."""
+from scheduler.accounting.known_changes import KnownChanges
 
 
 @dataclass(slots=True)
@@ -77,7 +74,8 @@ class Directory:
         """Ids of each tenant's keys, the oldest first."""
         self._key_of: dict[str, str] = {}
         """By fingerprint of a secret: the id of its key."""
-        self._known: OrderedDict[str, None] = OrderedDict()
+        self.known = KnownChanges()
+        """A change that is found in the log alone is put back here, lest it be made twice."""
 
     @staticmethod
     def of(logged: Iterable[Change]) -> Directory:
@@ -93,9 +91,7 @@ class Directory:
         if edits is None:
             return False
         self._do(edits)
-        self._known[change.change_id] = None
-        if len(self._known) > MAX_KNOWN_CHANGES:
-            self._known.popitem(last=False)
+        self.known.add(change.change_id)
         return True
 
     def check(self, change: Change) -> bool:
@@ -104,7 +100,7 @@ class Directory:
 
     def knows(self, change_id: str) -> bool:
         """Whether this change was applied, as far as is remembered."""
-        return change_id in self._known
+        return change_id in self.known
 
     def state(self) -> dict[str, Any]:
         """Everything, as plain values: equal where two directories are."""

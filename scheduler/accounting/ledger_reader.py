@@ -111,11 +111,15 @@ class Reader:
         with self.reading() as connection:
             return [tuple(row) for row in connection.execute(ask)]
 
-    def of_kind(self, kind: str) -> Iterator[tuple[int, str]]:
-        """(seq, text) of all rows of a kind that has an index (``change``, ``daily``), in order."""
+    def of_kind(self, kind: str, *, without: str = "") -> Iterator[tuple[int, str]]:
+        """(seq, text) of all rows of a kind that has an index (``change``, ``daily``), in order. ``without``: those
+        whose id begins so, where that has an index (``dny-``).
+        """
         after = -1
         while True:
             ask = sa.select(ROWS.c.seq, ROWS.c.body).where(_is_of(kind), ROWS.c.seq > after)
+            if without:
+                ask = ask.where(_begins_otherwise(without))
             with self.reading() as connection:
                 found = connection.execute(ask.order_by(ROWS.c.seq).limit(READ_ROWS)).all()
             yield from ((row.seq, row.body) for row in found if row.body is not None)
@@ -177,6 +181,11 @@ class Reader:
 def _is_of(kind: str) -> Any:
     """Written out, so that a partial index is found."""
     return ROWS.c.kind == sa.literal_column(f"'{kind}'")
+
+
+def _begins_otherwise(prefix: str) -> Any:
+    """Written out like the index."""
+    return sa.literal_column(f"substr(row_id, 1, {len(prefix)}) <> '{prefix}'")
 
 
 def make_engine(url: str, *, is_read_only: bool) -> sa.Engine:

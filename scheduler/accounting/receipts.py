@@ -52,13 +52,19 @@ class Source(Protocol):
     def of_request(self, request_id: str) -> list[tuple[int, str, str, str | None, bytes]]: ...
 
 
+class OfAnotherTenant(Exception):
+    """The request is not this tenant's: nobody but the audit log may tell it from one that never was."""
+
+
 def make_receipt(source: Source, request_id: str, *, statement: str, tenant: str | None = None) -> Receipt | None:
-    """Of everything durable; None where nothing is known of the request, or it is another tenant's."""
+    """Of everything durable; None where nothing is known of the request. Raises: OfAnotherTenant."""
     stored = [each for each in source.of_request(request_id) if each[3] is not None]
     rows = [decode(each[3] or "") for each in stored]
     owner = next((row.tenant for row in rows if isinstance(row, Hold | Charge)), None)
-    if owner is None or tenant not in (None, owner):
+    if owner is None:
         return None
+    if tenant not in (None, owner):
+        raise OfAnotherTenant
     head = source.head()
     size = head["size"]
     proven = [

@@ -62,6 +62,8 @@ class Spool:
             raise LedgerBroken(
                 f"{path} begins with row {self._rows[0].seq}, the ledger ends with {ledger.size}: rows are missing"
             )
+        if not self._rows:
+            self._num_bytes = 0  # all of it is in the ledger: what is kept from now on does not follow it
         self._file = path.open("ab")
         path.chmod(0o600)
         self._is_torn = True

@@ -101,7 +101,8 @@ class LedgerOutcomes:
             for _, kind, _, body, _ in self._reader.of_request(request_id)
             if kind == "charge" and body is not None and isinstance(row := decode(body), Charge)
         ]
-        paid = [charge for charge in charges if charge.account != OPERATOR]
+        # The beginning of an id finds rows too, and an attempt's id its own row.
+        paid = [charge for charge in charges if charge.account != OPERATOR and charge.request_id == request_id]
         if not paid:
             return None
         minute_us, tenant, project, key_id, model, task, tier, currency = usage_key(paid[-1])

@@ -14,15 +14,16 @@ from typing import Protocol
 
 import msgspec
 
-from scheduler.accounting.changes import Role
+from scheduler.accounting.changes import CHANGE_PREFIX, Role
 from scheduler.api.access import AdminCaller, Hosts, Keys
 from scheduler.api.admin_routes import EVERYBODY, OPERATORS, READS, Question, Reply, Route, RouteTable
 from scheduler.api.checkpoint import CHECKPOINT_PATH, Growths, checkpoint_body
 from scheduler.api.denied import NotesDenied, note
-from scheduler.api.errors import ApiError
+from scheduler.api.errors import ApiError, ledger_unavailable
 from scheduler.api.exchange import ClientGone, Exchange, Receive, Scope, Send
 from scheduler.api.exchange import new_request_id as random_request_id
 from scheduler.api.explain import PREFIX, REQUESTS_PREFIX, Recalls, life_of
+from scheduler.api.places import proof_places
 from scheduler.api.receipts import RECEIPTS_PREFIX, Receipts, receipt_body
 from scheduler.api.request_headers import idempotency_key
 from scheduler.api.usage import USAGE_PATHS, UsageDesk
@@ -57,9 +58,13 @@ class AdminApp:
         receipts: Receipts | None = None,
         growths: Growths | None = None,
         usage: UsageDesk | None = None,
+        recall: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
-        """``routes``: beside its own. ``denials`` None: nobody keeps an audit log. What is None has no routes."""
+        """``routes``: beside its own. ``denials`` None: nobody keeps an audit log. What is None has no routes.
+        ``recall``: what a change with an Idempotency-Key waits for, so that it is not made twice however late it comes.
+        """
         self._keys = keys
+        self._recall = recall
         self._hosts = hosts
         self._denials = denials
         self._new_request_id = new_request_id
@@ -91,39 +96,71 @@ class AdminApp:
         self._hosts.check(exchange.headers.get(b"host", []), setting="the admin listener answers loopback names only")
         if exchange.path == "/health" and exchange.method in READS:
             return Reply(body=b'{"status":"ok"}')
-        caller = self._keys.caller(exchange.headers.get(b"authorization", []))
+        caller = self._caller(exchange)
         route, names = self.routes.find(exchange.method, exchange.path)
-        if caller.role not in route.roles:
-            roles = " or ".join(sorted(route.roles))
-            message = f"This key's role is {caller.role}; this route needs {roles}."
-            raise ApiError(403, message, code="role_not_allowed")
+        _check_role(caller, route)
         query = {} if route.reads_query else route.read_query(exchange.query)
         body = b""
         if exchange.method not in READS:
             body = await exchange.read_body(max_bytes=MAX_BODY_BYTES, timeout_s=BODY_TIMEOUT_S)
-        change_id = change_id_of(exchange, caller, body)
+        change_id = await self._change_id(exchange, route, caller, body)
+        # A key that was taken away meanwhile opens nothing any more; from here to the deed nobody else comes in.
+        caller = self._caller(exchange)
+        _check_role(caller, route)
         return await route.answer(
             Question(caller=caller, names=names, query=query, raw_query=exchange.query, body=body, change_id=change_id)
         )
 
+    def _caller(self, exchange: Exchange) -> AdminCaller:
+        """As the key stands at this moment. Raises: ApiError 401."""
+        return self._keys.caller(exchange.headers.get(b"authorization", []))
 
-def change_id_of(exchange: Exchange, caller: AdminCaller, body: bytes) -> str:
-    """With an Idempotency-Key the same for the same question of the same key, else a new one. Raises: ApiError 400."""
+    async def _change_id(self, exchange: Exchange, route: Route, caller: AdminCaller, body: bytes) -> str:
+        """Raises: ApiError 400; 503 where nobody can say whether this change was made before, and it can wait."""
+        change_id = change_id_of(exchange, caller, body)
+        if change_id is None or self._recall is None or exchange.method in READS:
+            return change_id or new_change_id(exchange)
+        try:
+            await self._recall(change_id)
+        except Exception as error:
+            logger.warning("admin %s: the ledger was asked in vain: %s", exchange.request_id, type(error).__name__)
+            if not route.is_urgent:
+                raise ledger_unavailable() from None
+            return new_change_id(exchange)  # to take away twice harms less than to take away late
+        return change_id
+
+
+def _check_role(caller: AdminCaller, route: Route) -> None:
+    """Raises: ApiError 403."""
+    if caller.role not in route.roles:
+        roles = " or ".join(sorted(route.roles))
+        message = f"This key's role is {caller.role}; this route needs {roles}."
+        raise ApiError(403, message, code="role_not_allowed")
+
+
+def new_change_id(exchange: Exchange) -> str:
+    """Of a change that is asked for once."""
+    return f"{CHANGE_PREFIX}{exchange.request_id.removeprefix('req-')}"
+
+
+def change_id_of(exchange: Exchange, caller: AdminCaller, body: bytes) -> str | None:
+    """The same for the same question of the same key; None without an Idempotency-Key. Raises: ApiError 400."""
     given = idempotency_key(exchange.headers)
     if given is None:
-        return f"chg-{exchange.request_id.removeprefix('req-')}"
+        return None
     digest = hashlib.sha256()
     for part in (caller.key_id.encode(), given, exchange.method.encode(), exchange.path.encode(), body):
         digest.update(b"%d:" % len(part) + part)
-    return f"chg-{base64.b32encode(digest.digest())[:26].decode().lower()}"
+    return f"{CHANGE_PREFIX}{base64.b32encode(digest.digest())[:26].decode().lower()}"
 
 
 def _own_routes(dispatcher: Shows, metrics: Metrics) -> list[Route]:
     """What is seen of a running control plane."""
 
-    def shown(view: Callable[[Snapshot], object]) -> Callable[[Question], Awaitable[Reply]]:
+    def shown(view: View) -> Callable[[Question], Awaitable[Reply]]:
         async def answer(question: Question) -> Reply:
-            return Reply(body=msgspec.json.encode(view(dispatcher.snapshot())))
+            is_operator = question.caller.role in OPERATORS
+            return Reply(body=msgspec.json.encode(view(dispatcher.snapshot(), is_operator)))
 
         return answer
 
@@ -145,17 +182,17 @@ def _own_routes(dispatcher: Shows, metrics: Metrics) -> list[Route]:
 
 def _ledger_routes(receipts: Receipts | None, growths: Growths | None, usage: UsageDesk | None) -> list[Route]:
     """What the ledger proves and sums up, of everybody."""
-    routes = []
+    routes, proofs = [], proof_places()
     if receipts is not None:
 
         async def receipt(question: Question) -> Reply:
-            return Reply(body=await receipt_body(receipts, question.names["request"]))
+            return Reply(body=await receipt_body(receipts, question.names["request"], places=proofs))
 
-        routes.append(Route(method="GET", path=f"{RECEIPTS_PREFIX}{{request}}", roles=EVERYBODY, answer=receipt))
+        routes.append(Route(method="GET", path=f"{RECEIPTS_PREFIX}{{request}}", roles=OPERATORS, answer=receipt))
     if growths is not None:
 
         async def checkpoint(question: Question) -> Reply:
-            return Reply(body=await checkpoint_body(growths, question.raw_query))
+            return Reply(body=await checkpoint_body(growths, question.raw_query, places=proofs))
 
         routes.append(Route(method="GET", path=CHECKPOINT_PATH, roles=EVERYBODY, answer=checkpoint, reads_query=True))
     if usage is not None:
@@ -170,23 +207,28 @@ def _usage_route(path: str, usage: UsageDesk) -> Route:
     return Route(method="GET", path=path, roles=EVERYBODY, answer=answer, reads_query=True)
 
 
-def _balance(snapshot: Snapshot) -> object:
-    return {"balance": snapshot.balance, "tenants": snapshot.tenants, "workers": snapshot.worker_energy}
+def _balance(snapshot: Snapshot, is_operator: bool) -> object:
+    """Whoever bills sees no machines."""
+    shown = {"balance": snapshot.balance, "tenants": snapshot.tenants}
+    return {**shown, "workers": snapshot.worker_energy} if is_operator else shown
 
 
-def _budgets(snapshot: Snapshot) -> object:
-    """Those near their limit, what is held on all of them, and what was taken beyond holds of energy."""
-    return {
-        "budgets": snapshot.budgets_near_limit,
-        "held": snapshot.budget_held,
-        "excess": snapshot.budget_excess,
-    }
+def _budgets(snapshot: Snapshot, is_operator: bool) -> object:
+    """Those near their limit, what is held on all of them, and what was taken beyond holds of energy.
+
+    Whoever bills sees none of keys.
+    """
+    near = [each for each in snapshot.budgets_near_limit if is_operator or not each.level.startswith("key ")]
+    return {"budgets": near, "held": snapshot.budget_held, "excess": snapshot.budget_excess}
 
 
-VIEWS: dict[str, tuple[frozenset[Role], Callable[[Snapshot], object]]] = {
-    "snapshot": (OPERATORS, lambda snapshot: snapshot),
-    "workers": (OPERATORS, lambda snapshot: {"workers": snapshot.workers}),
-    "queues": (OPERATORS, lambda snapshot: {"queues": snapshot.queue}),
+View = Callable[[Snapshot, bool], object]
+"""What is shown of a snapshot to whoever may, or may not, see keys, requests and machines."""
+
+VIEWS: dict[str, tuple[frozenset[Role], View]] = {
+    "snapshot": (OPERATORS, lambda snapshot, is_operator: snapshot),
+    "workers": (OPERATORS, lambda snapshot, is_operator: {"workers": snapshot.workers}),
+    "queues": (OPERATORS, lambda snapshot, is_operator: {"queues": snapshot.queue}),
     "budgets": (EVERYBODY, _budgets),
     "balance": (EVERYBODY, _balance),
 }

@@ -25,7 +25,7 @@ ADMIN_ONLY = frozenset({Role.ADMIN})
 OPERATORS = frozenset({Role.ADMIN, Role.READ})
 """Who may see keys, requests and machines."""
 EVERYBODY = frozenset(Role)
-"""Whoever has an admin key: who used what and what it cost."""
+"""Whoever has an admin key: who used what and what it cost. A route may show less to those who are no operators."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +71,8 @@ class Route:
     """Of the query; others are refused."""
     reads_query: bool = False
     """It reads its query itself, and refuses what it does not know."""
+    is_urgent: bool = False
+    """It is answered although the ledger cannot say whether it was asked before."""
 
     def read_query(self, query: bytes) -> dict[str, str]:
         """Raises: ApiError 400 for a parameter that is not known here, given twice, or no text."""

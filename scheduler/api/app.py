@@ -29,6 +29,7 @@ from scheduler.api.limits import RelayLimits, ServedModel
 from scheduler.api.openai import Relay, Submits
 from scheduler.api.outcomes import MAX_BODY_BYTES as MAX_OUTCOME_BYTES
 from scheduler.api.outcomes import OUTCOMES_PATH, OutcomeDesk
+from scheduler.api.places import proof_places
 from scheduler.api.receipts import RECEIPTS_PREFIX, Receipts, receipt_body
 from scheduler.api.schemas import ROUTES
 from scheduler.api.usage import USAGE_PATHS, UsageDesk
@@ -93,6 +94,7 @@ class RelayApp:
         """
         self._receipts = receipts
         self._growths = growths
+        self._proofs = proof_places()
         self._denials = denials
         self._dispatcher = dispatcher
         self._keys = keys
@@ -172,11 +174,15 @@ class RelayApp:
         if exchange.method not in methods:
             allow = ((b"allow", ", ".join(methods).encode()),)
             raise ApiError(405, f"This route takes {' and '.join(methods)}.", code="method_not_allowed", headers=allow)
-        caller = self._keys.caller(authorizations(exchange.headers))
+        caller = self._caller(exchange)
         if methods is READS:
             await self._read(exchange, caller)
         else:
-            await self._take(exchange, caller, arrival_s)
+            await self._take(exchange, arrival_s)
+
+    def _caller(self, exchange: Exchange) -> Caller:
+        """As the key stands at this moment. Raises: ApiError 401."""
+        return self._keys.caller(authorizations(exchange.headers))
 
     def _is_served(self, path: str) -> bool:
         if path == OUTCOMES_PATH:
@@ -203,28 +209,33 @@ class RelayApp:
             return
         if path.startswith(RECEIPTS_PREFIX):
             request_id = path.removeprefix(RECEIPTS_PREFIX)
-            receipt = await receipt_body(self._receipts, request_id, tenant=caller.tenant)
+            receipt = await receipt_body(self._receipts, request_id, places=self._proofs, tenant=caller.tenant)
             await exchange.respond(200, receipt, [JSON, NO_STORE])
             return
         if path in USAGE_PATHS and self._usage is not None:
             await exchange.respond(200, await self._usage.answer(path, exchange.query, caller), [JSON, NO_STORE])
             return
         if path == CHECKPOINT_PATH and self._growths is not None:
-            await exchange.respond(200, await checkpoint_body(self._growths, exchange.query), [JSON, NO_STORE])
+            told = await checkpoint_body(self._growths, exchange.query, places=self._proofs, tenant=caller.tenant)
+            await exchange.respond(200, told, [JSON, NO_STORE])
             return
         body = self._models.get(path)
         if body is None:
             raise ApiError(404, MODEL_MISSING, code="model_not_found", param="model")
         await exchange.respond(200, body, [JSON])
 
-    async def _take(self, exchange: Exchange, caller: Caller, arrival_s: float) -> None:
-        """A body, and what is done with it. Raises: ApiError, ClientGone."""
+    async def _take(self, exchange: Exchange, arrival_s: float) -> None:
+        """A body, and what is done with it by whoever's the key is once it is here: it may have been taken away
+        meanwhile, and nothing waits between that look and the deed. Raises: ApiError, ClientGone.
+        """
         limits = self._limits
         if exchange.path == OUTCOMES_PATH and self._outcomes is not None:
             body = await exchange.read_body(max_bytes=MAX_OUTCOME_BYTES, timeout_s=limits.body_timeout_s)
-            await exchange.respond(200, await self._outcomes.take(body, caller), [JSON, NO_STORE])
+            outcome = await self._outcomes.take(body, lambda: self._caller(exchange))
+            await exchange.respond(200, outcome, [JSON, NO_STORE])
             return
         body = await exchange.read_body(max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s)
+        caller = self._caller(exchange)
         if exchange.path == WHAT_IF_PATH:
             told = what_if(self._dispatcher, self._intake, exchange, body, caller=caller, arrival_s=arrival_s)
             await exchange.respond(200, told, [JSON, NO_STORE])

@@ -30,8 +30,11 @@ class NotesDenied(Protocol):
 async def note(
     notes: NotesDenied | None, exchange: Exchange, error: ApiError, *, listener: str, route: str, values: list[bytes]
 ) -> None:
-    """Nothing for errors that deny nothing. ``values``: all Authorization headers."""
-    if notes is None or error.status not in DENIED:
+    """Nothing for errors that deny nothing. ``values``: all Authorization headers.
+
+    What is somebody else's is answered like what is not there, and is a denial all the same.
+    """
+    if notes is None or not (error.status in DENIED or error.is_denial()):
         return
     try:
         await notes.denied(

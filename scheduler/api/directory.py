@@ -18,7 +18,7 @@ from scheduler.api.admin_routes import EVERYBODY, OPERATORS, Question, Reply, Ro
 from scheduler.api.directory_changes import PAGING, Changes, KeepsDirectory, limit_of, page_of, reply
 from scheduler.api.directory_keys import AdminKeyRoutes, KeyRoutes
 from scheduler.api.directory_views import View, audit_view, budgets_view, list_view, project_view, tenant_view
-from scheduler.api.errors import ApiError
+from scheduler.api.errors import ApiError, asking_the_ledger
 
 
 def directory_routes(keeper: KeepsDirectory, *, house_key_id: str) -> list[Route]:
@@ -46,7 +46,7 @@ class TenantRoutes:
             change("POST", "/tenants", self._create),
             read(one, EVERYBODY, self._show),
             change("PATCH", one, self._patch),
-            change("DELETE", one, self._close),
+            change("DELETE", one, self._close, is_urgent=True),
             read(projects, EVERYBODY, self._list_projects, PAGING),
             change("POST", projects, self._create_project),
             change("DELETE", f"{projects}/{{project}}", self._remove_project),
@@ -121,13 +121,18 @@ class TenantRoutes:
         return await self._make(question, deed, name)
 
     async def _show_budgets(self, question: Question) -> Reply:
-        """Of one level; without a name of every level that has any."""
+        """Of one level; without a name of every level that has any. Whoever bills sees none of keys."""
+        is_operator = question.caller.role in OPERATORS
         level, name = question.query.get("level"), question.query.get("name")
         if (level is None) != (name is None):
             raise ApiError(400, "Give level and name, or none of them.", code="invalid_query", param="level")
         if level is None or name is None:
-            rows = [budgets_view(*row) for row in all_budgets(self._changes.directory) if row[2]]
+            found = all_budgets(self._changes.directory)
+            rows = [budgets_view(*row) for row in found if row[2] and (is_operator or row[0] != "key")]
             return reply(list_view(rows[:MAX_PAGE], has_more=len(rows) > MAX_PAGE))
+        if level == "key" and not is_operator:
+            message = f"This key's role is {question.caller.role}; budgets of keys need admin or read."
+            raise ApiError(403, message, code="role_not_allowed")
         return reply(budgets_view(level, name, budgets_of(self._changes.directory, level, name)))
 
     async def _set_budgets(self, question: Question) -> Reply:
@@ -145,7 +150,8 @@ class TenantRoutes:
         if before is not None and not (before.isascii() and before.isdecimal() and len(before) <= 18):
             raise ApiError(400, "before: must be the number of a row.", code="invalid_query", param="before")
         number = None if before is None else int(before)
-        rows = await self._changes.keeper.page(before=number, limit=limit + 1)
+        with asking_the_ledger():
+            rows = await self._changes.keeper.page(before=number, limit=limit + 1)
         shown = rows[:limit]
         last = shown[-1].number if shown else None
         return reply(list_view([audit_view(row) for row in shown], has_more=len(rows) > limit, last=last))

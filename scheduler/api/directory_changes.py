@@ -65,8 +65,11 @@ class Changes:
         told = _in_words(answer)
         return Route(method="GET", path=f"{ROOT}{path}", roles=roles, answer=told, parameters=frozenset(parameters))
 
-    def change(self, method: str, path: str, answer: Answer) -> Route:
-        """A route that changes something: for admins, and 409 before anything is looked at where the file owns it."""
+    def change(self, method: str, path: str, answer: Answer, *, is_urgent: bool = False) -> Route:
+        """A route that changes something: for admins, and 409 before anything is looked at where the file owns it.
+
+        ``is_urgent``: it takes away, and is made although the ledger cannot say whether it was made before.
+        """
         told = _in_words(answer)
 
         async def owned(question: Question) -> Reply:
@@ -74,7 +77,7 @@ class Changes:
                 raise owned_by_file(self.keeper.file_owner)
             return await told(question)
 
-        return Route(method=method, path=f"{ROOT}{path}", roles=ADMIN_ONLY, answer=owned)
+        return Route(method=method, path=f"{ROOT}{path}", roles=ADMIN_ONLY, answer=owned, is_urgent=is_urgent)
 
     async def make(self, question: Question, deed: Deed) -> bool:
         """False: made before. Raises: ApiError 503, ChangeRefused."""
@@ -85,18 +88,17 @@ class Changes:
             raise
         except Exception as error:
             message = (
-                "The ledger did not take this change in time; it may be in effect later. Ask again with the same "
+                "The ledger did not take this change in time; it is in effect once it does. Ask again with the same "
                 "Idempotency-Key."
             )
             raise ApiError(503, message, code="not_committed", retry_after_s=1, should_retry=True) from error
 
     async def make_key(self, question: Question, prefix: str, deed_of: Callable[[str], Deed]) -> str:
         """A new key; ``deed_of`` gets its SHA-256. Raises: ApiError 409 where it was made and shown before."""
-        if self.directory.knows(question.change_id):
+        key = new_key(prefix)
+        if not await self.make(question, deed_of(hashlib.sha256(key.encode()).hexdigest())):
             message = "This key was made before, and a key is shown once: rotate it for another one."
             raise ApiError(409, message, code="already_made", should_retry=False)
-        key = new_key(prefix)
-        await self.make(question, deed_of(hashlib.sha256(key.encode()).hexdigest()))
         return key
 
 

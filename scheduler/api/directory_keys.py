@@ -40,7 +40,7 @@ class KeyRoutes:
             read(one, OPERATORS, self._show),
             change("PATCH", one, self._patch),
             change("POST", f"{one}/rotate", self._rotate),
-            change("POST", f"{one}/revoke", self._revoke),
+            change("POST", f"{one}/revoke", self._revoke, is_urgent=True),
             change("POST", f"{one}/move", self._move),
         ]
 
@@ -132,7 +132,7 @@ class AdminKeyRoutes:
             read("/admin-keys", OPERATORS, self._list, PAGING),
             change("POST", "/admin-keys", self._create),
             change("POST", f"{one}/rotate", self._rotate),
-            change("POST", f"{one}/revoke", self._revoke),
+            change("POST", f"{one}/revoke", self._revoke, is_urgent=True),
         ]
 
     async def _list(self, question: Question) -> Reply:

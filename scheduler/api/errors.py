@@ -5,13 +5,17 @@ Called by every file of ``scheduler.api``. It must never know a request's body.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import msgspec
+
+from scheduler.accounting.errors import LedgerError
 
 MAX_MESSAGE_CHARS = 1000
 MAX_BODY_BYTES = 4096
 MAX_WORD_CHARS = 80
+LEDGER_RETRY_AFTER_S = 5
 
 KIND_BY_STATUS = {
     401: "authentication_error",
@@ -38,8 +42,11 @@ class ApiError(Exception):
         kind: str | None = None,
         budget: dict[str, object] | None = None,
         headers: tuple[tuple[bytes, bytes], ...] = (),
+        is_denial: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``kind``: OpenAI's ``type`` where it is not that of the status. ``budget``: what refused, as figures."""
+        """``kind``: OpenAI's ``type`` where it is not that of the status. ``budget``: what refused, as figures.
+        ``is_denial``: whether the audit log has it whatever its status; asked when the answer has left.
+        """
         super().__init__(message)
         self.status = status
         self.message = message
@@ -50,6 +57,7 @@ class ApiError(Exception):
         self.kind = kind
         self.budget = budget
         self.headers = headers
+        self.is_denial = is_denial
 
     def body(self) -> bytes:
         """The JSON."""
@@ -73,6 +81,21 @@ class ApiError(Exception):
         if self.should_retry is not None:
             headers.append((b"x-should-retry", b"true" if self.should_retry else b"false"))
         return headers
+
+
+@contextmanager
+def asking_the_ledger() -> Iterator[None]:
+    """Around whatever reads or writes it. Raises: ApiError 503 for a LedgerError."""
+    try:
+        yield
+    except LedgerError:
+        raise ledger_unavailable() from None
+
+
+def ledger_unavailable() -> ApiError:
+    """Its database is away; where that lies is nobody's business."""
+    message = "The ledger cannot be reached at the moment."
+    return ApiError(503, message, code="ledger_unavailable", retry_after_s=LEDGER_RETRY_AFTER_S)
 
 
 def kind_of(status: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -26,6 +27,8 @@ JSON: Header = (b"content-type", b"application/json")
 NO_STORE: Header = (b"cache-control", b"no-store")
 CLOSE: Header = (b"connection", b"close")
 MAX_SOURCE_CHARS = 64
+REQUEST_ID = re.compile(r"req-[a-z2-7]{26}")
+"""What ``new_request_id`` makes; whatever else is asked for is not there."""
 
 
 class ClientGone(Exception):

@@ -6,6 +6,7 @@ anything.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -51,13 +52,14 @@ def life_of(dispatcher: Recalls, request_id: str, *, tenant: str | None = None) 
     """The JSON. ``tenant`` None: the operator asks. Raises: ApiError 404."""
     story = dispatcher.explain(request_id, tenant=tenant)
     if story is None:
-        raise request_not_found()
+        raise request_not_found(is_denial=lambda: dispatcher.explain(request_id) is not None)
     return msgspec.json.encode(story)
 
 
-def request_not_found() -> ApiError:
-    """The same words for a request of somebody else."""
-    return ApiError(404, "This request was never seen, or too long ago.", code="request_not_found")
+def request_not_found(*, is_denial: Callable[[], bool] = lambda: False) -> ApiError:
+    """The same words for a request of somebody else, which ``is_denial`` knows."""
+    message = "This request was never seen, or too long ago."
+    return ApiError(404, message, code="request_not_found", is_denial=is_denial)
 
 
 def what_if(

@@ -30,7 +30,8 @@ from scheduler.accounting.outcomes import (
     id_of,
 )
 from scheduler.api.access import Caller
-from scheduler.api.errors import ApiError
+from scheduler.api.errors import ApiError, asking_the_ledger
+from scheduler.api.exchange import REQUEST_ID
 from scheduler.api.json_shape import has_duplicate_keys
 
 OUTCOMES_PATH = "/v1/jouleway/outcomes"
@@ -67,7 +68,7 @@ _decode = msgspec.json.Decoder(_Body).decode
 
 
 def read(body: bytes) -> tuple[Verdict, str | None]:
-    """The verdict and the id that its sender gave it. Raises: ApiError 400."""
+    """The verdict and the id that its sender gave it. Raises: ApiError 400; 404 for what can be no request's id."""
     try:
         fields = _decode(body)
         if has_duplicate_keys(body):
@@ -78,6 +79,8 @@ def read(body: bytes) -> tuple[Verdict, str | None]:
         raise ApiError(400, "The body is not valid JSON.", code="invalid_json") from None
     if (fields.request_id is None) == (fields.task is None):
         raise ApiError(400, "Give exactly one of request_id and task.", code="invalid_value", param="request_id")
+    if fields.request_id is not None and not REQUEST_ID.fullmatch(fields.request_id):
+        raise not_found()
     score_ppm = None if fields.score is None else round(fields.score * SCORE_PPM)
     verdict = Verdict(
         request_id=fields.request_id,
@@ -108,29 +111,35 @@ class OutcomeDesk:
         self._turn = asyncio.Lock()
         self._open: dict[str, int] = {}
 
-    async def take(self, body: bytes, caller: Caller) -> bytes:
-        """The answer as JSON, once it is durable. Raises: ApiError 400, 404, 409, 422, 503."""
+    async def take(self, body: bytes, caller: Callable[[], Caller]) -> bytes:
+        """The answer as JSON, once it is durable. ``caller``: as the key stands when it is asked, which may raise.
+
+        Raises: ApiError 400, 401, 404, 409, 422, 503.
+        """
         verdict, given_id = read(body)
-        tenant = caller.tenant
+        tenant = caller().tenant
         if self._open.get(tenant, 0) >= MAX_OPEN_PER_TENANT or sum(self._open.values()) >= MAX_OPEN:
             message = "Too many outcomes are on their way."
             raise ApiError(503, message, code="outcomes_busy", retry_after_s=BUSY_RETRY_AFTER_S)
         self._open[tenant] = self._open.get(tenant, 0) + 1
         try:
-            async with self._turn:  # nobody else's row comes between what was looked up and what is written
-                outcome, is_new = await self._book(verdict, given_id, tenant)
-            # A repeat waits too: the first one may not be durable yet.
-            await self._log.commit()
+            with asking_the_ledger():
+                async with self._turn:  # nobody else's row comes between what was looked up and what is written
+                    outcome, is_new = await self._book(verdict, given_id, caller)
+                # A repeat waits too: the first one may not be durable yet.
+                await self._log.commit()
         finally:
             self._open[tenant] -= 1
             if not self._open[tenant]:
                 del self._open[tenant]
         return msgspec.json.encode(told(outcome, is_new=is_new))
 
-    async def _book(self, verdict: Verdict, given_id: str | None, tenant: str) -> tuple[Outcome, bool]:
-        facts, same_id, latest = await asyncio.to_thread(self._look, verdict, given_id, tenant)
-        if facts is None:
-            raise not_found()
+    async def _book(self, verdict: Verdict, given_id: str | None, caller: Callable[[], Caller]) -> tuple[Outcome, bool]:
+        facts, same_id, latest = await asyncio.to_thread(self._look, verdict, given_id, caller().tenant)
+        # Once more, for it may be long ago: from here to the row nobody else comes in.
+        tenant = caller().tenant
+        if facts is None or facts.tenant != tenant:
+            raise not_found(is_foreign=facts is not None)
         at_us = int(self._unix_clock() * SECOND_US)
         try:
             outcome, change = decide(verdict, facts, given_id=given_id, same_id=same_id, latest=latest, at_us=at_us)
@@ -147,21 +156,22 @@ class OutcomeDesk:
     def _look(
         self, verdict: Verdict, given_id: str | None, tenant: str
     ) -> tuple[Facts | None, Outcome | None, Outcome | None]:
-        """What it is about (None: nothing of this tenant), the outcome of the same id, the latest one."""
+        """What it is about, the outcome of the same id, the latest one; of what is another tenant's nothing more."""
         if verdict.request_id is not None:
             facts = self._log.find(verdict.request_id)
         else:
             assert verdict.task is not None
             facts = self._log.find_task(tenant, verdict.task)
         if facts is None or facts.tenant != tenant:
-            return None, None, None
+            return facts, None, None
         same_id = None if given_id is None else self._log.with_id(id_of(tenant, given_id))
         return facts, same_id, self._log.latest(tenant, request_id=verdict.request_id, task=verdict.task)
 
 
-def not_found() -> ApiError:
-    """The same words for what is somebody else's."""
-    return ApiError(404, "There is no such request or task.", code="request_not_found")
+def not_found(*, is_foreign: bool = False) -> ApiError:
+    """The same words for what is somebody else's, which only the audit log tells."""
+    message = "There is no such request or task."
+    return ApiError(404, message, code="request_not_found", is_denial=lambda: is_foreign)
 
 
 def told(outcome: Outcome, *, is_new: bool) -> dict[str, object]:

@@ -7,33 +7,32 @@ never was.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 
 import msgspec
 
-from scheduler.accounting.errors import LedgerError
-from scheduler.accounting.receipts import Receipt
-from scheduler.api.errors import ApiError
+from scheduler.accounting.receipts import OfAnotherTenant, Receipt
+from scheduler.api.exchange import REQUEST_ID
 from scheduler.api.explain import PREFIX, request_not_found
+from scheduler.api.places import Places
 
 RECEIPTS_PREFIX = f"{PREFIX}receipts/"
-_REQUEST_ID = re.compile(r"req-[a-z2-7]{26}")
 
 Receipts = Callable[[str, str | None], Receipt | None]
-"""(request id, tenant or None for all) -> its receipt; reads a database."""
+"""(request id, tenant or None for all) -> its receipt; reads a database. Raises: OfAnotherTenant."""
 
 
-async def receipt_body(receipts: Receipts | None, request_id: str, *, tenant: str | None = None) -> bytes:
+async def receipt_body(
+    receipts: Receipts | None, request_id: str, *, places: Places, tenant: str | None = None
+) -> bytes:
     """The JSON. Raises: ApiError 404, 503."""
-    if receipts is None or not _REQUEST_ID.fullmatch(request_id):
+    if receipts is None or not REQUEST_ID.fullmatch(request_id):
         raise request_not_found()
-    try:
-        receipt = await asyncio.to_thread(receipts, request_id, tenant)
-    except LedgerError:
-        raise ApiError(
-            503, "The ledger cannot be read at the moment.", code="ledger_unavailable", retry_after_s=5
-        ) from None
+    async with places.taken(tenant):
+        try:
+            receipt = await asyncio.to_thread(receipts, request_id, tenant)
+        except OfAnotherTenant:
+            raise request_not_found(is_denial=lambda: True) from None
     if receipt is None:
         raise request_not_found()
     return msgspec.json.encode(receipt)

@@ -3,15 +3,13 @@
 Called by ``scheduler.api.app`` for tenants and by ``scheduler.api.admin`` for the operator. It must never change
 anything. Whose rows an answer may hold is decided in ``scheduler.api.usage_page`` alone.
 
-Questions are answered on threads, because a ledger reads its disk: a few at a time; a few more wait; others are refused
-at once.
+Questions are answered on threads, because a ledger reads its disk.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -19,7 +17,7 @@ import msgspec
 from scheduler.accounting.comparison import compare
 from scheduler.accounting.usage import DAY_US, HOUR_US, MINUTE_US, UsageSource, key_of
 from scheduler.api.access import Caller
-from scheduler.api.errors import ApiError
+from scheduler.api.places import Places
 from scheduler.api.query import LIMIT, PAGE, Cursor, Query, bad_value, cursor_of
 from scheduler.api.usage_openai import COMPLETIONS, COSTS
 from scheduler.api.usage_openai import answer as answer_openai
@@ -39,12 +37,6 @@ WIDTH_WORDS = {"minute": MINUTE_US, "hour": HOUR_US, "day": DAY_US}
 MODELS_SPAN_US = 30 * DAY_US
 """Over which models are compared by default."""
 DEFAULT_ROWS = 1_000
-
-MAX_RUNNING = 2
-MAX_OPEN = 32
-"""Questions that are answered or wait, of everybody."""
-MAX_OPEN_PER_CALLER = 8
-BUSY_RETRY_AFTER_S = 1
 
 
 def usage(text: bytes, source: UsageSource, caller: Caller | None, *, now_us: int) -> bytes:
@@ -133,24 +125,12 @@ class UsageDesk:
         self._source = source
         self._prices = prices
         self._unix_clock = unix_clock
-        self._running = asyncio.Semaphore(MAX_RUNNING)
-        self._open: Counter[str | None] = Counter()
+        self._places = Places("usage", code="usage_busy")
 
     async def answer(self, path: str, text: bytes, caller: Caller | None) -> bytes:
         """The JSON. Raises: ApiError 400, 503."""
-        who = None if caller is None else caller.tenant
-        if self._open[who] >= MAX_OPEN_PER_CALLER or self._open.total() >= MAX_OPEN:
-            raise ApiError(
-                503, "Too many questions about usage are open.", code="usage_busy", retry_after_s=BUSY_RETRY_AFTER_S
+        async with self._places.taken(None if caller is None else caller.tenant):
+            now_us = int(self._unix_clock() * SECOND_US)
+            return await asyncio.to_thread(
+                answer, path, text, self._source, caller, now_us=now_us, prices=self._prices()
             )
-        self._open[who] += 1
-        try:
-            async with self._running:
-                now_us = int(self._unix_clock() * SECOND_US)
-                return await asyncio.to_thread(
-                    answer, path, text, self._source, caller, now_us=now_us, prices=self._prices()
-                )
-        finally:
-            self._open[who] -= 1
-            if not self._open[who]:
-                del self._open[who]

@@ -23,6 +23,8 @@ ADMIN_URL = "http://127.0.0.1:8001"
 KEY_VARIABLE = "JOULEWAY_API_KEY"
 SERVER_URL = "http://127.0.0.1:8000"
 TIMEOUT_S = 10.0
+CHANGE_TIMEOUT_S = 60.0
+"""Of what changes something: the control plane itself waits half a minute for its ledger, and then says so."""
 REFUSALS = {
     400: ExitCode.USAGE,
     404: ExitCode.NOT_FOUND,
@@ -91,6 +93,7 @@ async def send(
     payload: object = None,
     headers: Mapping[str, str] | None = None,
     method: str | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> Reply:
     """One route, whatever its status; ``method`` None: a payload makes it a POST. Raises: CommandError where nobody
     answers.
@@ -101,7 +104,7 @@ async def send(
             method=method or ("GET" if payload is None else "POST"),
             payload=payload,
             headers={"Authorization": f"Bearer {listener.key}", **(headers or {})},
-            timeout_s=TIMEOUT_S,
+            timeout_s=timeout_s,
         )
     except (OSError, BadAnswer, TimeoutError) as error:
         raise unreachable(listener, error) from None

@@ -7,6 +7,7 @@ standard output alone, everything else that is said to standard error.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 from scheduler.accounting.budget_terms import COUNTED
 from scheduler.commands import directory_view as view
-from scheduler.commands.control_plane import admin_listener, send, unreachable
+from scheduler.commands.control_plane import CHANGE_TIMEOUT_S, admin_listener, send, unreachable
 from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.commands.http_client import BadAnswer, Reply
 from scheduler.commands.output import print_json, print_lines, print_table
@@ -31,6 +32,14 @@ CODE_BY_STATUS = {
     503: ExitCode.UNAVAILABLE,
 }
 ANYWHERE = "any"
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+TRIES = 2
+MAX_WAIT_S = 5.0
+REMEDIES = {
+    "already_made": "jouleway audit names it",
+    "not_committed": "jouleway audit shows it once it is in effect; look there before asking again",
+}
+"""By the word of a refusal."""
 
 Terms = Mapping[str, object]
 
@@ -177,7 +186,10 @@ class Admin:
 
     def _ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         """Raises: CommandError, in the words of the control plane."""
-        reply = asyncio.run(send(self._listener, ROOT + path, payload=body, method=method))
+        if method == "GET":
+            reply = asyncio.run(send(self._listener, ROOT + path))
+        else:
+            reply = asyncio.run(self._change(method, ROOT + path, body))
         try:
             told = reply.json()
         except BadAnswer as error:
@@ -186,12 +198,24 @@ class Admin:
             return told
         raise self._refused(reply, told)
 
+    async def _change(self, method: str, path: str, body: object) -> Reply:
+        """Under an Idempotency-Key of its own: what a ledger did not take in time is asked for again, and made once."""
+        headers = {IDEMPOTENCY_HEADER: f"cli-{secrets.token_hex(16)}"}
+        for number in range(1, TRIES + 1):
+            reply = await send(
+                self._listener, path, payload=body, headers=headers, method=method, timeout_s=CHANGE_TIMEOUT_S
+            )
+            if reply.status != 503 or number == TRIES:
+                break
+            await asyncio.sleep(_wait_s(reply))
+        return reply
+
     def _refused(self, reply: Reply, told: object) -> CommandError:
         error = told.get("error") if isinstance(told, dict) else None
         words = error.get("message") if isinstance(error, dict) else None
         if reply.status == 401 or not isinstance(words, str):
             words = f"{self._listener.url} answers with status {reply.status}"
-        remedy = self._listener.remedy if reply.status == 401 else ""
+        remedy = self._listener.remedy if reply.status == 401 else REMEDIES.get(code_of(error), "")
         return CommandError(words, code=CODE_BY_STATUS.get(reply.status, ExitCode.FAILURE), remedy=remedy)
 
     def _say(self, told: dict[str, Any], words: str) -> ExitCode:
@@ -209,6 +233,17 @@ class Admin:
             sys.stdout.flush()
         sys.stderr.write(f"{words}. It is shown this once.\n")
         return ExitCode.OK
+
+
+def code_of(error: object) -> str:
+    """The word of a refusal."""
+    return str(error.get("code")) if isinstance(error, dict) else ""
+
+
+def _wait_s(reply: Reply) -> float:
+    """As the control plane says, within reason."""
+    told = reply.headers.get("retry-after", "1")
+    return min(float(told), MAX_WAIT_S) if told.isdecimal() else MAX_WAIT_S
 
 
 def sent(terms: Terms) -> dict[str, object]:

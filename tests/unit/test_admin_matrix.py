@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest_asyncio
 from scheduler.accounting.changes import Role
 from scheduler.api.admin_routes import Route
 from scheduler.api.app import METHODS, PREFIXES
+from scheduler.snapshot import BudgetSnapshot
 from tests.asgi_client import Asked, ask
 from tests.directory_office import CALLERS, HOUSE_ID, ROLE_OF, Office
 from tests.directory_words import key_id
@@ -27,7 +29,7 @@ EXPECTED: dict[tuple[str, str], frozenset[Role]] = {
     ("GET", "/v1/jouleway/queues"): SEES,
     ("GET", "/v1/jouleway/budgets"): ALL,
     ("GET", "/v1/jouleway/balance"): ALL,
-    ("GET", "/v1/jouleway/receipts/{request}"): ALL,
+    ("GET", "/v1/jouleway/receipts/{request}"): SEES,
     ("GET", "/v1/jouleway/checkpoint"): ALL,
     ("GET", "/v1/jouleway/usage"): ALL,
     ("GET", "/v1/jouleway/models"): ALL,
@@ -177,3 +179,46 @@ async def test_the_house_key_cannot_be_taken_away(office: Office) -> None:
     for deed in ("rotate", "revoke"):
         asked = await put(office, ("POST", f"{ADMIN}/admin-keys/{{key}}/{deed}"), "admin", key=HOUSE_ID)
         assert (409, "owned_by_file") == (asked.status, asked.error()["code"])
+
+
+# -- what is shown to those who bill
+
+
+async def shown(office: Office, path: str, caller: str) -> Any:
+    asked = await ask(office.admin, path, key=CALLERS[caller]).finished()
+    assert 200 == asked.status, asked.body
+    return asked.json()
+
+
+async def test_whoever_bills_sees_neither_machines_nor_budgets_of_keys(office: Office) -> None:
+    """On the routes that all roles have; nothing else is missing from them."""
+    near = [
+        BudgetSnapshot(level=level, measure="tokens", window="1h", limit=1, used=1, held=0, left=0, resets_unix_s=None)
+        for level in ("tenant acme", f"key {A}", "project acme/search", "task acme/keys")
+    ]
+    snapshot = replace(office.dispatcher.snapshot(), budgets_near_limit=tuple(near))
+    office.dispatcher.snapshot = lambda: snapshot
+    for level, name in (("key", A), ("tenant", "acme")):
+        body = {"level": level, "name": name, "budgets": [{"tokens": 1, "per": "1h"}]}
+        assert (
+            200
+            == (await ask(office.admin, f"{ADMIN}/budgets", body, method="PUT", key=CALLERS["admin"]).finished()).status
+        )
+    for caller in ROLE_OF:
+        is_operator = caller != "billing"
+        balance, budgets, set_ones = [
+            await shown(office, path, caller)
+            for path in ("/v1/jouleway/balance", "/v1/jouleway/budgets", f"{ADMIN}/budgets")
+        ]
+        assert (is_operator, {"balance", "tenants"}) == ("workers" in balance, balance.keys() - {"workers"})
+        assert (4 if is_operator else 3, {"budgets", "held", "excess"}) == (len(budgets["budgets"]), budgets.keys())
+        assert is_operator == any(row["level"] == "key" for row in set_ones["data"])
+        assert is_operator == (A in repr((balance, budgets, set_ones)))
+
+
+async def test_whoever_bills_asks_for_no_keys_budgets(office: Office) -> None:
+    """Known or not; those of others it gets."""
+    for name, caller, status in ((A, "billing", 403), ("key-0000000000", "billing", 403), (A, "read", 200)):
+        path = f"{ADMIN}/budgets?level=key&name={name}"
+        assert status == (await ask(office.admin, path, key=CALLERS[caller]).finished()).status
+    await shown(office, f"{ADMIN}/budgets?level=tenant&name=acme", "billing")

@@ -3,15 +3,17 @@
 import asyncio
 import json
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.outcomes import MAX_OUTCOMES, Facts, Tally, Verdict
 from scheduler.api import outcomes
-from scheduler.api.access import Hosts
+from scheduler.api.access import Caller, Hosts, unauthorized
 from scheduler.api.app import RelayApp
 from scheduler.api.errors import ApiError
 from scheduler.api.limits import RelayLimits
@@ -23,9 +25,10 @@ from tests.local_link import KEYS, caller_keys
 from tests.outcome_log import MemoryOutcomes
 from tests.usage_rows import caller
 
-REQUESTS = {f"req-{tenant}": Facts(tenant=tenant, model="m", bucket_us=60_000_000) for tenant in KEYS}
+IDS = {name: f"req-{name:x>26}" for name in (*KEYS, "none")}
+REQUESTS = {IDS[tenant]: Facts(tenant=tenant, model="m", bucket_us=60_000_000) for tenant in KEYS}
 TASKS = {("alpha", "nightly"): Facts(tenant="alpha", task="nightly", model="n", requests=12)}
-GOOD = {"request_id": "req-alpha", "accepted": True}
+GOOD = {"request_id": IDS["alpha"], "accepted": True}
 CANARY = "CANARY-of-a-prompt"
 
 
@@ -59,11 +62,11 @@ async def test_an_outcome_is_kept_and_told() -> None:
     kept = log()
     asked = await post(kept, {**GOOD, "score": 0.25, "label": "wrong-tone"})
     (outcome,) = kept.rows
-    expected = Verdict(request_id="req-alpha", accepted=True, score_ppm=250_000, label="wrong-tone")
-    assert (expected, REQUESTS["req-alpha"], 1_000_500_000) == (outcome.verdict, outcome.facts, outcome.at_us)
+    expected = Verdict(request_id=IDS["alpha"], accepted=True, score_ppm=250_000, label="wrong-tone")
+    assert (expected, REQUESTS[IDS["alpha"]], 1_000_500_000) == (outcome.verdict, outcome.facts, outcome.at_us)
     assert (200, "no-store") == (asked.status, asked.headers["cache-control"])
     assert {
-        "object": "jouleway.outcome", "id": outcome.outcome_id, "request_id": "req-alpha", "task": None,
+        "object": "jouleway.outcome", "id": outcome.outcome_id, "request_id": IDS["alpha"], "task": None,
         "accepted": True, "score": 0.25, "label": "wrong-tone", "created_unix_s": 1_000, "replaces": None,
         "is_new": True,
     } == asked.json()  # fmt: skip
@@ -99,7 +102,7 @@ async def test_an_id_stands_for_one_verdict() -> None:
     kept = log()
     await post(kept, {**GOOD, "id": "a"})
     assert (422, "outcome_id_reused", "id") == await refused(kept, {**GOOD, "accepted": False, "id": "a"})
-    other = await post(kept, {"request_id": "req-beta", "accepted": False, "id": "a"}, tenant="beta")
+    other = await post(kept, {"request_id": IDS["beta"], "accepted": False, "id": "a"}, tenant="beta")
     assert (200, 2) == (other.status, len(kept.rows))
 
 
@@ -127,7 +130,7 @@ async def test_one_outcome_that_comes_many_times_at_once_is_kept_once() -> None:
 async def test_not_yours_and_not_there_are_one_answer() -> None:
     """Byte for byte, after one look-up each; nothing is kept."""
     kept = log()
-    bodies = [{**GOOD, "request_id": request_id} for request_id in ("req-beta", "req-none")]
+    bodies = [{**GOOD, "request_id": request_id} for request_id in (IDS["beta"], IDS["none"])]
     bodies += [{"task": "nightly", "accepted": True}, {"task": "none", "accepted": True}]
     foreign, unknown, foreign_task, unknown_task = [
         await post(kept, body, tenant=tenant)
@@ -138,11 +141,21 @@ async def test_not_yours_and_not_there_are_one_answer() -> None:
     assert ([], 4) == (kept.rows, kept.num_looked_up)
 
 
+@pytest.mark.parametrize("name", ["req", "r", IDS["alpha"][:-1], IDS["alpha"] + "-1", IDS["alpha"].upper()])
+async def test_what_can_be_no_requests_id_is_not_there(name: str) -> None:
+    """The beginning of one, or an attempt's: nothing is read for it, and the words are those of any other."""
+    kept = log()
+    kept.requests[name] = REQUESTS[IDS["alpha"]]
+    unknown = await post(kept, {**GOOD, "request_id": IDS["none"]})
+    asked = await post(kept, {**GOOD, "request_id": name})
+    assert (404, unknown.body, 1, []) == (asked.status, asked.body, kept.num_looked_up, kept.rows)
+
+
 @given(
     posts=st.lists(
         st.tuples(
             st.sampled_from(sorted(KEYS)),
-            st.sampled_from((*REQUESTS, "req-none")),
+            st.sampled_from((*REQUESTS, IDS["none"])),
             st.booleans(),
             st.sampled_from("ab"),
         ),
@@ -158,12 +171,12 @@ def test_no_post_reaches_anothers_request(posts: list[tuple[str, str, bool, str]
         for tenant, request_id, accepted, given_id in posts:
             body = json.dumps({"request_id": request_id, "accepted": accepted, "id": given_id}).encode()
             try:
-                told = json.loads(await desk.take(body, caller(tenant)))
+                told = json.loads(await desk.take(body, lambda tenant=tenant: caller(tenant)))
             except ApiError as error:
                 told = {"request_id": request_id, "status": error.status}
-            is_own = request_id == f"req-{tenant}"
+            is_own = request_id == IDS[tenant]
             assert (request_id, True) == (told["request_id"], told.get("status") in ((None, 422) if is_own else (404,)))
-        assert all(row.verdict.request_id == f"req-{row.facts.tenant}" for row in kept.rows)
+        assert all(row.verdict.request_id == IDS[row.facts.tenant] for row in kept.rows)
 
     asyncio.run(run())
 
@@ -205,17 +218,19 @@ async def test_open_posts_are_bounded() -> None:
     kept.may_commit.clear()
     desk = OutcomeDesk(kept)
     body = json.dumps(GOOD).encode()
-    waiting = [asyncio.create_task(desk.take(body, caller("alpha"))) for _ in range(outcomes.MAX_OPEN_PER_TENANT)]
+    waiting = [
+        asyncio.create_task(desk.take(body, lambda: caller("alpha"))) for _ in range(outcomes.MAX_OPEN_PER_TENANT)
+    ]
     await asyncio.sleep(0)
     with pytest.raises(ApiError) as caught:
-        await desk.take(body, caller("alpha"))
+        await desk.take(body, lambda: caller("alpha"))
     assert (503, "outcomes_busy", 1) == (caught.value.status, caught.value.code, caught.value.retry_after_s)
-    other = json.dumps({"request_id": "req-beta", "accepted": True}).encode()
-    waiting.append(asyncio.create_task(desk.take(other, caller("beta"))))
+    other = json.dumps({"request_id": IDS["beta"], "accepted": True}).encode()
+    waiting.append(asyncio.create_task(desk.take(other, lambda: caller("beta"))))
     await asyncio.sleep(0)
     kept.may_commit.set()
     await asyncio.gather(*waiting)
-    await desk.take(body, caller("alpha"))
+    await desk.take(body, lambda: caller("alpha"))
 
 
 async def test_a_disk_that_fails_is_no_answer() -> None:
@@ -229,8 +244,41 @@ async def test_a_disk_that_fails_is_no_answer() -> None:
     desk = OutcomeDesk(kept)
     for _ in range(outcomes.MAX_OPEN_PER_TENANT + 1):
         with pytest.raises(OSError, match="disk full"):
-            await desk.take(json.dumps(GOOD).encode(), caller("alpha"))
+            await desk.take(json.dumps(GOOD).encode(), lambda: caller("alpha"))
     assert 1 == len(kept.rows)
+
+
+async def test_a_ledger_that_is_away_is_said_without_its_words() -> None:
+    """Whether it cannot be read or not be written; the sender posts again, with the same id."""
+
+    def unreadable(request_id: str) -> Facts | None:
+        raise LedgerError("postgresql://CANARY: connection refused")
+
+    async def unwritable() -> None:
+        raise LedgerError("postgresql://CANARY: connection refused")
+
+    for name, failing in (("find", unreadable), ("commit", unwritable)):
+        kept = log()
+        setattr(kept, name, failing)
+        asked = await post(kept, GOOD)
+        assert (503, "ledger_unavailable", "5") == (asked.status, asked.error()["code"], asked.headers["retry-after"])
+        assert b"CANARY" not in asked.body
+
+
+async def test_a_key_that_is_taken_away_while_its_request_is_looked_up_books_nothing() -> None:
+    """Or belongs to somebody else meanwhile."""
+    for later in (None, "beta"):
+        kept, looks = log(), iter(["alpha", "alpha", later])
+
+        def now(looks: Iterator[str | None] = looks) -> Caller:
+            tenant = next(looks)
+            if tenant is None:
+                raise unauthorized("Incorrect API key provided.")
+            return caller(tenant)
+
+        with pytest.raises(ApiError) as caught:
+            await OutcomeDesk(kept).take(json.dumps(GOOD).encode(), now)
+        assert (401 if later is None else 404, []) == (caught.value.status, kept.rows)
 
 
 # -- bad input

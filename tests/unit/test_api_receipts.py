@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from scheduler.accounting.errors import LedgerError
-from scheduler.accounting.receipts import Receipt, check_receipt, make_receipt
+from scheduler.accounting.receipts import OfAnotherTenant, Receipt, check_receipt, make_receipt
 from scheduler.api.errors import ApiError
+from scheduler.api.places import proof_places
 from scheduler.api.receipts import RECEIPTS_PREFIX, Receipts, receipt_body
 from tests.ledger_words import STATEMENT, charge_of, hold_of, living, request_id
 from tests.scripted_link import posting_of
@@ -23,6 +24,7 @@ class Counting:
     def __init__(self, folder: Path) -> None:
         self.num_asked = 0
         self.made: dict[tuple[str, str | None], Receipt | None] = {}
+        self.foreign = {(FOREIGN, "alpha")}
         with living(f"sqlite:///{folder / 'ledger.db'}") as life:
             for name, tenant in ((OWN, "alpha"), (FOREIGN, "beta")):
                 life.settlement.hold(hold_of(name, tenant=tenant))
@@ -31,10 +33,13 @@ class Counting:
             life.commit()
             for name in (OWN, FOREIGN, UNKNOWN):
                 for tenant in ("alpha", None):
-                    self.made[name, tenant] = make_receipt(life.ledger, name, statement=STATEMENT, tenant=tenant)
+                    if (name, tenant) not in self.foreign:
+                        self.made[name, tenant] = make_receipt(life.ledger, name, statement=STATEMENT, tenant=tenant)
 
     def __call__(self, request_id: str, tenant: str | None) -> Receipt | None:
         self.num_asked += 1
+        if (request_id, tenant) in self.foreign:
+            raise OfAnotherTenant
         return self.made[request_id, tenant]
 
 
@@ -45,14 +50,14 @@ def receipts(tmp_path: Path) -> Counting:
 
 async def refusal(receipts: Receipts | None, name: str, *, tenant: str | None = "alpha") -> ApiError:
     with pytest.raises(ApiError) as caught:
-        await receipt_body(receipts, name, tenant=tenant)
+        await receipt_body(receipts, name, places=proof_places(), tenant=tenant)
     return caught.value
 
 
 async def test_ones_own_is_whole(receipts: Counting) -> None:
     """As JSON that checks out; the operator gets everybody's."""
     for name, tenant in ((OWN, "alpha"), (OWN, None), (FOREIGN, None)):
-        body = await receipt_body(receipts, name, tenant=tenant)
+        body = await receipt_body(receipts, name, places=proof_places(), tenant=tenant)
         receipt = msgspec.json.decode(body, type=Receipt)
         check_receipt(receipt)
         assert (name, True) == (receipt.request_id, receipt.is_final)
@@ -62,6 +67,7 @@ async def test_ones_own_is_whole(receipts: Counting) -> None:
 async def test_what_is_foreign_is_not_told_from_what_never_was(receipts: Counting) -> None:
     """Status, code and every word are the same, whatever was asked for; an id that is none asks no database."""
     foreign, unknown = [await refusal(receipts, name) for name in (FOREIGN, UNKNOWN)]
+    assert [True, False] == [error.is_denial() for error in (foreign, unknown)]
     assert 2 == receipts.num_asked
     others = [
         await refusal(receipts, name)
@@ -95,6 +101,6 @@ async def test_another_tenants_name_is_no_way_in(receipts: Counting) -> None:
 
         return noted
 
-    await receipt_body(noting(receipts), OWN, tenant="alpha")
+    await receipt_body(noting(receipts), OWN, places=proof_places(), tenant="alpha")
     assert [(OWN, "alpha")] == seen
     assert RECEIPTS_PREFIX.endswith("/receipts/")

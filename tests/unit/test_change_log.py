@@ -23,3 +23,11 @@ async def test_the_oldest_are_forgotten() -> None:
     for change in changed(*(tenant(name) for name in "abc")):
         log.append(change)
     assert [3, 2] == [row.number for row in await log.page(before=None, limit=10)]
+
+
+async def test_what_was_appended_is_held() -> None:
+    """By its id."""
+    log = MemoryChangeLog()
+    for change in changed(tenant("a")):
+        log.append(change)
+    assert [True, False] == [await log.holds(each) for each in ("chg-0", "chg-1")]

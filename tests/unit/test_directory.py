@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.accounting import changes, directory
+from scheduler.accounting import changes, directory, known_changes
 from scheduler.accounting.changes import Change, Deed, KeyTerms, Owner, Role, TenantTerms
 from scheduler.accounting.directory import Directory
 from scheduler.accounting.directory_values import ChangeRefused, Refusal
@@ -317,10 +317,14 @@ def test_dead_keys_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ids_of_changes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest is forgotten first."""
-    monkeypatch.setattr(directory, "MAX_KNOWN_CHANGES", 3)
+    """The oldest is forgotten first; then nobody is sure of what is not there."""
+    monkeypatch.setattr(known_changes, "MAX_KNOWN_CHANGES", 3)
+    assert not directory_of(TWO_TENANTS[:3]).known.may_have_forgotten("chg-new")
     standing = directory_of(TWO_TENANTS)
     assert [False, True] == [standing.knows("chg-2"), standing.knows("chg-3")]
+    assert [True, False] == [standing.known.may_have_forgotten(each) for each in ("chg-2", "chg-3")]
+    standing.known.add("chg-2")
+    assert [True, False] == [standing.knows("chg-2"), standing.knows("chg-3")]
 
 
 # -- any sequence

@@ -68,6 +68,28 @@ def test_a_created_key_can_be_piped(plane: Plane) -> None:
     assert ("acme", True) == (made["tenant"], made["key"].startswith("jw-"))
 
 
+def test_a_change_that_the_ledger_does_not_take_in_time_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under the same Idempotency-Key, another one for each command; what reads has none."""
+    refusal = {"error": {"message": "not in time", "type": "server_error", "param": None, "code": "not_committed"}}
+    busy = Told(status=503, body=refusal, headers={"retry-after": "0"})
+    answers = [busy, Told(status=201, body={"name": "a"}), busy, busy, Told(body={"data": [], "has_more": False})]
+    seen: list[Asked] = []
+    monkeypatch.setenv(ADMIN_KEY_VARIABLE, HOUSE_KEY)
+    with serving(lambda asked: answers.pop(0), seen=seen) as url:
+        codes = []
+        for words in (["tenants", "create", "a"], ["tenants", "create", "a"], ["tenants", "list"]):
+            with pytest.raises(SystemExit) as left:
+                cli.main([*words, "--url", url])
+            codes.append(left.value.code or 0)
+    assert [ExitCode.OK, ExitCode.UNAVAILABLE, ExitCode.OK] == codes
+    assert "jouleway audit" in capsys.readouterr().err
+    first, again, second, last, listed = [asked.headers.get("idempotency-key") for asked in seen]
+    assert (first, second, None) == (again, last, listed)
+    assert len({first, second, None}) == 3
+
+
 def test_a_keys_life(plane: Plane) -> None:
     """Rotated, set, moved, revoked, listed."""
     code, out, err = plane.run("keys", "rotate", A, "--overlap-s", "60")

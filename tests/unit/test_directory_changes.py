@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from scheduler.accounting import known_changes
 from scheduler.accounting.change_log import MAX_PAGE
 from scheduler.accounting.changes import AdminKeyRevoked
 from scheduler.api.directory_changes import limit_of, page_of
@@ -98,6 +99,57 @@ async def test_a_ledger_that_does_not_commit_is_a_503_that_may_be_asked_again() 
     assert (201, "1") == (asked.status, asked.headers["x-jouleway-replayed"])
 
 
+@pytest.mark.parametrize(("method", "path", "body"), CHANGES, ids=lambda value: str(value)[:30])
+async def test_a_change_that_may_have_been_made_long_ago_waits_unless_it_takes_away(
+    method: str, path: str, body: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can say whether it was: only what takes a whole key or tenant away may happen twice."""
+    monkeypatch.setattr(known_changes, "MAX_KNOWN_CHANGES", 1)
+    ledger = Ledger()
+    office = Office(log=ledger)
+    office.tenancy.directory.known.add("chg-newest")
+    ledger.holds_error = OSError("away")
+    state = office.tenancy.directory.state()
+    asked = await office.asked(method, path, body, headers={"idempotency-key": "once"})
+    if path.endswith("/revoke") or (path == "/tenants/acme" and method == "DELETE"):
+        assert (200, 1) == (asked.status, len(await office.rows()))
+    else:
+        assert (503, "ledger_unavailable", "5") == (asked.status, asked.error()["code"], asked.headers["retry-after"])
+        assert (state, ["asked"]) == (office.tenancy.directory.state(), ledger.events)
+
+
+async def test_the_log_is_asked_for_keyed_changes_alone_and_only_where_some_were_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading asks nothing either."""
+    ledger = Ledger()
+    office = Office(log=ledger)
+    headers = {"idempotency-key": "once"}
+    await office.asked("PATCH", "/tenants/acme", {"weight": 2}, headers=headers)
+    monkeypatch.setattr(known_changes, "MAX_KNOWN_CHANGES", 1)
+    await office.asked("PATCH", "/tenants/acme", {"weight": 3})
+    await office.asked("GET", "/tenants", headers=headers)
+    assert "asked" not in ledger.events
+    await office.asked("PATCH", "/tenants/acme", {"weight": 4}, headers=headers)
+    assert "asked" in ledger.events
+
+
+async def test_a_key_that_is_asked_for_again_is_in_effect_then() -> None:
+    """It cannot be shown, but what the question did is no secret."""
+    ledger = Ledger()
+    office = Office(log=ledger)
+    headers, body = {"idempotency-key": "once"}, {"overlap_s": 60}
+    ledger.error = OSError("disk full")
+    assert 503 == (await office.asked("POST", f"/keys/{A}/rotate", body, headers=headers)).status
+    published = office.published
+    assert 503 == (await office.asked("POST", f"/keys/{A}/rotate", body, headers=headers)).status
+    ledger.error = None
+    asked = await office.asked("POST", f"/keys/{A}/rotate", body, headers=headers)
+    assert (409, "already_made") == (asked.status, asked.error()["code"])
+    assert published < office.published
+    await office.tenancy.stop()
+
+
 async def test_no_key_is_shown_that_may_not_be_durable() -> None:
     """Whoever cannot be told gets another one."""
     ledger = Ledger()
@@ -105,6 +157,7 @@ async def test_no_key_is_shown_that_may_not_be_durable() -> None:
     ledger.error = OSError("disk full")
     asked = await office.asked("POST", "/tenants/acme/keys", {})
     assert (503, True) == (asked.status, b"jw-" not in asked.body)
+    await office.tenancy.stop()
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from scheduler.accounting.change_log import Logged
+from scheduler.accounting.errors import LedgerError
 from scheduler.api.directory import all_budgets, budgets_of
-from tests.directory_office import Office, directory_of_everybody
+from tests.directory_office import Ledger, Office, directory_of_everybody
 from tests.directory_words import key_id, tokens
 
 A = key_id("secret-a")
@@ -109,3 +111,15 @@ async def test_the_audit_log_is_paged_backwards() -> None:
     assert ([], None) == (empty["data"], empty["last"])
     for before in ("x", "-1", "", "9" * 30):
         assert 400 == (await office.asked("GET", f"/audit?before={before}")).status
+
+
+async def test_an_audit_log_that_cannot_be_read_is_said_without_the_ledgers_words() -> None:
+    """Come again."""
+
+    class Away(Ledger):
+        async def page(self, *, before: int | None, limit: int) -> list[Logged]:
+            raise LedgerError("postgresql://CANARY: connection refused")
+
+    asked = await Office(log=Away()).asked("GET", "/audit")
+    assert (503, "ledger_unavailable", "5") == (asked.status, asked.error()["code"], asked.headers["retry-after"])
+    assert b"CANARY" not in asked.body

@@ -217,6 +217,18 @@ def test_the_next_process_passes_over_what_was_delivered(desk: Desk) -> None:
     assert ([0, 1, 2], 0) == (desk.stored, desk.spool.num_rows)
 
 
+def test_what_the_ledger_has_after_all_does_not_stay_in_the_file(desk: Desk) -> None:
+    """A commit whose answer was lost, then a kill; what is kept later begins a file of its own."""
+    desk.ledger.loses_answers = True
+    desk.spool.write([row(0), row(1)], None)
+    desk.reopen()
+    desk.spool.write([row(2)], None)
+    desk.ledger.is_away = True
+    desk.spool.write([row(3)], None)
+    desk.reopen()
+    assert (0, 4) == (desk.spool.num_rows, desk.ledger.size)
+
+
 def test_a_line_that_a_crash_tore_never_counted(desk: Desk) -> None:
     """At every byte; what follows it is written over."""
     desk.ledger.is_away = True

@@ -12,7 +12,7 @@ from scheduler.accounting.directory import Directory
 from scheduler.accounting.directory_values import ChangeRefused
 from scheduler.tenancy import NotCommitted, Tenancy, new_change_id
 from tests.asgi_client import ask
-from tests.directory_office import CALLERS, HOUSE_ID, NOW_S, Ledger, Office
+from tests.directory_office import CALLERS, FOREIGN_ID, HOUSE_ID, NOW_S, Ledger, Office
 from tests.directory_words import TWO_TENANTS, WHO, changed, key, key_id, sha256, tenant
 
 A, B = key_id("secret-a"), key_id("secret-b")
@@ -51,6 +51,8 @@ async def test_a_change_is_in_effect_once_it_is_durable() -> None:
         changes.KeyRevoked(key_id=A),
         changes.AdminKeyRevoked(key_id=key_id("secret-r", "adm-")),
         changes.TenantClosed(name="acme"),
+        changes.KeyRotated(key_id=A, sha256=sha256("next"), overlap_s=0),
+        changes.AdminKeyRotated(key_id=key_id("secret-r", "adm-"), sha256=sha256("next"), overlap_s=0),
     ],
 )
 async def test_what_takes_away_does_not_wait_for_the_disk(deed: Deed) -> None:
@@ -93,6 +95,55 @@ async def test_a_ledger_that_does_not_commit_is_said_and_the_change_waits() -> N
     ledger.error = None
     assert not await make(tenancy, tenant("new"))
     assert ["tenant_created", "commit", "publish"] == ledger.events
+
+
+async def test_a_rotation_with_an_overlap_waits_for_the_disk() -> None:
+    """The secret before is valid meanwhile."""
+    ledger = Ledger()
+    ledger.may_commit.clear()
+    making = asyncio.create_task(
+        make(tenancy_of(ledger), changes.KeyRotated(key_id=A, sha256=sha256("next"), overlap_s=9))
+    )
+    await asyncio.sleep(0)
+    assert "publish" not in ledger.events
+    ledger.may_commit.set()
+    await making
+
+
+@pytest.mark.parametrize("way", ["failed", "late", "left"])
+async def test_a_change_that_is_durable_late_is_in_effect_then(way: str) -> None:
+    """Nobody asks again: the commit failed, took too long, or whoever asked left."""
+    ledger = Ledger()
+    tenancy = tenancy_of(ledger, retry_s=0.001, commit_timeout_s=0.01 if way == "late" else 9)
+    if way == "failed":
+        ledger.error = OSError("disk full")
+    else:
+        ledger.may_commit.clear()
+    making = asyncio.create_task(make(tenancy, tenant("new")))
+    await asyncio.sleep(0.005)
+    if way == "left":
+        making.cancel()
+    with pytest.raises((NotCommitted, asyncio.CancelledError)):
+        await making
+    assert ["tenant_created"] == ledger.events
+    await asyncio.sleep(0.01)
+    ledger.error = None
+    ledger.may_commit.set()
+    assert tenancy._late is not None
+    await tenancy._late
+    assert ["tenant_created", "commit", "publish"] == ledger.events
+
+
+async def test_a_stop_waits_for_no_commit() -> None:
+    """The next start finds what became durable."""
+    ledger = Ledger()
+    tenancy = tenancy_of(ledger)
+    await tenancy.stop()
+    ledger.error = OSError("disk full")
+    with pytest.raises(NotCommitted):
+        await make(tenancy, tenant("new"))
+    await asyncio.wait_for(tenancy.stop(), 1)
+    assert "publish" not in ledger.events
 
 
 async def test_the_wait_for_a_commit_has_an_end() -> None:
@@ -178,6 +229,38 @@ async def test_a_revoked_key_is_closed_after_the_answer_and_others_stay_open() -
     assert [False, True] == [await office.opens("secret-a"), await office.opens("secret-b")]
 
 
+@pytest.mark.parametrize(
+    ("path", "start"),
+    [
+        ("/v1/completions", b'{"model": "m", "prompt": "x"'),
+        ("/v1/jouleway/what-if", b'{"url": "/v1/completions", "body": {"model": "m", "prompt": "x"}'),
+        ("/v1/jouleway/outcomes", b'{"task": "nightly", "accepted": true'),
+    ],
+)
+async def test_a_key_that_is_revoked_while_a_body_is_held_open_opens_nothing(path: str, start: bytes) -> None:
+    """It was good when the headers came."""
+    office = Office()
+    held = ask(office.relay, path, start, key="secret-a", ends=False)
+    await asyncio.sleep(0)
+    assert 200 == (await office.asked("POST", f"/keys/{A}/revoke")).status
+    held.send_last(b"}")
+    await held.finished()
+    assert (401, "invalid_api_key") == (held.status, held.error()["code"])
+    assert [] == office.dispatcher.submissions + office.dispatcher.asked
+
+
+async def test_an_admin_key_that_is_revoked_while_its_body_is_held_open_changes_nothing() -> None:
+    """Before as after it."""
+    office = Office()
+    own = key_id("secret-admin", "adm-")
+    held = ask(office.admin, "/v1/jouleway/admin/tenants", b'{"name": "new"', key="secret-admin", ends=False)
+    await asyncio.sleep(0)
+    assert 200 == (await office.asked("POST", f"/admin-keys/{own}/revoke")).status
+    held.send_last(b"}")
+    await held.finished()
+    assert (401, False) == (held.status, "new" in office.tenancy.directory.tenants)
+
+
 async def test_denied_accesses_leave_rows_that_say_whose_key_it_was(caplog: pytest.LogCaptureFixture) -> None:
     """On both listeners; neither a key nor a path as it was asked is written down."""
     caplog.set_level(logging.DEBUG)
@@ -200,6 +283,31 @@ async def test_denied_accesses_leave_rows_that_say_whose_key_it_was(caplog: pyte
     assert ("server /v1/models/…", "10.0.0.9") == (rows[-1]["target"], rows[-1]["values"]["source"])
     written = repr(rows) + caplog.text
     assert [] == [word for word in ("CANARY", *CALLERS.values()) if word is not None and word in written]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/jouleway/receipts/{}", None),
+        ("/v1/jouleway/requests/{}", None),
+        ("/v1/jouleway/outcomes", {"request_id": "{}", "accepted": True}),
+    ],
+)
+async def test_whoever_tries_anothers_request_is_in_the_audit_log(path: str, body: dict[str, Any] | None) -> None:
+    """Though its answer is that of a request that never was, which is in no log; nor is one's own."""
+    office = Office()
+    office.dispatcher.stories = {FOREIGN_ID: {"tenant": "other"}}
+    answers = []
+    for secret, name in (("secret-a", FOREIGN_ID), ("secret-a", "req-" + "n" * 26), ("secret-b", FOREIGN_ID)):
+        asked_body = None if body is None else {**body, "request_id": name}
+        asked = await ask(office.relay, path.format(name), asked_body, key=secret).finished()
+        answers.append((asked.status, asked.body, asked.headers.keys()))
+    assert (404, answers[0]) == (answers[0][0], answers[1])
+    (row,) = await office.rows()
+    assert ("tenant", A, 404, "request_not_found") == (
+        row["who"]["role"], row["who"]["key_id"], row["values"]["status"], row["values"]["code"],
+    )  # fmt: skip
+    assert FOREIGN_ID not in repr(row)
 
 
 async def test_a_flood_of_denials_is_bounded_and_counted() -> None:

@@ -36,9 +36,8 @@ def upgrade() -> None:
         sa.Column("leaf", HASH, nullable=False),
     )
     op.create_index("rows_by_id", "rows", ["row_id", "kind"], unique=True)
-    for kind, name in (("change", "rows_of_changes"), ("daily", "rows_of_compactions")):
-        is_of = sa.text(f"kind = '{kind}'")
-        op.create_index(name, "rows", ["seq"], sqlite_where=is_of, postgresql_where=is_of)
+    is_change = sa.text("kind = 'change'")
+    op.create_index("rows_of_changes", "rows", ["seq"], sqlite_where=is_change, postgresql_where=is_change)
     op.create_table(
         "nodes",
         sa.Column("level", sa.Integer, primary_key=True, autoincrement=False),
