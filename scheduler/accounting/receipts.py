@@ -6,14 +6,17 @@ has salted digests, which only who has the text can confirm.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 from typing import Any, Protocol
 
 import msgspec
 
 from scheduler.accounting.checkpoints import PublicKey, base64_of, bytes_of
 from scheduler.accounting.merkle import inclusion_proof, leaf_hash, root_of_inclusion
-from scheduler.accounting.rows import OPERATOR, Charge, Energy, Hold, Row, decode
+from scheduler.accounting.postings import hold_legs, void_legs
+from scheduler.accounting.row_checks import NO_HOLD, fault_of_charge, fault_of_energy, legs_of_charge, legs_of_energy
+from scheduler.accounting.rows import OPERATOR, Charge, Energy, Hold, Row, Void, decode
+from workers.digests import ASKED_FIELDS, canonical_json, digest_of
 
 FORMAT = "jouleway-receipt/1"
 MAX_RECEIPT_BYTES = 1 << 20
@@ -57,9 +60,13 @@ class OfAnotherTenant(Exception):
 
 
 def make_receipt(source: Source, request_id: str, *, statement: str, tenant: str | None = None) -> Receipt | None:
-    """Of everything durable; None where nothing is known of the request. Raises: OfAnotherTenant."""
-    stored = [each for each in source.of_request(request_id) if each[3] is not None]
-    rows = [decode(each[3] or "") for each in stored]
+    """Of everything durable; None where nothing is known of the request, or only a part any more (compacted): it could
+    not be checked. Raises: OfAnotherTenant.
+    """
+    stored = source.of_request(request_id)
+    if any(body is None for _, _, _, body, _ in stored):
+        return None
+    rows = [decode(body or "") for _, _, _, body, _ in stored]
     owner = next((row.tenant for row in rows if isinstance(row, Hold | Charge)), None)
     if owner is None:
         return None
@@ -109,10 +116,38 @@ def check_receipt(receipt: Receipt, *, key: PublicKey | None = None) -> None:
         rows.append(row)
     if not any(isinstance(row, Hold | Charge) for row in rows):
         raise ValueError("it has neither a hold nor a charge")
+    _check_amounts(rows)
     if receipt.is_final and not _is_final(rows):
         raise ValueError("it says that it is final, and energy of an attempt is missing")
     if msgspec.to_builtins(receipt.summary) != msgspec.to_builtins(summary_of(rows)):
         raise ValueError("its summary is not what its rows say")
+
+
+def _check_amounts(rows: list[Row]) -> None:
+    """Each row is what the rows before it make of it, as ``verify`` has it of the whole ledger. Raises: ValueError."""
+    hold: Hold | None = None
+    charges: dict[str, Charge] = {}
+    for row in rows:
+        words, legs = "", row.legs
+        match row:
+            case Hold():
+                hold, legs = row, hold_legs(row)
+            case Void() if hold is not None:
+                legs = void_legs(hold)
+                hold = None
+            case Void():
+                words = "gives back a hold that is not there"
+            case Charge():
+                charges[row.attempt_id] = row
+                words, legs = fault_of_charge(row, hold), legs_of_charge(row, hold)
+                if row.account != OPERATOR:
+                    words, hold = words or ("" if hold else NO_HOLD), None
+            case Energy():
+                charge = charges.get(row.attempt_id)
+                words = fault_of_energy(row, OPERATOR if charge is None else charge.account, charge)
+                legs = legs_of_energy(row)
+        if words or row.legs != legs:
+            raise ValueError(f"row {row.seq}: {words or 'moves something else than it says'}")
 
 
 def matches(receipt: Receipt, text: bytes) -> list[str]:
@@ -122,10 +157,27 @@ def matches(receipt: Receipt, text: bytes) -> list[str]:
         row = decode(proven.body)
         if not isinstance(row, Charge) or not row.salt:
             continue
-        digest = hashlib.sha256(bytes.fromhex(row.salt) + text).hexdigest()
+        salt = bytes.fromhex(row.salt)
+        digest = digest_of(salt, text)
         found += [f"output {n} of {row.attempt_id}" for n, each in enumerate(row.output_digests) if each == digest]
-        found += [f"input of {row.attempt_id}"] if digest == row.input_digest else []
+        if row.input_digest in (digest, *(digest_of(salt, each) for each in _asked_forms(text))):
+            found.append(f"input of {row.attempt_id}")
     return found
+
+
+def _asked_forms(text: bytes) -> list[bytes]:
+    """RFC 8785's form of what may have been asked with it: of the text as a prompt, of JSON as it is in a body, of a
+    whole body.
+    """
+    forms = []
+    with contextlib.suppress(ValueError, RecursionError, OverflowError):  # not UTF-8, no JSON, no number of JSON
+        forms.append(canonical_json(text.decode()))
+        asked = msgspec.json.decode(text)
+        forms.append(canonical_json(asked))
+        if isinstance(asked, dict):
+            what = next((asked[name] for name in ASKED_FIELDS if asked.get(name) is not None), None)
+            forms.append(canonical_json(what))
+    return forms
 
 
 def summary_of(rows: list[Row]) -> dict[str, Any]:

@@ -20,12 +20,23 @@ from scheduler.accounting.checkpoints import Checkpoint, PublicKey
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.ledger_reader import Reader, Stored
 from scheduler.accounting.merkle import LEAF_PREFIX, Tree
-from scheduler.accounting.postings import charge_legs, differences, energy_legs, hold_legs, void_legs, window_legs
+from scheduler.accounting.postings import differences, hold_legs, void_legs, window_legs
+from scheduler.accounting.row_checks import (
+    NO_HOLD,
+    fault_of_charge,
+    fault_of_energy,
+    is_late_energy,
+    is_return_to,
+    is_use_of,
+    legs_of_charge,
+    legs_of_energy,
+)
 from scheduler.accounting.rows import (
     BY_OPERATOR,
     DECODERS,
     OPERATOR,
     Charge,
+    Correction,
     Daily,
     Energy,
     Genesis,
@@ -35,7 +46,9 @@ from scheduler.accounting.rows import (
     Void,
     Window,
 )
-from scheduler.core.request import SpecialTokens
+
+CLOCK_US = 86_400_000_000
+"""By so much an arrival may be ahead of its rows' times: a clock may have been set back in between."""
 
 CHECKED_NODES = 256
 """Of the tree, compared at a time."""
@@ -97,10 +110,15 @@ class _Verification:
         self._nodes: list[tuple[int, int, bytes]] = []
         """Complete ones that were not compared yet."""
         self._holds: dict[str, Hold] = {}
-        self._unmeasured: dict[str, tuple[str, Charge | None]] = {}
-        """By attempt that was charged: who pays, and the charge where its price waits for what is measured."""
-        self._in_flight: dict[str, int] = {}
-        """By attempt: mJ that windows gave it."""
+        self._unmeasured: dict[str, tuple[str, Charge | None, bool]] = {}
+        """By attempt that was charged: who pays, the charge where its price waits for what is measured, and whether
+        all of its windows can be seen.
+        """
+        self._in_flight: dict[str, tuple[int, int]] = {}
+        """By attempt: mJ and GPU-µs that windows gave it."""
+        self._is_behind_blank = False
+        self._blank_until_us = -CLOCK_US
+        """No row without a text is younger."""
         self._blanks: list[list[int]] = []
         """Ranges of rows without their text."""
         self._compacted: list[Daily] = []
@@ -112,10 +130,11 @@ class _Verification:
             Charge: self._charge,
             Energy: self._energy,
             Window: self._window,
+            Correction: self._balanced,
             Daily: self._daily,
         }
         self._kinds: dict[str, tuple[Callable[[str], Row], Callable[[Any], list[Leg]]]] = {
-            kind: (decoder.decode, legs_of.get(decoder.type, self._balanced)) for kind, decoder in DECODERS.items()
+            kind: (decoder.decode, legs_of.get(decoder.type, _nothing)) for kind, decoder in DECODERS.items()
         }
         self.found = Verified(origin=self._end.origin, is_authenticated=key is not None)
 
@@ -171,6 +190,8 @@ class _Verification:
             if row.at_us < last_at_us:
                 raise Fault("is older than the one before", seq)
             last_at_us = row.at_us
+            if self._is_behind_blank:
+                self._is_behind_blank, self._blank_until_us = False, last_at_us
             if row.legs != legs_of(row):
                 raise Fault("moves something else than it says", seq)
         self._last_at_us = last_at_us
@@ -181,6 +202,7 @@ class _Verification:
         if body is not None or type(leaf) is not bytes:
             raise Fault("is damaged", seq)
         self.found.num_compacted += 1
+        self._is_behind_blank = True
         if self._blanks and self._blanks[-1][1] == seq:
             self._blanks[-1][1] = seq + 1
         else:
@@ -208,56 +230,50 @@ class _Verification:
 
     def _void(self, row: Void) -> list[Leg]:
         hold = self._holds.pop(row.request_id, None)
-        if hold is None and self._blanks:
+        if hold is None and self._blanks and is_return_to(row.tenant, row.legs):
             return self._balanced(row)  # its hold may be compacted
         if hold is None:
             raise Fault(f"gives back a hold that is not open: {row.request_id}", row.seq)
         return void_legs(hold)
 
     def _charge(self, row: Charge) -> list[Leg]:
-        self._unmeasured[row.attempt_id] = row.account, None if row.rates.plus is None else row
-        if row.payer is BY_OPERATOR:
-            if row.cost_nano:
-                raise Fault("lets the operator pay money to itself", row.seq)
-            return charge_legs(row, None)
-        hold = self._holds.pop(row.request_id, None)
-        if hold is not None and hold.rates != row.rates:
-            raise Fault("is charged at other rates than were pinned when it was admitted", row.seq)
-        if row.cost_nano != _price(row) + row.plus_nano:
-            raise Fault("costs something else than its rates say", row.seq)
-        if hold is None and self._blanks:
-            return self._balanced(row)
-        return charge_legs(row, hold)
+        is_whole = row.arrived_us > self._blank_until_us + CLOCK_US or not self._blanks
+        self._unmeasured[row.attempt_id] = row.account, None if row.rates.plus is None else row, is_whole
+        hold = None if row.payer is BY_OPERATOR else self._holds.pop(row.request_id, None)
+        if words := fault_of_charge(row, hold):
+            raise Fault(words, row.seq)
+        if hold is not None or row.payer is BY_OPERATOR:
+            return legs_of_charge(row, hold)
+        if is_whole or not is_use_of(row):
+            raise Fault(NO_HOLD, row.seq)
+        return self._balanced(row)
 
     def _energy(self, row: Energy) -> list[Leg]:
-        account, charge = self._unmeasured.pop(row.attempt_id, (OPERATOR, None))
-        energy_mj, cost_nano = self._in_flight.pop(row.attempt_id, 0), 0
-        if charge is not None:
-            cost_nano = charge.difference_nano(energy_mj=row.energy_mj, gpu_us=row.gpu_us)
-        if not self._blanks:  # else its charge and its windows may be compacted
-            if row.account != account:
-                raise Fault(f"is paid by {row.account}, and its charge by {account}", row.seq)
-            if row.energy_mj != energy_mj:
-                raise Fault(f"books {row.energy_mj} mJ, and windows gave it {energy_mj}", row.seq)
-            if row.cost_nano != cost_nano:
-                raise Fault("costs something else than what was measured", row.seq)
-        return energy_legs(
-            row.worker_id,
-            row.account,
-            energy_mj=row.energy_mj,
-            gpu_us=row.gpu_us,
-            carbon_ug=row.carbon_ug,
-            cost_nano=row.cost_nano,
-            currency=row.currency,
-        )
+        charged = self._unmeasured.pop(row.attempt_id, None)
+        given = self._in_flight.pop(row.attempt_id, (0, 0))
+        if charged is None and self._blanks:
+            return legs_of_energy(row)  # its charge and its windows may be compacted
+        account, charge, is_whole = charged or (OPERATOR, None, True)
+        if words := fault_of_energy(row, account, charge):
+            raise Fault(words, row.seq)
+        if is_whole and given != (row.energy_mj, row.gpu_us):
+            raise Fault(
+                f"books {row.energy_mj} mJ and {row.gpu_us} GPU-us, and windows gave it {given[0]} and {given[1]}",
+                row.seq,
+            )
+        return legs_of_energy(row)
 
     def _window(self, row: Window) -> list[Leg]:
         """Energy of attempts that were settled already follows to whoever paid them."""
         in_flight = self._in_flight
-        for attempt_id, energy_mj, _ in row.window.shares:
-            in_flight[attempt_id] = in_flight.get(attempt_id, 0) + energy_mj
+        for attempt_id, energy_mj, gpu_us in row.window.shares:
+            given = in_flight.get(attempt_id)
+            in_flight[attempt_id] = (energy_mj, gpu_us) if given is None else (given[0] + energy_mj, given[1] + gpu_us)
         legs = window_legs(row.worker_id, row.window, is_calibration=Accounts.is_calibration(row.window))
-        return legs + self._balanced(row)[len(legs) :]
+        late = self._balanced(row)[len(legs) :]
+        if late and not is_late_energy(row.worker_id, late):
+            raise Fault("moves something else than energy of the attempts it measured", row.seq)
+        return legs + late
 
     # -- the tree
 
@@ -341,19 +357,9 @@ class _Verification:
                 raise Fault(f"says that {each.num_rows} texts went, and {taken[each.from_seq]} did", each.seq)
 
 
-def _price(charge: Charge) -> int:
-    """Of its tokens, at its rates."""
-    return charge.rates.cost_nano(
-        input_tokens=charge.input_tokens,
-        cached_tokens=charge.cached_tokens,
-        output_tokens=charge.output_tokens,
-        special=SpecialTokens.of(
-            charge.input_tokens - charge.cached_tokens,
-            reasoning=charge.reasoning_tokens,
-            image=charge.image_tokens,
-            audio=charge.audio_tokens,
-        ),
-    )
+def _nothing(row: Row) -> list[Leg]:
+    """It says something and moves nothing."""
+    return []
 
 
 def _public_key(text: str) -> PublicKey:

@@ -6,6 +6,7 @@ Called by ``scheduler.cli``. It must never believe what it was sent: everything 
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import msgspec
@@ -26,13 +27,15 @@ def run(receipts: list[Path], *, key: str | None, url: str | None, config: Path 
     public_key, listener, sizes = read_public_key(key), own_listener(config, url), []
     for path in receipts:
         receipt = read_receipt(path)
+        growth: Growth | None = None
         try:
             check_receipt(receipt, key=public_key)
             signed_by = PublicKey.parse(receipt.public_key)
             old = signed_by.verify(receipt.checkpoint)
-            new = check_growth(_fetch(listener, old.size), old, key=signed_by)
+            growth = _fetch(listener, old.size)
+            new = check_growth(growth, old, key=signed_by)
         except ValueError as error:
-            raise CommandError(f"{path}: {error}", code=ExitCode.VERIFICATION, remedy="keep both checkpoints") from None
+            raise CommandError(f"{path}: {error}", code=ExitCode.VERIFICATION, remedy=_remedy(path, growth)) from None
         sizes.append((path, old.size, new.size))
     if as_json:
         told = [{"receipt": str(path), "rows_then": then, "rows_now": now} for path, then, now in sizes]
@@ -42,6 +45,18 @@ def run(receipts: list[Path], *, key: str | None, url: str | None, config: Path 
         if public_key is None:
             print_lines([NOT_AUTHENTICATED])
     return ExitCode.OK
+
+
+def _remedy(path: Path, growth: Growth | None) -> str:
+    """What was sent is the evidence, and nobody sends it twice."""
+    if growth is None:
+        return "keep the receipt"
+    kept = path.with_name(f"{path.stem}.grew-{time.time_ns()}.json")
+    try:
+        kept.write_bytes(msgspec.json.encode(growth))
+    except OSError as error:
+        return f"keep the receipt, and what was sent: {growth.checkpoint!r} ({kept}: {error.strerror})"
+    return f"keep the receipt, and {kept}: what was sent"
 
 
 def _fetch(listener: Listener, from_size: int) -> Growth:

@@ -202,6 +202,9 @@ def test_the_command_ends_with_7_on_another_ledger(tmp_path: Path, served: Any, 
     with pytest.raises(CommandError, match=words) as found:
         grew.run([tmp_path / "receipt.json"], key=None, url="http://x", config=None, as_json=True)
     assert ExitCode.VERIFICATION == found.value.code
+    (kept,) = tmp_path.glob("receipt.grew-*.json")
+    assert str(kept) in found.value.remedy, "nobody is sent the evidence twice"
+    assert msgspec.json.decode(kept.read_bytes(), type=Growth).checkpoint
 
 
 def test_a_receipt_that_proves_nothing_is_refused_first(tmp_path: Path, served: Any) -> None:

@@ -45,7 +45,7 @@ def serve(life: Life, name: str = ID, **fields: Any) -> None:
     settlement.charge(
         charge_of(
             f"{name}-2", project="p", key_id="k", zone="hall", provisional_mj=90, provisional_gpu_us=9,
-            salt=SALT.hex(), input_digest=digest_of("question"), output_digests=[digest_of("a"), digest_of("b")],
+            salt=SALT.hex(), input_digest=digest_of('"question"'), output_digests=[digest_of("a"), digest_of("b")],
             **fields,
         )
     )  # fmt: skip
@@ -229,7 +229,7 @@ def test_the_spare_bits_of_a_proof_are_no_place_to_hide(final: tuple[Receipt, Pu
         (lambda receipt: {"rows": []}, "neither a hold nor a charge"),
         (lambda receipt: {"rows": receipt.rows[3:]}, "neither a hold nor a charge"),
         (lambda receipt: {"rows": receipt.rows[:1]}, "it says that it is final"),
-        (lambda receipt: {"rows": receipt.rows[1:]}, "its summary is not what its rows say"),
+        (lambda receipt: {"rows": receipt.rows[1:]}, "no hold of its request is open"),
         (lambda receipt: {"rows": receipt.rows[:-1]}, "it says that it is final"),
         (lambda receipt: {"rows": [*receipt.rows, receipt.rows[-1]]}, "it would count twice"),
         (lambda receipt: {"rows": receipt.rows[::-1]}, "is not behind the one before"),
@@ -285,6 +285,11 @@ def test_a_receipt_of_another_ledger_proves_nothing_here(final: tuple[Receipt, P
         ("a", [f"output 0 of {ID}-2"]),
         ("b", [f"output 1 of {ID}-2"]),
         ("question", [f"input of {ID}-2"]),
+        (' "question"', [f"input of {ID}-2"]),
+        ('{"model": "m", "prompt": "question"}', [f"input of {ID}-2"]),
+        ('{"model": "m", "messages": "question"}', [f"input of {ID}-2"]),
+        ('{"prompt": "another"}', []),
+        ("{", []),
         ("a ", []),
         ("", []),
     ],

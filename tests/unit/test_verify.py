@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from scheduler.accounting import ledger_reader
@@ -14,7 +15,20 @@ from scheduler.accounting import verify as verify_module
 from scheduler.accounting.checkpoints import Signer
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.ledger_reader import Reader, sqlite_url
-from scheduler.accounting.rows import Changed, Charge, Correction, Daily, Energy, Hold, Row, Void, Window
+from scheduler.accounting.postings import charge_legs
+from scheduler.accounting.receipts import check_receipt, make_receipt
+from scheduler.accounting.rows import (
+    Changed,
+    Charge,
+    Correction,
+    Daily,
+    Energy,
+    Hold,
+    Row,
+    Void,
+    Window,
+    request_id_of,
+)
 from scheduler.accounting.verify import Fault, Verified, verify
 from scheduler.core.actions import Payer
 from tests.flipped_ledger import Flips
@@ -22,6 +36,7 @@ from tests.ledger_words import (
     LEDGER_ID,
     OTHER_SEED,
     SEED,
+    WORKERS,
     Life,
     Traffic,
     execute,
@@ -355,6 +370,21 @@ def rates_of_a_charge(rows: list[Row]) -> None:
     row.rates = row.rates._replace(version="2027")
 
 
+def charge_without_a_hold(rows: list[Row]) -> None:
+    """The request paid already: its hold is closed."""
+    again = msgspec.structs.replace(paid(rows), attempt_id=f"{paid(rows).request_id}-9", legs=[])
+    again.legs = charge_legs(again, None)
+    rows.append(moved(again, seq=len(rows)))
+    again.at_us = rows[-2].at_us
+
+
+def charge_of_another_tenant(rows: list[Row]) -> None:
+    row = paid(rows)
+    other = "beta" if row.tenant == "alpha" else "alpha"
+    row.legs = [(account.replace(row.tenant, other), unit, amount) for account, unit, amount in row.legs]
+    row.tenant = other
+
+
 def money_of_the_operator(rows: list[Row]) -> None:
     first(rows, Charge, payer=Payer.OPERATOR).cost_nano = 5
 
@@ -371,6 +401,12 @@ def energy_of_nowhere(rows: list[Row]) -> None:
     row.legs = [(account, unit, 2 * amount if unit == "mJ" else amount) for account, unit, amount in row.legs]
 
 
+def gpu_time_of_nowhere(rows: list[Row]) -> None:
+    row = next(row for row in rows if isinstance(row, Energy) and row.gpu_us)
+    row.gpu_us *= 2
+    row.legs = [(account, unit, 2 * amount if unit == "gpu_us" else amount) for account, unit, amount in row.legs]
+
+
 def legs_of_energy(rows: list[Row]) -> None:
     next(row for row in rows if isinstance(row, Energy) and row.energy_mj).legs = []
 
@@ -382,6 +418,20 @@ def legs_of_a_window(rows: list[Row]) -> None:
 
 def balance_of_a_window(rows: list[Row]) -> None:
     first(rows, Window).legs[0] = ("meter/w-0", "mJ", -1)
+
+
+def money_in_a_window(rows: list[Row]) -> None:
+    first(rows, Window).legs += [("drawn/alpha", "USD", -5), ("used/alpha", "USD", 5)]
+
+
+def energy_of_another_worker(rows: list[Row]) -> None:
+    row = first(rows, Window)
+    other = next(name for name in WORKERS if name != row.worker_id)
+    row.legs += [(f"in_flight/{other}", "mJ", -5), (f"requests/{other}/alpha", "mJ", 5)]
+
+
+def money_in_a_change(rows: list[Row]) -> None:
+    first(rows, Changed).legs = [("drawn/alpha", "USD", -5), ("used/alpha", "USD", 5)]
 
 
 def balance_of_a_correction(rows: list[Row]) -> None:
@@ -415,12 +465,18 @@ def second_beginning(rows: list[Row]) -> None:
         (legs_of_a_charge, "moves something else than it says"),
         (price_of_a_charge, "costs something else than its rates say"),
         (rates_of_a_charge, "at other rates than were pinned"),
+        (charge_without_a_hold, "no hold of its request is open"),
+        (charge_of_another_tenant, "is paid by (alpha|beta), and what is held is (beta|alpha)'s"),
         (money_of_the_operator, "lets the operator pay money to itself"),
         (energy_of_another_payer, "is paid by beta, and its charge by alpha"),
         (energy_of_nowhere, "and windows gave it"),
+        (gpu_time_of_nowhere, "and windows gave it"),
         (legs_of_energy, "moves something else than it says"),
         (legs_of_a_window, "moves something else than it says"),
         (balance_of_a_window, "does not balance"),
+        (money_in_a_window, "moves something else than energy of the attempts it measured"),
+        (energy_of_another_worker, "moves something else than energy of the attempts it measured"),
+        (money_in_a_change, "moves something else than it says"),
         (balance_of_a_correction, r"does not balance: \{'USD': -5\}"),
         (time, "is older than the one before"),
         (number, "is missing or out of order"),
@@ -435,6 +491,57 @@ def test_what_was_signed_must_add_up(copy_url: str, wrong: Callable[[list[Row]],
     with pytest.raises(Fault, match=words) as caught:
         checked(copy_url, key=KEY)
     assert caught.value.seq is not None
+
+
+@pytest.mark.parametrize("wrong", [charge_without_a_hold, energy_of_another_payer, energy_of_nowhere])
+def test_a_compaction_relaxes_nothing_for_what_came_after_it(copy_url: str, wrong: Callable[[list[Row]], None]) -> None:
+    """Whoever arrived later has all of its rows here. Before that a hold, a charge or a window may be compacted."""
+
+    def change(rows: list[Row], arrived_us: int) -> None:
+        wrong(rows)
+        for row in rows:
+            if isinstance(row, Charge):
+                row.arrived_us = arrived_us
+        seq = first(rows, Changed).seq
+        rows.append(Daily(from_seq=seq, to_seq=seq + 1, day="2026-11-27", num_rows=1))
+        rows[-1].seq, rows[-1].at_us = len(rows) - 1, rows[-2].at_us
+
+    seq = first(rows_of(copy_url), Changed).seq
+    rewrite(copy_url, lambda rows: change(rows, rows[-1].at_us + 2 * verify_module.CLOCK_US), seed=SEED)
+    execute(copy_url, f"UPDATE rows SET body = NULL WHERE seq = {seq}")
+    assert "row " in str(fault(copy_url))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (price_of_a_charge, "costs something else than its rates say"),
+        (rates_of_a_charge, "at other rates than were pinned"),
+        (legs_of_a_charge, "moves something else than it says"),
+        (charge_without_a_hold, "no hold of its request is open"),
+        (charge_of_another_tenant, "and what is held is"),
+        (energy_of_another_payer, "and its charge by alpha"),
+    ],
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_a_tenant_finds_in_its_receipt_what_an_auditor_finds(
+    copy_url: str, wrong: Callable[[list[Row]], None], words: str
+) -> None:
+    """It has nothing but that: what was signed must add up there too."""
+    seq = fault_of(copy_url, wrong)
+    with closing(Reader(copy_url)) as reader:
+        ((body,),) = execute(copy_url, f"SELECT row_id FROM rows WHERE seq = {seq}")
+        receipt = make_receipt(reader, request_id_of(body), statement="s")
+    assert receipt is not None
+    with pytest.raises(ValueError, match=words):
+        check_receipt(receipt, key=KEY)
+
+
+def fault_of(url: str, wrong: Callable[[list[Row]], None]) -> int:
+    rewrite(url, wrong, seed=SEED)
+    seq = fault(url).seq
+    assert seq is not None
+    return seq
 
 
 def signed_anew(url: str) -> None:

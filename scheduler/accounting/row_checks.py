@@ -1,0 +1,93 @@
+"""Whether a row of a request says what the rows before it make of it: price, payer, what was measured, what it moves.
+
+Called by ``verify``, which sees every row, and by ``receipts``, which sees those of one request. Pure. Each function
+answers with what is wrong, in words; empty where nothing is.
+"""
+
+from __future__ import annotations
+
+from scheduler.accounting.postings import GPU_MICROSECONDS, MILLIJOULES, charge_legs, energy_legs
+from scheduler.accounting.rows import BY_OPERATOR, Charge, Energy, Hold, Leg
+from scheduler.core.request import SpecialTokens
+
+NO_HOLD = "is paid by a tenant, and no hold of its request is open"
+
+
+def fault_of_charge(charge: Charge, hold: Hold | None) -> str:
+    """``hold``: the open one of its request; None where there is none, or it cannot be seen any more."""
+    if charge.payer is BY_OPERATOR:
+        return "lets the operator pay money to itself" if charge.cost_nano else ""
+    if hold is not None:
+        if hold.rates != charge.rates:
+            return "is charged at other rates than were pinned when it was admitted"
+        if hold.tenant != charge.tenant:
+            return f"is paid by {charge.tenant}, and what is held is {hold.tenant}'s"
+    if charge.cost_nano != _price(charge) + charge.plus_nano or (charge.plus_nano and charge.rates.plus is None):
+        return "costs something else than its rates say"
+    return ""
+
+
+def fault_of_energy(row: Energy, account: str, charge: Charge | None) -> str:
+    """``account``: who was charged for it; ``charge`` where its price waited for this measurement."""
+    if row.account != account:
+        return f"is paid by {row.account}, and its charge by {account}"
+    cost_nano = 0 if charge is None else charge.difference_nano(energy_mj=row.energy_mj, gpu_us=row.gpu_us)
+    return "" if row.cost_nano == cost_nano else "costs something else than what was measured"
+
+
+def legs_of_charge(charge: Charge, hold: Hold | None) -> list[Leg]:
+    """What a charge has to move: who pays as the operator draws on nobody's hold."""
+    return charge_legs(charge, None if charge.payer is BY_OPERATOR else hold)
+
+
+def legs_of_energy(row: Energy) -> list[Leg]:
+    """What a posting has to move by its own facts."""
+    return energy_legs(
+        row.worker_id,
+        row.account,
+        energy_mj=row.energy_mj,
+        gpu_us=row.gpu_us,
+        carbon_ug=row.carbon_ug,
+        cost_nano=row.cost_nano,
+        currency=row.currency,
+    )
+
+
+def is_use_of(charge: Charge) -> bool:
+    """Whether a charge whose hold cannot be seen moves what it used, and nothing to or from anybody else."""
+    used, own = f"used/{charge.tenant}", (f"drawn/{charge.tenant}", f"held/{charge.tenant}")
+    of_use = [leg for leg in charge.legs if leg[0] == used]
+    return of_use == [leg for leg in charge_legs(charge, None) if leg[0] == used] and all(
+        account in own for account, _, _ in charge.legs if account != used
+    )
+
+
+def is_return_to(tenant: str, legs: list[Leg]) -> bool:
+    """Whether a void whose hold cannot be seen gives back what this tenant held, and nothing else."""
+    drawn, held = f"drawn/{tenant}", f"held/{tenant}"
+    return all((account == drawn and amount > 0) or (account == held and amount < 0) for account, _, amount in legs)
+
+
+def is_late_energy(worker_id: str, legs: list[Leg]) -> bool:
+    """Whether what a window moves beyond itself is energy of attempts that were settled before: to who paid them."""
+    source, target = f"in_flight/{worker_id}", f"requests/{worker_id}/"
+    return all(
+        unit in (MILLIJOULES, GPU_MICROSECONDS)
+        and ((account == source and amount < 0) or (account.startswith(target) and amount > 0))
+        for account, unit, amount in legs
+    )
+
+
+def _price(charge: Charge) -> int:
+    """Of its tokens, at its rates."""
+    return charge.rates.cost_nano(
+        input_tokens=charge.input_tokens,
+        cached_tokens=charge.cached_tokens,
+        output_tokens=charge.output_tokens,
+        special=SpecialTokens.of(
+            charge.input_tokens - charge.cached_tokens,
+            reasoning=charge.reasoning_tokens,
+            image=charge.image_tokens,
+            audio=charge.audio_tokens,
+        ),
+    )
