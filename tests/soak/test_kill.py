@@ -91,7 +91,7 @@ def test_kills_of_real_engines(at: Place) -> None:
     weights = str(weights_folder(BUILTIN_WEIGHTS))  # of this home, not of the place's
     models = {MODEL: {"weights": weights, "default_output_tokens": 64, "normalizer": "none", "price": price}}
     config = at.configuration(workers, models=models)
-    run = kill_under_load(at, config, num_kills=NUM_ENGINE_KILLS, seed=SEED, max_pause_s=8.0, min_pause_s=3.0)
+    run = kill_under_load(at, config, num_kills=NUM_ENGINE_KILLS, seed=SEED, max_pause_s=25.0, min_pause_s=8.0)
     record(
         "kill_vllm",
         figures(run, seed=SEED),
