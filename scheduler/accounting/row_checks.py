@@ -6,9 +6,9 @@ answers with what is wrong, in words; empty where nothing is.
 
 from __future__ import annotations
 
-from scheduler.accounting.postings import GPU_MICROSECONDS, MILLIJOULES, charge_legs, energy_legs
-from scheduler.accounting.rows import BY_OPERATOR, Charge, Energy, Hold, Leg
-from scheduler.core.request import SpecialTokens
+from scheduler.accounting.postings import GPU_MICROSECONDS, INPUT, MILLIJOULES, OUTPUT, charge_legs, energy_legs
+from scheduler.accounting.rows import BY_OPERATOR, Charge, Energy, Hold, Leg, Void
+from scheduler.core.request import FREE, SpecialTokens
 
 NO_HOLD = "is paid by a tenant, and no hold of its request is open"
 
@@ -53,19 +53,23 @@ def legs_of_energy(row: Energy) -> list[Leg]:
     )
 
 
-def is_use_of(charge: Charge) -> bool:
-    """Whether a charge whose hold cannot be seen moves what it used, and nothing to or from anybody else."""
-    used, own = f"used/{charge.tenant}", (f"drawn/{charge.tenant}", f"held/{charge.tenant}")
-    of_use = [leg for leg in charge.legs if leg[0] == used]
-    return of_use == [leg for leg in charge_legs(charge, None) if leg[0] == used] and all(
-        account in own for account, _, _ in charge.legs if account != used
+def hold_in(row: Charge | Void) -> Hold | None:
+    """What a row takes from a hold of its tenant that cannot be seen, by its legs; None where from none."""
+    held = f"held/{row.tenant}"
+    taken = {unit: -amount for account, unit, amount in row.legs if account == held}
+    if (row.legs and not taken) or min(taken.values(), default=1) <= 0:
+        return None
+    currency = next((unit for unit in taken if unit not in (INPUT, OUTPUT)), FREE.currency)
+    return Hold(
+        request_id=row.request_id,
+        tenant=row.tenant,
+        model="",
+        arrived_us=0,
+        input_tokens=taken.get(INPUT, 0),
+        output_tokens=taken.get(OUTPUT, 0),
+        cost_nano=taken.get(currency, 0),
+        rates=FREE._replace(currency=currency),
     )
-
-
-def is_return_to(tenant: str, legs: list[Leg]) -> bool:
-    """Whether a void whose hold cannot be seen gives back what this tenant held, and nothing else."""
-    drawn, held = f"drawn/{tenant}", f"held/{tenant}"
-    return all((account == drawn and amount > 0) or (account == held and amount < 0) for account, _, amount in legs)
 
 
 def is_late_energy(worker_id: str, legs: list[Leg]) -> bool:

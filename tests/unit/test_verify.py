@@ -493,25 +493,6 @@ def test_what_was_signed_must_add_up(copy_url: str, wrong: Callable[[list[Row]],
     assert caught.value.seq is not None
 
 
-@pytest.mark.parametrize("wrong", [charge_without_a_hold, energy_of_another_payer, energy_of_nowhere])
-def test_a_compaction_relaxes_nothing_for_what_came_after_it(copy_url: str, wrong: Callable[[list[Row]], None]) -> None:
-    """Whoever arrived later has all of its rows here. Before that a hold, a charge or a window may be compacted."""
-
-    def change(rows: list[Row], arrived_us: int) -> None:
-        wrong(rows)
-        for row in rows:
-            if isinstance(row, Charge):
-                row.arrived_us = arrived_us
-        seq = first(rows, Changed).seq
-        rows.append(Daily(from_seq=seq, to_seq=seq + 1, day="2026-11-27", num_rows=1))
-        rows[-1].seq, rows[-1].at_us = len(rows) - 1, rows[-2].at_us
-
-    seq = first(rows_of(copy_url), Changed).seq
-    rewrite(copy_url, lambda rows: change(rows, rows[-1].at_us + 2 * verify_module.CLOCK_US), seed=SEED)
-    execute(copy_url, f"UPDATE rows SET body = NULL WHERE seq = {seq}")
-    assert "row " in str(fault(copy_url))
-
-
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
