@@ -6,7 +6,7 @@ answers with what is wrong, in words; empty where nothing is.
 
 from __future__ import annotations
 
-from scheduler.accounting.postings import GPU_MICROSECONDS, INPUT, MILLIJOULES, OUTPUT, charge_legs, energy_legs
+from scheduler.accounting.postings import INPUT, OUTPUT, charge_legs, energy_legs
 from scheduler.accounting.rows import BY_OPERATOR, Charge, Energy, Hold, Leg, Void
 from scheduler.core.request import FREE, SpecialTokens
 
@@ -69,16 +69,6 @@ def hold_in(row: Charge | Void) -> Hold | None:
         output_tokens=taken.get(OUTPUT, 0),
         cost_nano=taken.get(currency, 0),
         rates=FREE._replace(currency=currency),
-    )
-
-
-def is_late_energy(worker_id: str, legs: list[Leg]) -> bool:
-    """Whether what a window moves beyond itself is energy of attempts that were settled before: to who paid them."""
-    source, target = f"in_flight/{worker_id}", f"requests/{worker_id}/"
-    return all(
-        unit in (MILLIJOULES, GPU_MICROSECONDS)
-        and ((account == source and amount < 0) or (account.startswith(target) and amount > 0))
-        for account, unit, amount in legs
     )
 
 

@@ -20,12 +20,11 @@ from scheduler.accounting.compacted import CompactedRows
 from scheduler.accounting.errors import Fault, LedgerError
 from scheduler.accounting.ledger_reader import Reader, Stored
 from scheduler.accounting.merkle import LEAF_PREFIX, Tree
-from scheduler.accounting.postings import differences, hold_legs, void_legs, window_legs
+from scheduler.accounting.postings import differences, energy_legs, hold_legs, void_legs, window_legs
 from scheduler.accounting.row_checks import (
     NO_HOLD,
     fault_of_charge,
     fault_of_energy,
-    is_late_energy,
     legs_of_charge,
     legs_of_energy,
 )
@@ -246,14 +245,36 @@ class _Verification:
     def _window(self, row: Window) -> list[Leg]:
         """Energy of attempts that were settled already follows to whoever paid them."""
         in_flight = self._in_flight
-        for attempt_id, energy_mj, gpu_us in row.window.shares:
-            given = in_flight.get(attempt_id)
-            in_flight[attempt_id] = (energy_mj, gpu_us) if given is None else (given[0] + energy_mj, given[1] + gpu_us)
         legs = window_legs(row.worker_id, row.window, is_calibration=Accounts.is_calibration(row.window))
         late = self._balanced(row)[len(legs) :]
-        if late and not is_late_energy(row.worker_id, late):
+        for share in row.window.shares:
+            if late and (moved := self._late(row, share, late)):
+                legs, late = legs + moved, late[len(moved) :]
+                continue
+            attempt_id, energy_mj, gpu_us = share
+            given = in_flight.get(attempt_id)
+            if given is not None:
+                in_flight[attempt_id] = given[0] + energy_mj, given[1] + gpu_us
+            elif energy_mj or gpu_us:
+                in_flight[attempt_id] = energy_mj, gpu_us
+        if late:
             raise Fault("moves something else than energy of the attempts it measured", row.seq)
-        return legs + late
+        return legs
+
+    def _late(self, row: Window, share: tuple[str, int, int], late: list[Leg]) -> list[Leg]:
+        """What moves on of a share, where its attempt was settled before: exactly the share, to whoever paid it."""
+        attempt_id, energy_mj, gpu_us = share
+        if attempt_id in self._in_flight or attempt_id in self._unmeasured:
+            return []
+        found = self._reader.find("energy", attempt_id)
+        if found is None or found[0] >= row.seq:
+            return []
+        # Of a posting without a text nobody can say whom it went to.
+        posting = None if found[3] is None else DECODERS["energy"].decode(found[3])
+        target = late[1][0] if len(late) > 1 else ""
+        account = target.removeprefix(f"requests/{row.worker_id}/") if posting is None else posting.account
+        legs = energy_legs(row.worker_id, account, energy_mj=energy_mj, gpu_us=gpu_us)
+        return legs if late[: len(legs)] == legs else []
 
     # -- the tree
 
