@@ -7,7 +7,7 @@ answers with what is wrong, in words; empty where nothing is.
 from __future__ import annotations
 
 from scheduler.accounting.postings import INPUT, OUTPUT, charge_legs, energy_legs
-from scheduler.accounting.rows import BY_OPERATOR, Charge, Energy, Hold, Leg, Void
+from scheduler.accounting.rows import BY_OPERATOR, Charge, Energy, Hold, Leg, Void, request_id_of
 from scheduler.core.request import FREE, SpecialTokens
 
 NO_HOLD = "is paid by a tenant, and no hold of its request is open"
@@ -15,6 +15,8 @@ NO_HOLD = "is paid by a tenant, and no hold of its request is open"
 
 def fault_of_charge(charge: Charge, hold: Hold | None) -> str:
     """``hold``: the open one of its request; None where there is none, or it cannot be seen any more."""
+    if request_id_of(charge.attempt_id) != charge.request_id:
+        return f"is of {charge.request_id}, and its attempt of another request"
     if charge.payer is BY_OPERATOR:
         return "lets the operator pay money to itself" if charge.cost_nano else ""
     if hold is not None:
@@ -31,6 +33,8 @@ def fault_of_energy(row: Energy, account: str, charge: Charge | None) -> str:
     """``account``: who was charged for it; ``charge`` where its price waited for this measurement."""
     if row.account != account:
         return f"is paid by {row.account}, and its charge by {account}"
+    if charge is not None and row.cost_nano and row.currency != charge.rates.currency:
+        return f"costs {row.currency}, and its charge {charge.rates.currency}"
     cost_nano = 0 if charge is None else charge.difference_nano(energy_mj=row.energy_mj, gpu_us=row.gpu_us)
     return "" if row.cost_nano == cost_nano else "costs something else than what was measured"
 
