@@ -150,12 +150,15 @@ def rerate(
 
 
 def trace(
-    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A file with exactly the text of one answer.")],
+    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A file: exactly one answer or prompt, or JSON.")],
     receipts: Annotated[list[Path], typer.Option("--receipt", metavar="FILE", help="May be given again.")],
     key: KeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Tell whether a text was produced here: by the salted digests of receipts that you hold. Exit code 3: by none."""
+    """Tell whether a text was produced or asked here: by the salted digests of receipts that you hold.
+
+    What was asked may be a prompt as text, messages as JSON, or a whole body. Exit code 3: no receipt is of it.
+    """
     from scheduler.commands import receipt as command
 
     raise typer.Exit(command.run_trace(text, receipts=receipts, key=key, as_json=as_json))

@@ -21,3 +21,11 @@ class LedgerRefused(LedgerError):
 
 class LedgerBroken(LedgerError):
     """What is stored is not what was written."""
+
+
+class Fault(Exception):
+    """The first thing that is wrong, and in which row."""
+
+    def __init__(self, words: str, seq: int | None = None) -> None:
+        super().__init__(words if seq is None else f"row {seq}: {words}")
+        self.seq = seq

@@ -15,7 +15,7 @@ from scheduler.accounting.checkpoints import PublicKey, base64_of, bytes_of
 from scheduler.accounting.merkle import inclusion_proof, leaf_hash, root_of_inclusion
 from scheduler.accounting.postings import hold_legs, void_legs
 from scheduler.accounting.row_checks import NO_HOLD, fault_of_charge, fault_of_energy, legs_of_charge, legs_of_energy
-from scheduler.accounting.rows import OPERATOR, Charge, Energy, Hold, Row, Void, decode
+from scheduler.accounting.rows import OPERATOR, Charge, Correction, Energy, Hold, Row, Void, decode
 from workers.digests import ASKED_FIELDS, canonical_json, digest_of
 
 FORMAT = "jouleway-receipt/1"
@@ -127,8 +127,12 @@ def _check_amounts(rows: list[Row]) -> None:
     """Each row is what the rows before it make of it, as ``verify`` has it of the whole ledger. Raises: ValueError."""
     hold: Hold | None = None
     charges: dict[str, Charge] = {}
+    names: set[tuple[str, str]] = set()
     for row in rows:
         words, legs = "", row.legs
+        if (row.kind, row.row_id) in names:
+            raise ValueError(f"row {row.seq}: is there twice: {row.kind} {row.row_id}")
+        names.add((row.kind, row.row_id))
         match row:
             case Hold():
                 hold, legs = row, hold_legs(row)
@@ -146,6 +150,10 @@ def _check_amounts(rows: list[Row]) -> None:
                 charge = charges.get(row.attempt_id)
                 words = fault_of_energy(row, OPERATOR if charge is None else charge.account, charge)
                 legs = legs_of_energy(row)
+            case Correction():
+                pass  # whatever puts it right
+            case _:
+                legs = []
         if words or row.legs != legs:
             raise ValueError(f"row {row.seq}: {words or 'moves something else than it says'}")
 

@@ -6,15 +6,17 @@ answers with what is wrong, in words; empty where nothing is.
 
 from __future__ import annotations
 
-from scheduler.accounting.postings import GPU_MICROSECONDS, MILLIJOULES, charge_legs, energy_legs
-from scheduler.accounting.rows import BY_OPERATOR, Charge, Energy, Hold, Leg
-from scheduler.core.request import SpecialTokens
+from scheduler.accounting.postings import INPUT, OUTPUT, charge_legs, energy_legs
+from scheduler.accounting.rows import BY_OPERATOR, Charge, Energy, Hold, Leg, Void, request_id_of
+from scheduler.core.request import FREE, SpecialTokens
 
 NO_HOLD = "is paid by a tenant, and no hold of its request is open"
 
 
 def fault_of_charge(charge: Charge, hold: Hold | None) -> str:
     """``hold``: the open one of its request; None where there is none, or it cannot be seen any more."""
+    if request_id_of(charge.attempt_id) != charge.request_id:
+        return f"is of {charge.request_id}, and its attempt of another request"
     if charge.payer is BY_OPERATOR:
         return "lets the operator pay money to itself" if charge.cost_nano else ""
     if hold is not None:
@@ -31,6 +33,8 @@ def fault_of_energy(row: Energy, account: str, charge: Charge | None) -> str:
     """``account``: who was charged for it; ``charge`` where its price waited for this measurement."""
     if row.account != account:
         return f"is paid by {row.account}, and its charge by {account}"
+    if charge is not None and row.cost_nano and row.currency != charge.rates.currency:
+        return f"costs {row.currency}, and its charge {charge.rates.currency}"
     cost_nano = 0 if charge is None else charge.difference_nano(energy_mj=row.energy_mj, gpu_us=row.gpu_us)
     return "" if row.cost_nano == cost_nano else "costs something else than what was measured"
 
@@ -53,28 +57,22 @@ def legs_of_energy(row: Energy) -> list[Leg]:
     )
 
 
-def is_use_of(charge: Charge) -> bool:
-    """Whether a charge whose hold cannot be seen moves what it used, and nothing to or from anybody else."""
-    used, own = f"used/{charge.tenant}", (f"drawn/{charge.tenant}", f"held/{charge.tenant}")
-    of_use = [leg for leg in charge.legs if leg[0] == used]
-    return of_use == [leg for leg in charge_legs(charge, None) if leg[0] == used] and all(
-        account in own for account, _, _ in charge.legs if account != used
-    )
-
-
-def is_return_to(tenant: str, legs: list[Leg]) -> bool:
-    """Whether a void whose hold cannot be seen gives back what this tenant held, and nothing else."""
-    drawn, held = f"drawn/{tenant}", f"held/{tenant}"
-    return all((account == drawn and amount > 0) or (account == held and amount < 0) for account, _, amount in legs)
-
-
-def is_late_energy(worker_id: str, legs: list[Leg]) -> bool:
-    """Whether what a window moves beyond itself is energy of attempts that were settled before: to who paid them."""
-    source, target = f"in_flight/{worker_id}", f"requests/{worker_id}/"
-    return all(
-        unit in (MILLIJOULES, GPU_MICROSECONDS)
-        and ((account == source and amount < 0) or (account.startswith(target) and amount > 0))
-        for account, unit, amount in legs
+def hold_in(row: Charge | Void) -> Hold | None:
+    """What a row takes from a hold of its tenant that cannot be seen, by its legs; None where from none."""
+    held = f"held/{row.tenant}"
+    taken = {unit: -amount for account, unit, amount in row.legs if account == held}
+    if (row.legs and not taken) or min(taken.values(), default=1) <= 0:
+        return None
+    currency = next((unit for unit in taken if unit not in (INPUT, OUTPUT)), FREE.currency)
+    return Hold(
+        request_id=row.request_id,
+        tenant=row.tenant,
+        model="",
+        arrived_us=0,
+        input_tokens=taken.get(INPUT, 0),
+        output_tokens=taken.get(OUTPUT, 0),
+        cost_nano=taken.get(currency, 0),
+        rates=FREE._replace(currency=currency),
     )
 
 

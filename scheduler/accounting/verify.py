@@ -7,7 +7,6 @@ anything anew.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,17 +16,15 @@ import msgspec
 
 from scheduler.accounting.accounts import Accounts
 from scheduler.accounting.checkpoints import Checkpoint, PublicKey
-from scheduler.accounting.errors import LedgerError
+from scheduler.accounting.compacted import CompactedRows
+from scheduler.accounting.errors import Fault, LedgerError
 from scheduler.accounting.ledger_reader import Reader, Stored
 from scheduler.accounting.merkle import LEAF_PREFIX, Tree
-from scheduler.accounting.postings import differences, hold_legs, void_legs, window_legs
+from scheduler.accounting.postings import differences, energy_legs, hold_legs, void_legs, window_legs
 from scheduler.accounting.row_checks import (
     NO_HOLD,
     fault_of_charge,
     fault_of_energy,
-    is_late_energy,
-    is_return_to,
-    is_use_of,
     legs_of_charge,
     legs_of_energy,
 )
@@ -42,24 +39,16 @@ from scheduler.accounting.rows import (
     Genesis,
     Hold,
     Leg,
+    Opened,
     Row,
     Void,
     Window,
 )
 
-CLOCK_US = 86_400_000_000
-"""By so much an arrival may be ahead of its rows' times: a clock may have been set back in between."""
+__all__ = ["Fault", "Verified", "verify"]
 
 CHECKED_NODES = 256
 """Of the tree, compared at a time."""
-
-
-class Fault(Exception):
-    """The first thing that is wrong, and in which row."""
-
-    def __init__(self, words: str, seq: int | None = None) -> None:
-        super().__init__(words if seq is None else f"row {seq}: {words}")
-        self.seq = seq
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,21 +99,17 @@ class _Verification:
         self._nodes: list[tuple[int, int, bytes]] = []
         """Complete ones that were not compared yet."""
         self._holds: dict[str, Hold] = {}
-        self._unmeasured: dict[str, tuple[str, Charge | None, bool]] = {}
-        """By attempt that was charged: who pays, the charge where its price waits for what is measured, and whether
-        all of its windows can be seen.
-        """
+        self._unmeasured: dict[str, tuple[str, Charge | None]] = {}
+        """By attempt that was charged: who pays, and the charge where its price waits for what is measured."""
         self._in_flight: dict[str, tuple[int, int]] = {}
         """By attempt: mJ and GPU-µs that windows gave it."""
-        self._is_behind_blank = False
-        self._blank_until_us = -CLOCK_US
-        """No row without a text is younger."""
-        self._blanks: list[list[int]] = []
-        """Ranges of rows without their text."""
-        self._compacted: list[Daily] = []
+        self._opened_seq = 0
+        """Of the newest start: what was held before it was voided, and is charged to nobody."""
+        self._compacted = CompactedRows(reader)
         self._last_at_us = 0
         legs_of: dict[Any, Callable[[Any], list[Leg]]] = {
             Genesis: self._genesis,
+            Opened: self._open,
             Hold: self._hold,
             Void: self._void,
             Charge: self._charge,
@@ -190,8 +175,6 @@ class _Verification:
             if row.at_us < last_at_us:
                 raise Fault("is older than the one before", seq)
             last_at_us = row.at_us
-            if self._is_behind_blank:
-                self._is_behind_blank, self._blank_until_us = False, last_at_us
             if row.legs != legs_of(row):
                 raise Fault("moves something else than it says", seq)
         self._last_at_us = last_at_us
@@ -202,11 +185,7 @@ class _Verification:
         if body is not None or type(leaf) is not bytes:
             raise Fault("is damaged", seq)
         self.found.num_compacted += 1
-        self._is_behind_blank = True
-        if self._blanks and self._blanks[-1][1] == seq:
-            self._blanks[-1][1] = seq + 1
-        else:
-            self._blanks.append([seq, seq + 1])
+        self._compacted.add(seq)
 
     # What a row has to move by its facts; legs that are made of facts balance by themselves.
 
@@ -220,8 +199,12 @@ class _Verification:
             raise Fault("is not the beginning of a ledger of this key", row.seq)
         return []
 
+    def _open(self, row: Opened) -> list[Leg]:
+        self._opened_seq = row.seq
+        return []
+
     def _daily(self, row: Daily) -> list[Leg]:
-        self._compacted.append(row)
+        self._compacted.add_sums(row)
         return self._balanced(row)
 
     def _hold(self, row: Hold) -> list[Leg]:
@@ -229,36 +212,32 @@ class _Verification:
         return hold_legs(row)
 
     def _void(self, row: Void) -> list[Leg]:
-        hold = self._holds.pop(row.request_id, None)
-        if hold is None and self._blanks and is_return_to(row.tenant, row.legs):
-            return self._balanced(row)  # its hold may be compacted
+        hold = self._holds.pop(row.request_id, None) or self._compacted.hold_of(row)
         if hold is None:
             raise Fault(f"gives back a hold that is not open: {row.request_id}", row.seq)
         return void_legs(hold)
 
     def _charge(self, row: Charge) -> list[Leg]:
-        is_whole = row.arrived_us > self._blank_until_us + CLOCK_US or not self._blanks
-        self._unmeasured[row.attempt_id] = row.account, None if row.rates.plus is None else row, is_whole
+        self._unmeasured[row.attempt_id] = row.account, None if row.rates.plus is None else row
         hold = None if row.payer is BY_OPERATOR else self._holds.pop(row.request_id, None)
         if words := fault_of_charge(row, hold):
             raise Fault(words, row.seq)
-        if hold is not None or row.payer is BY_OPERATOR:
-            return legs_of_charge(row, hold)
-        if is_whole or not is_use_of(row):
-            raise Fault(NO_HOLD, row.seq)
-        return self._balanced(row)
+        if hold is None and row.payer is not BY_OPERATOR:
+            hold = self._compacted.hold_of(row, from_seq=self._opened_seq)
+            if hold is None:
+                raise Fault(NO_HOLD, row.seq)
+        return legs_of_charge(row, hold)
 
     def _energy(self, row: Energy) -> list[Leg]:
-        charged = self._unmeasured.pop(row.attempt_id, None)
-        given = self._in_flight.pop(row.attempt_id, (0, 0))
-        if charged is None and self._blanks:
-            return legs_of_energy(row)  # its charge and its windows may be compacted
-        account, charge, is_whole = charged or (OPERATOR, None, True)
-        if words := fault_of_energy(row, account, charge):
+        account, charge = self._unmeasured.pop(row.attempt_id, (OPERATOR, None))
+        energy_mj, gpu_us = self._in_flight.pop(row.attempt_id, (0, 0))
+        words = fault_of_energy(row, account, charge)
+        if words and (charge is not None or self._compacted.seq_of("charge", row.attempt_id) is None):
             raise Fault(words, row.seq)
-        if is_whole and given != (row.energy_mj, row.gpu_us):
+        is_given = row.energy_mj == energy_mj and row.gpu_us == gpu_us
+        if not is_given and not self._compacted.may_give(row, energy_mj, gpu_us):
             raise Fault(
-                f"books {row.energy_mj} mJ and {row.gpu_us} GPU-us, and windows gave it {given[0]} and {given[1]}",
+                f"books {row.energy_mj} mJ and {row.gpu_us} GPU-us, and windows gave it {energy_mj} and {gpu_us}",
                 row.seq,
             )
         return legs_of_energy(row)
@@ -266,14 +245,36 @@ class _Verification:
     def _window(self, row: Window) -> list[Leg]:
         """Energy of attempts that were settled already follows to whoever paid them."""
         in_flight = self._in_flight
-        for attempt_id, energy_mj, gpu_us in row.window.shares:
-            given = in_flight.get(attempt_id)
-            in_flight[attempt_id] = (energy_mj, gpu_us) if given is None else (given[0] + energy_mj, given[1] + gpu_us)
         legs = window_legs(row.worker_id, row.window, is_calibration=Accounts.is_calibration(row.window))
         late = self._balanced(row)[len(legs) :]
-        if late and not is_late_energy(row.worker_id, late):
+        for share in row.window.shares:
+            if late and (moved := self._late(row, share, late)):
+                legs, late = legs + moved, late[len(moved) :]
+                continue
+            attempt_id, energy_mj, gpu_us = share
+            given = in_flight.get(attempt_id)
+            if given is not None:
+                in_flight[attempt_id] = given[0] + energy_mj, given[1] + gpu_us
+            elif energy_mj or gpu_us:
+                in_flight[attempt_id] = energy_mj, gpu_us
+        if late:
             raise Fault("moves something else than energy of the attempts it measured", row.seq)
-        return legs + late
+        return legs
+
+    def _late(self, row: Window, share: tuple[str, int, int], late: list[Leg]) -> list[Leg]:
+        """What moves on of a share, where its attempt was settled before: exactly the share, to whoever paid it."""
+        attempt_id, energy_mj, gpu_us = share
+        if attempt_id in self._in_flight or attempt_id in self._unmeasured:
+            return []
+        found = self._reader.find("energy", attempt_id)
+        if found is None or found[0] >= row.seq:
+            return []
+        # Of a posting without a text nobody can say whom it went to.
+        posting = None if found[3] is None else DECODERS["energy"].decode(found[3])
+        target = late[1][0] if len(late) > 1 else ""
+        account = target.removeprefix(f"requests/{row.worker_id}/") if posting is None else posting.account
+        legs = energy_legs(row.worker_id, account, energy_mj=energy_mj, gpu_us=gpu_us)
+        return legs if late[: len(legs)] == legs else []
 
     # -- the tree
 
@@ -335,26 +336,8 @@ class _Verification:
         duplicate = self._reader.duplicate()
         if duplicate is not None:
             raise Fault(f"{duplicate[0]} {duplicate[1]} was booked twice")
-        self._check_blanks()
+        self._compacted.check()
         self.found.num_open_holds = len(self._holds)
-
-    def _check_blanks(self) -> None:
-        """Every row without a text is in a compaction, and a compaction took all of its rows or none."""
-        compacted = sorted(self._compacted, key=lambda each: each.from_seq)
-        starts = [each.from_seq for each in compacted]
-        taken = dict.fromkeys(starts, 0)
-        for start, end in self._blanks:
-            seq = start
-            while seq < end:
-                place = bisect_right(starts, seq) - 1
-                if place < 0 or seq >= compacted[place].to_seq:
-                    raise Fault("has lost its text, and no compaction says so", seq)
-                until = min(end, compacted[place].to_seq)
-                taken[starts[place]] += until - seq
-                seq = until
-        for each in compacted:
-            if taken[each.from_seq] not in (0, each.num_rows):
-                raise Fault(f"says that {each.num_rows} texts went, and {taken[each.from_seq]} did", each.seq)
 
 
 def _nothing(row: Row) -> list[Leg]:

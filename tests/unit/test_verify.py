@@ -31,6 +31,7 @@ from scheduler.accounting.rows import (
 )
 from scheduler.accounting.verify import Fault, Verified, verify
 from scheduler.core.actions import Payer
+from scheduler.core.request import CostPlus
 from tests.flipped_ledger import Flips
 from tests.ledger_words import (
     LEDGER_ID,
@@ -385,6 +386,22 @@ def charge_of_another_tenant(rows: list[Row]) -> None:
     row.tenant = other
 
 
+def attempt_of_another_request(rows: list[Row]) -> None:
+    """It takes the hold of the one, and stands in the receipt of the other."""
+    paid(rows).attempt_id = "req-another-9"
+
+
+def difference_in_another_currency(rows: list[Row]) -> None:
+    """Of a cost-plus price."""
+    row = next(row for row in rows if isinstance(row, Energy) and row.account == "alpha" and row.energy_mj)
+    plus = CostPlus(energy_nano_per_kwh=10**15)
+    for each in rows:
+        if isinstance(each, Hold | Charge) and each.request_id == request_id_of(row.attempt_id):
+            each.rates = each.rates._replace(plus=plus)
+    row.cost_nano, row.currency = plus.cost_nano(energy_mj=row.energy_mj, gpu_us=row.gpu_us), "IDR"
+    row.legs += [("drawn/alpha", "IDR", -row.cost_nano), ("used/alpha", "IDR", row.cost_nano)]
+
+
 def money_of_the_operator(rows: list[Row]) -> None:
     first(rows, Charge, payer=Payer.OPERATOR).cost_nano = 5
 
@@ -467,6 +484,8 @@ def second_beginning(rows: list[Row]) -> None:
         (rates_of_a_charge, "at other rates than were pinned"),
         (charge_without_a_hold, "no hold of its request is open"),
         (charge_of_another_tenant, "is paid by (alpha|beta), and what is held is (beta|alpha)'s"),
+        (attempt_of_another_request, "and its attempt of another request"),
+        (difference_in_another_currency, "costs IDR, and its charge USD"),
         (money_of_the_operator, "lets the operator pay money to itself"),
         (energy_of_another_payer, "is paid by beta, and its charge by alpha"),
         (energy_of_nowhere, "and windows gave it"),
@@ -493,25 +512,6 @@ def test_what_was_signed_must_add_up(copy_url: str, wrong: Callable[[list[Row]],
     assert caught.value.seq is not None
 
 
-@pytest.mark.parametrize("wrong", [charge_without_a_hold, energy_of_another_payer, energy_of_nowhere])
-def test_a_compaction_relaxes_nothing_for_what_came_after_it(copy_url: str, wrong: Callable[[list[Row]], None]) -> None:
-    """Whoever arrived later has all of its rows here. Before that a hold, a charge or a window may be compacted."""
-
-    def change(rows: list[Row], arrived_us: int) -> None:
-        wrong(rows)
-        for row in rows:
-            if isinstance(row, Charge):
-                row.arrived_us = arrived_us
-        seq = first(rows, Changed).seq
-        rows.append(Daily(from_seq=seq, to_seq=seq + 1, day="2026-11-27", num_rows=1))
-        rows[-1].seq, rows[-1].at_us = len(rows) - 1, rows[-2].at_us
-
-    seq = first(rows_of(copy_url), Changed).seq
-    rewrite(copy_url, lambda rows: change(rows, rows[-1].at_us + 2 * verify_module.CLOCK_US), seed=SEED)
-    execute(copy_url, f"UPDATE rows SET body = NULL WHERE seq = {seq}")
-    assert "row " in str(fault(copy_url))
-
-
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -521,6 +521,7 @@ def test_a_compaction_relaxes_nothing_for_what_came_after_it(copy_url: str, wron
         (charge_without_a_hold, "no hold of its request is open"),
         (charge_of_another_tenant, "and what is held is"),
         (energy_of_another_payer, "and its charge by alpha"),
+        (difference_in_another_currency, "costs IDR, and its charge USD"),
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )
@@ -534,6 +535,40 @@ def test_a_tenant_finds_in_its_receipt_what_an_auditor_finds(
         receipt = make_receipt(reader, request_id_of(body), statement="s")
     assert receipt is not None
     with pytest.raises(ValueError, match=words):
+        check_receipt(receipt, key=KEY)
+
+
+def held_and_paid_twice(rows: list[Row]) -> str:
+    charge = paid(rows)
+    hold = first(rows, Hold, request_id=charge.request_id)
+    again = msgspec.structs.replace(charge, attempt_id=f"{charge.request_id}-9")
+    rows += [moved(msgspec.structs.replace(hold), seq=len(rows)), moved(again, seq=len(rows) + 1)]
+    return charge.request_id
+
+
+def measured_twice(rows: list[Row]) -> str:
+    row = first(rows, Energy, account="alpha")
+    rows.append(moved(msgspec.structs.replace(row), seq=len(rows)))
+    return request_id_of(row.attempt_id)
+
+
+@pytest.mark.parametrize("wrong", [held_and_paid_twice, measured_twice])
+def test_a_receipt_has_each_row_once(copy_url: str, wrong: Callable[[list[Row]], str]) -> None:
+    """The index that forbids it is the operator's; an auditor finds it, and so does whose request it is."""
+    execute(copy_url, "DROP INDEX rows_by_id")
+    ids: list[str] = []
+
+    def change(rows: list[Row]) -> None:
+        at_us = rows[-1].at_us
+        ids.append(wrong(rows))
+        for row in rows[NUM_ROWS:]:
+            row.at_us = at_us
+
+    rewrite(copy_url, change, seed=SEED)
+    with closing(Reader(copy_url)) as reader:
+        receipt = make_receipt(reader, ids[0], statement="s")
+    assert receipt is not None
+    with pytest.raises(ValueError, match="is there twice"):
         check_receipt(receipt, key=KEY)
 
 
