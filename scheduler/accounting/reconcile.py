@@ -6,6 +6,7 @@ is unexplained, and that must be 0.
 Three identities, per worker, over the windows and charges of a period::
 
     counter    last reading − first reading = metered − what it fell by at resets + where it stood when first read
+                   + by how much a new process of the worker found it elsewhere than the one before left it
     energy     metered = idle + overhead + unattributed (by cause) + requests (by payer) + change of in flight
     tokens     scheduled by the engine = billed input − cached + billed output − last tokens + repeated prompts
                    − prompts not computed + recomputed + rejected drafts + overrun
@@ -29,12 +30,19 @@ class WorkerFigures:
 
     worker_id: str
     num_windows: int = 0
+    num_restarts: int = 0
+    incarnation: str = ""
+    """The process that spoke last."""
     first_counter_mj: int | None = None
     last_counter_mj: int = 0
     reset_mj: int = 0
     """By which the counter fell when it began anew; part of last − first."""
     found_mj: int = 0
     """Where it stood when a meter that was down from the start was first read; part of last − first."""
+    restarted_mj: int = 0
+    """By which new processes found another reading than the one before them left (a modelled counter begins at 0:
+    negative); part of last − first. What was used in between, if anything, was metered by nobody.
+    """
     metered_mj: int = 0
     idle_mj: int = 0
     overhead_mj: int = 0
@@ -69,7 +77,8 @@ class WorkerFigures:
         """Counted and never metered, or metered and never counted: 0."""
         if self.first_counter_mj is None:
             return 0
-        return self.last_counter_mj - self.first_counter_mj + self.reset_mj - self.found_mj - self.metered_mj
+        jumps_mj = self.found_mj + self.restarted_mj - self.reset_mj
+        return self.last_counter_mj - self.first_counter_mj - jumps_mj - self.metered_mj
 
     @property
     def unexplained_mj(self) -> int:
@@ -117,11 +126,17 @@ def _window(figures: WorkerFigures, row: Window) -> None:
     begin_mj = window.counter_mj - window.meter_mj
     if figures.first_counter_mj is None:
         figures.first_counter_mj = figures.last_counter_mj = begin_mj
+        figures.incarnation = row.incarnation
+    is_restart = row.incarnation != figures.incarnation
+    figures.incarnation = row.incarnation
+    figures.num_restarts += is_restart
     causes = {cause for cause, _ in window.causes}
     if RESET in causes:
         figures.reset_mj += figures.last_counter_mj - begin_mj
     elif FOUND in causes:
         figures.found_mj += begin_mj - figures.last_counter_mj
+    elif is_restart:
+        figures.restarted_mj += begin_mj - figures.last_counter_mj
     figures.last_counter_mj = window.counter_mj
     figures.num_windows += 1
     figures.metered_mj += window.meter_mj

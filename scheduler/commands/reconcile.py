@@ -65,6 +65,7 @@ def _show(found: list[WorkerFigures]) -> None:
             ("counter, last \u2212 first", _j(counted_mj)),
             ("  fell at resets", _j(each.reset_mj)),
             ("  stood when first read", _j(each.found_mj)),
+            (f"  elsewhere after restarts ({each.num_restarts})", _j(each.restarted_mj)),
             ("metered", _j(each.metered_mj)),
             ("  requests of tenants", _j(each.requests_mj)),
             ("  in vain, the operator's", _j(each.operator_mj)),
