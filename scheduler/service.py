@@ -110,6 +110,7 @@ class Service:
             cluster=self.cluster,
             links=self.dispatcher,
             last_counter_mj=self.settlement.durable_counter_mj,
+            counter_id=self._counter_id,
             clock=time.monotonic,
             restart_delays_s=RESTART_DELAYS_S,
         )
@@ -347,6 +348,14 @@ class Service:
     def snapshot(self) -> Snapshot:
         """Everything at this moment."""
         return self.dispatcher.snapshot()
+
+    def _counter_id(self, worker_id: str) -> str | None:
+        """Of the counter of this worker's last booked window, where the process that read it is still linked."""
+        incarnation, _ = self.settlement.books.last_numbers.get(worker_id, ("", 0))
+        for worker in self.snapshot().workers:
+            if (worker.worker_id, worker.incarnation) == (worker_id, incarnation) and worker.status is not None:
+                return worker.status.counter_id
+        return None
 
     def _on_worker_down(self, worker_id: str, cause: str) -> None:
         self.fleet.on_worker_down(worker_id, cause)

@@ -28,6 +28,7 @@ from scheduler.ledger_files import ledger_url
 from scheduler.listeners import PortTaken, bind
 from scheduler.service import Service, state_words
 from tests.local_service import LocalCluster, complete
+from workers import metering
 from workers.errors import WorkerError
 
 CONFIG = """
@@ -176,6 +177,28 @@ async def test_a_worker_that_dies_is_replaced_and_serves_again(tmp_path: Path) -
                 await asyncio.sleep(0.02)
         assert 1 == service.fleet.num_restarts
         assert 200 == (await complete(service, service.generated_keys["alpha"])).status
+
+
+async def test_the_successor_goes_on_from_the_last_reading_of_the_same_counter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the dead worker said its counter was, and the last reading of it that was booked."""
+    monkeypatch.setattr(metering, "counter_id", lambda meter_name, gpu_uuids: "GPU-1")
+    async with running(tmp_path) as service:
+        await service.wait_ready()
+        cluster = service.cluster
+        assert isinstance(cluster, LocalCluster)
+        (dead, *_), num_links = cluster.links, len(cluster.links)
+        async with asyncio.timeout(10):
+            while service.settlement.last_counter_mj(dead.worker_id) is None:
+                await asyncio.sleep(0.02)
+            await dead.worker.stop(cause="died by the test")
+            while len(cluster.links) == num_links:
+                await asyncio.sleep(0.02)
+        spec = cluster.links[-1].worker.spec
+        assert (dead.worker_id, "GPU-1") == (spec.worker_id, spec.last_counter_id)
+        assert spec.last_counter_mj is not None
+        assert spec.last_counter_mj > 0
 
 
 async def test_a_worker_that_does_not_start_ends_the_wait_with_its_cause(tmp_path: Path) -> None:
