@@ -39,7 +39,7 @@ from scheduler.fleet import RESTART_DELAYS_S, Fleet
 from scheduler.ledger_files import open_ledger, open_spool
 from scheduler.listeners import Listener, Tls, bind
 from scheduler.metrics import Metrics
-from scheduler.policies import prices_of, slo_of, zone_names
+from scheduler.policies import check_currency, check_same_currency, prices_of, slo_of, zone_names
 from scheduler.snapshot import Snapshot, WorkerSnapshot
 from scheduler.statement import STATEMENT, software_version
 from workers.errors import WorkerError
@@ -142,6 +142,7 @@ class Service:
                 version=software_version(),
                 now_s=time.monotonic(),
             )
+            check_currency(config, self.settlement.books.balances)
         except BaseException:
             self.ledger.close()
             raise
@@ -277,6 +278,7 @@ class Service:
         Where the API owns tenants, keys and budgets, what the file says of them is ignored. Returns the sections that
         changed too and need a restart. Raises: ConfigError, LedgerError; nothing changes then.
         """
+        check_same_currency(self._config, config)
         prices = self._prices(config)
         self._directory.reload(config)
         self.settlement.carbon_ug_per_mj = self._directory.rules.carbon_ug_per_mj

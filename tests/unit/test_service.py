@@ -255,6 +255,24 @@ async def test_rules_and_keys_change_while_it_serves(tmp_path: Path) -> None:
         assert 200 == (await complete(service, service.generated_keys["beta"])).status
 
 
+async def test_a_ledger_keeps_its_currency(tmp_path: Path) -> None:
+    """A reload is refused and changes nothing; a start too, once money was charged, and says what to do."""
+    config = config_of(tmp_path)
+    in_euro = config.model_copy(update={"currency": "EUR"})
+    async with running(tmp_path, config=config) as service:
+        await service.wait_ready()
+        with pytest.raises(ConfigError, match="currency: USD cannot become EUR while it serves; remedy: a new ledger"):
+            service.reload(in_euro)
+        assert 200 == (await complete(service, service.generated_keys["alpha"])).status
+        assert [] == service.reload(config)
+    with pytest.raises(ConfigError, match=r"has charged money in USD, and EUR .* remedy: currency: USD, or a new"):
+        Service(in_euro)
+    async with running(tmp_path, config=config):
+        pass  # everything that the refused one had opened was closed
+    async with running(tmp_path, config=in_euro.model_copy(update={"state_dir": tmp_path / "other"})):
+        pass
+
+
 async def test_prices_change_while_it_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The next request pays the new price, one that runs its own; what has no price is refused and told in the log."""
     slow = {"fixed_step_s": 0.02}
