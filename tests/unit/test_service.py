@@ -23,7 +23,7 @@ from scheduler.config import load_config
 from scheduler.config_errors import ConfigError
 from scheduler.config_prices import PricesConfig
 from scheduler.config_sections import LimitsConfig, PriceConfig
-from scheduler.config_tenants import BudgetConfig
+from scheduler.config_tenants import BudgetConfig, KeyConfig
 from scheduler.ledger_files import ledger_url
 from scheduler.listeners import PortTaken, bind
 from scheduler.service import Service, state_words
@@ -298,6 +298,25 @@ async def test_prices_change_while_it_serves(tmp_path: Path, caplog: pytest.LogC
             reply.status, reply.json()["error"]["code"], reply.headers["x-should-retry"]
         )  # fmt: skip
     assert "prices: no price version is in force now: requests are refused (no_price)" in caplog.text
+
+
+async def test_a_reload_that_is_refused_leaves_prices_as_they_were(tmp_path: Path) -> None:
+    """Those that `jouleway models` shows, and no row says that others came into the house."""
+    async with running(tmp_path) as service:
+        await service.wait_ready()
+        before, rates, seq = service._config, service._rates_now(), service.settlement.journal.next_seq
+        dearer = before.models["m"].model_copy(update={"price": PriceConfig(input=Decimal(70))})
+        keyless = before.tenants[0].model_copy(
+            update={
+                "keys": (KeyConfig(file=tmp_path / "no.key", budgets=(BudgetConfig(tokens=Decimal(1), per="1h"),)),)
+            }
+        )
+        wrong = before.model_copy(update={"models": {"m": dearer}, "tenants": (keyless, *before.tenants[1:])})
+        with pytest.raises(ConfigError, match=r"no\.key"):
+            service.reload(wrong)
+        assert (before, rates, seq) == (service._config, service._rates_now(), service.settlement.journal.next_seq)
+        service.reload(before.model_copy(update={"models": {"m": dearer}}))
+        assert rates != service._rates_now()
 
 
 async def admin(service: Service, method: str, path: str, body: object = None, *, key: str | None = None) -> Any:
