@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from scheduler.accounting.rows import OPERATOR, Charge, Energy, Row, Window
+from scheduler.accounting.rows import OPERATOR, Charge, Daily, Energy, Row, Window
 
 RESET, FOUND = "counter_reset", "meter_found"
 """Causes of windows that do not begin where the one before ended."""
@@ -53,6 +53,8 @@ class WorkerFigures:
     """Of work in vain."""
     in_flight_mj: int = 0
     """Put in flight in the period, and not yet posted in it (posted in it, and put in flight before: negative)."""
+    is_from_start: bool = False
+    """All rows of the ledger were seen from the first on: nothing was put in flight before."""
     causes: Counter[str] = field(default_factory=Counter)
     num_charges: int = 0
     num_inexact: int = 0
@@ -82,9 +84,11 @@ class WorkerFigures:
 
     @property
     def unexplained_mj(self) -> int:
-        """Metered and in no account: 0."""
+        """Metered and in no account, or in an account and never metered: 0."""
         accounts = self.idle_mj + self.overhead_mj + self.unattributed_mj + self.requests_mj + self.operator_mj
-        return self.metered_mj - accounts - self.in_flight_mj
+        # From the first row on, nothing can be posted that was not put in flight: below 0 it explains nothing.
+        in_flight_mj = max(self.in_flight_mj, 0) if self.is_from_start else self.in_flight_mj
+        return self.metered_mj - accounts - in_flight_mj
 
     @property
     def unexplained_tokens(self) -> int:
@@ -100,9 +104,16 @@ class WorkerFigures:
 
 
 def reconcile(rows: Iterable[Row], *, from_us: int = 0, to_us: int | None = None) -> list[WorkerFigures]:
-    """By worker id. A period is one of rows' times, ``from_us`` included, ``to_us`` not; others are passed over."""
+    """By worker id. A period is one of rows' times, ``from_us`` included, ``to_us`` not; others are passed over.
+
+    ``rows``: all of these kinds that have their texts, and those that say that others are compacted.
+    """
     workers: dict[str, WorkerFigures] = {}
+    is_from_start = not from_us
     for row in rows:
+        if isinstance(row, Daily):
+            is_from_start = False
+            continue
         if row.at_us < from_us or (to_us is not None and row.at_us >= to_us):
             continue
         match row:
@@ -112,6 +123,8 @@ def reconcile(rows: Iterable[Row], *, from_us: int = 0, to_us: int | None = None
                 _energy(_of(workers, row.worker_id), row)
             case Charge():
                 _charge(_of(workers, row.worker_id), row)
+    for figures in workers.values():
+        figures.is_from_start = is_from_start
     return [figures for _, figures in sorted(workers.items())]
 
 

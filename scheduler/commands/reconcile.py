@@ -17,7 +17,7 @@ from scheduler.commands.ledger import open_reader, rows_of
 from scheduler.commands.output import print_json, print_table
 from scheduler.ledger_files import ledger_url
 
-KINDS = frozenset({"window", "energy", "charge"})
+KINDS = frozenset({"window", "energy", "charge", "daily"})
 
 
 def run(

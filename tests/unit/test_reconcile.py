@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scheduler.accounting.journal import Journal, State
 from scheduler.accounting.reconcile import WorkerFigures, reconcile
-from scheduler.accounting.rows import Charge, Row, Window, decode, encode
+from scheduler.accounting.rows import Charge, Daily, Energy, Row, Window, decode, encode
 from scheduler.accounting.settlement import Settlement
 from scheduler.core.actions import Payer
 from tests.scripted_link import posting_of
@@ -292,6 +292,23 @@ def test_a_window_that_does_not_add_up_is_unexplained() -> None:
     row.window = msgspec.structs.replace(row.window, idle_mj=98)
     (figures,) = reconcile([row])
     assert (2, False) == (figures.unexplained_mj, figures.is_explained)
+
+
+def test_a_posting_beyond_what_windows_put_in_flight_is_unexplained() -> None:
+    """From the first row on; later, or where older rows are compacted, an earlier window may have put it there."""
+    house = House()
+    house.window(("req-a-1", 70), idle=10)
+    house.charge("req-a-1")
+    house.post("req-a-1")
+    window, charge, energy = house.rows
+    assert isinstance(energy, Energy)
+    energy.energy_mj += 7
+    rows = [window, charge, energy]
+    (figures,) = reconcile(rows)
+    assert (-7, -7, False) == (figures.in_flight_mj, figures.unexplained_mj, figures.is_explained)
+    daily = Daily(from_seq=0, to_seq=9, day="2026-11-01", num_rows=9, legs=[])
+    for partly in (reconcile([*rows, daily]), reconcile(rows, from_us=1)):
+        assert (-7, 0, True) == (partly[0].in_flight_mj, partly[0].unexplained_mj, partly[0].is_explained)
 
 
 # -- periods and workers
