@@ -109,13 +109,18 @@ def read_notes(path: Path) -> list[str]:
 
 
 def open_spool(config: Config, ledger: Ledger) -> Spool | None:
-    """Of a ledger on a server; a ledger in a file needs none. Raises: LedgerError."""
-    if not ledger.is_on_server:
-        return None
+    """Of a ledger on a server. A ledger in a file needs none; what was kept for it while it was on a server (a copy
+    back may be older) is delivered all the same. Raises: LedgerError.
+    """
     folder = config.state_dir / "spool"
+    path = folder / f"{ledger.head()['ledger_id']}.rows"
     try:
+        if not ledger.is_on_server:
+            if path.exists():
+                Spool(ledger, path).close()
+            return None
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return Spool(ledger, folder / f"{ledger.head()['ledger_id']}.rows")
+        return Spool(ledger, path)
     except OSError as error:
         raise LedgerError(f"{error.filename} cannot be written: {error.strerror}") from None
 

@@ -9,10 +9,11 @@ import pytest
 
 from scheduler import ledger_files
 from scheduler.accounting.checkpoints import PublicKey, Signer
-from scheduler.accounting.errors import LedgerError, LedgerInUse
+from scheduler.accounting.errors import LedgerBroken, LedgerError, LedgerInUse
 from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.ledger_reader import Reader
-from scheduler.accounting.rows import Genesis
+from scheduler.accounting.rows import Genesis, Opened, Row
+from scheduler.accounting.spool import Spool
 from scheduler.accounting.verify import verify
 from scheduler.config import Config, load_config
 from scheduler.config_errors import ConfigError
@@ -181,6 +182,48 @@ def test_only_a_ledger_on_a_server_has_a_spool(tmp_path: Path, postgres_url: str
         assert spool is not None
         spool.close()
         assert 0o700 == stat.S_IMODE((tmp_path / "server" / "state" / "spool").stat().st_mode)
+
+
+def opened_row(seq: int) -> Opened:
+    return Opened(epoch=seq, version="v", statement="s", seq=seq)
+
+
+def spooled(config: Config, monkeypatch: pytest.MonkeyPatch, *rows: Row) -> Path:
+    """Kept by a control plane whose server was away."""
+
+    def away(self: Ledger, rows: object, state: object) -> bool:
+        raise LedgerError("away")
+
+    with closing(open_ledger(config)) as ledger, monkeypatch.context() as patched:
+        write_first(ledger)
+        path = config.state_dir / "spool" / f"{ledger.head()['ledger_id']}.rows"
+        path.parent.mkdir()
+        spool = Spool(ledger, path)
+        patched.setattr(Ledger, "write", away)
+        assert not spool.write(list(rows), None)
+        spool.close()
+    return path
+
+
+def test_what_was_kept_for_a_server_is_delivered_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger moved back from PostgreSQL while the spool still held charges that clients saw end."""
+    config = config_of(tmp_path)
+    path = spooled(config, monkeypatch, opened_row(1), opened_row(2))
+    for _ in range(2):
+        with closing(open_ledger(config)) as ledger:
+            assert None is open_spool(config, ledger)
+            assert 3 == ledger.size
+    with closing(Reader(ledger_url(config))) as reader:
+        assert 3 == verify(reader).num_rows
+    assert 0 == path.stat().st_size
+
+
+def test_a_spool_that_does_not_fit_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy is older than what the spool follows."""
+    config = config_of(tmp_path)
+    spooled(config, monkeypatch, opened_row(5))
+    with closing(open_ledger(config)) as ledger, pytest.raises(LedgerBroken, match="rows are missing"):
+        open_spool(config, ledger)
 
 
 # -- the keeper
