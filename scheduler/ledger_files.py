@@ -154,7 +154,17 @@ class CheckpointKeeper:
 
     @staticmethod
     def _halve(path: Path) -> None:
+        """On the disk before it takes the place of what is there: no crash may leave half a file, or none."""
         notes = path.read_text(encoding="utf-8").split("\n\n\n")
-        kept = path.with_suffix(".new")
-        kept.write_text("\n\n\n".join(notes[len(notes) // 2 :]), encoding="utf-8")
-        kept.replace(path)
+        new = path.with_suffix(".new")
+        new.unlink(missing_ok=True)  # of a try that broke off, with whatever mode
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write("\n\n\n".join(notes[len(notes) // 2 :]))
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,6 +1,7 @@
 """Where a configuration keeps its ledger: one key, checkpoints elsewhere, and no new ledger where one was lost."""
 
 import logging
+import os
 import stat
 from contextlib import closing
 from pathlib import Path
@@ -263,6 +264,34 @@ def test_the_older_half_goes_where_there_are_too_many(tmp_path: Path, monkeypatc
     assert notes[-len(kept) :] == kept
     assert len(kept) >= 4
     assert [f"{LEDGER_ID}.checkpoints"] == [each.name for each in tmp_path.iterdir()]
+
+
+def test_the_newest_half_is_on_the_disk_before_it_replaces_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And readable by its owner alone, whatever a try that broke off left behind; then its name is made durable."""
+    keeper, path = keeper_of(tmp_path)
+    for size in range(1, 9):
+        keeper(size, NOTE)
+    path.with_suffix(".new").write_text("half")
+    monkeypatch.setattr(ledger_files, "MAX_CHECKPOINT_BYTES", 10)
+    events: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def watched_fsync(handle: int) -> None:
+        events.append(f"sync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
+        fsync(handle)
+
+    def watched_replace(self: Path, target: Path) -> Path:
+        events.append("replace")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(Path, "replace", watched_replace)
+    keeper(9, NOTE)
+    expected = [f"sync {path.stem}.new", "replace", f"sync {tmp_path.name}", f"sync {path.name}"]
+    assert (expected, 0o600) == (events, stat.S_IMODE(path.stat().st_mode))
+    assert {NOTE} == set(read_notes(path))
 
 
 def test_a_keeper_that_cannot_write_does_not_stop_the_ledger(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
