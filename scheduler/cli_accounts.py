@@ -19,8 +19,10 @@ ConfigOption = Annotated[
 OwnUrlOption = Annotated[
     str | None, typer.Option("--url", help="Endpoint (or, with the admin key alone, the admin listener).")
 ]
-FromOption = Annotated[str | None, typer.Option("--from", metavar="DAY[TTIME]", help="From here on (UTC).")]
-ToOption = Annotated[str | None, typer.Option("--to", metavar="DAY[TTIME]", help="Up to here; default: now.")]
+FromOption = Annotated[str | None, typer.Option("--from", metavar="DAY[TTIME]", help="From its minute on (UTC).")]
+ToOption = Annotated[
+    str | None, typer.Option("--to", metavar="DAY[TTIME]", help="Up to its minute, that one not; default: now.")
+]
 Values = list[str] | None
 
 

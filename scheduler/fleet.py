@@ -71,15 +71,22 @@ class Fleet:
         cluster: Cluster,
         links: Links,
         last_counter_mj: Callable[[str], Awaitable[int | None]],
+        counter_id: Callable[[str], str | None],
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         restart_delays_s: tuple[float, ...] = RESTART_DELAYS_S,
     ) -> None:
+        """``last_counter_mj`` of a worker: its last durable reading. ``counter_id``: of which counter that is, as the
+        worker that read it said; None where no living link knows.
+        """
         self._groups = [_Group(specs=list(specs)) for specs in groups]
         self._by_worker = {spec.worker_id: group for group in self._groups for spec in group.specs}
         self._cluster = cluster
         self._links = links
         self._last_counter_mj = last_counter_mj
+        self._counter_id = counter_id
+        self._counter_ids: dict[str, str] = {}
+        """Of each worker's last reading. In memory: what is down while no control plane is begins where it is."""
         self._clock = clock
         self._sleep = sleep
         self._restart_delays_s = restart_delays_s
@@ -118,6 +125,8 @@ class Fleet:
         if group is None or self._is_stopping:
             return
         group.down.add(worker_id)
+        if (known := self._counter_id(worker_id)) is not None:
+            self._counter_ids[worker_id] = known
         if group.task is None and len(group.down) == len(group.specs):
             group.task = asyncio.create_task(self._restart(group), name=f"restart {worker_id}")
         logger.error("worker %s is down: %s", worker_id, cause.splitlines()[0] if cause else "no cause was given")
@@ -138,11 +147,14 @@ class Fleet:
     async def _successor(self, spec: WorkerSpec) -> WorkerSpec:
         """With the last durable reading, where the same counter goes on without the process that read it.
 
-        GPUs that Ray picks may be others than before, and a modelled counter begins anew: both start where they are.
+        A modelled counter begins anew, and Ray may pick other GPUs than before: the worker, which will know its own,
+        goes on from a reading of the same ones only.
         """
-        outlives = bool(spec.gpu_uuids) or spec.meter.counter_path is not None
-        last_counter_mj = await self._last_counter_mj(spec.worker_id) if outlives else None
-        return msgspec.structs.replace(spec, last_counter_mj=last_counter_mj)
+        known = self._counter_ids.get(spec.worker_id, "")
+        if not known and spec.meter.counter_path is None:
+            return spec
+        last_counter_mj = await self._last_counter_mj(spec.worker_id)
+        return msgspec.structs.replace(spec, last_counter_mj=last_counter_mj, last_counter_id=known)
 
     async def _restart(self, group: _Group) -> None:
         """Tries until the process could be asked for; whether it then comes up, the dispatcher says again."""

@@ -113,13 +113,18 @@ def read_notes(path: Path) -> list[str]:
 
 
 def open_spool(config: Config, ledger: Ledger) -> Spool | None:
-    """Of a ledger on a server; a ledger in a file needs none. Raises: LedgerError."""
-    if not ledger.is_on_server:
-        return None
+    """Of a ledger on a server. A ledger in a file needs none; what was kept for it while it was on a server (a copy
+    back may be older) is delivered all the same. Raises: LedgerError.
+    """
     folder = config.state_dir / "spool"
+    path = folder / f"{ledger.head()['ledger_id']}.rows"
     try:
+        if not ledger.is_on_server:
+            if path.exists():
+                Spool(ledger, path).close()
+            return None
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return Spool(ledger, folder / f"{ledger.head()['ledger_id']}.rows")
+        return Spool(ledger, path)
     except OSError as error:
         raise LedgerError(f"{error.filename} cannot be written: {error.strerror}") from None
 
@@ -163,7 +168,17 @@ class CheckpointKeeper:
 
     @staticmethod
     def _halve(path: Path) -> None:
+        """On the disk before it takes the place of what is there: no crash may leave half a file, or none."""
         notes = path.read_text(encoding="utf-8").split("\n\n\n")
-        kept = path.with_suffix(".new")
-        kept.write_text("\n\n\n".join(notes[len(notes) // 2 :]), encoding="utf-8")
-        kept.replace(path)
+        new = path.with_suffix(".new")
+        new.unlink(missing_ok=True)  # of a try that broke off, with whatever mode
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write("\n\n\n".join(notes[len(notes) // 2 :]))
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

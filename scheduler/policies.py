@@ -5,7 +5,8 @@ Called by ``scheduler.service`` at its start and at each reload. It must never d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from scheduler.accounting.budget_terms import NANO_PLACES, BudgetTerm
@@ -13,7 +14,7 @@ from scheduler.accounting.changes import WEIGHT_PARTS
 from scheduler.accounting.directory import Directory
 from scheduler.accounting.prices import PriceBook
 from scheduler.api.access import key_id_of
-from scheduler.config import Config
+from scheduler.config import Config, ConfigError
 from scheduler.config_prices import book_of
 from scheduler.config_sections import ModelConfig, WorkConfig
 from scheduler.config_tenants import BudgetConfig
@@ -28,6 +29,9 @@ CACHED_RATIO = 0.1
 GRAMS_PER_KWH_OF_A_UG_PER_MJ = 3600
 """1 gCO₂e/kWh is 10⁶ µg per 3.6 × 10⁹ mJ."""
 NANO = 10**NANO_PLACES
+CURRENCY = re.compile(r"[A-Z]{3}")
+"""Of all units of a ledger's legs only those of money look so."""
+NEW_LEDGER = "a new ledger (another ledger.url or state_dir)"
 
 
 def rules_of(config: Config) -> Rules:
@@ -94,6 +98,28 @@ def zone_names(config: Config) -> frozenset[str]:
 def prices_of(config: Config) -> PriceBook:
     """What requests are admitted with; that its versions can be a book was checked when it was loaded."""
     return book_of(config.prices, config.models, currency=config.currency)
+
+
+def check_currency(config: Config, balances: Mapping[tuple[str, str], int]) -> None:
+    """Money of two currencies would be added up in budgets and totals. ``balances``: the ledger's, by account and unit.
+
+    Raises: ConfigError where money of another currency than the configured one was charged or is held.
+    """
+    others = sorted(
+        unit
+        for (account, unit), amount in balances.items()
+        if amount and account.startswith(("used/", "held/")) and CURRENCY.fullmatch(unit) and unit != config.currency
+    )
+    if others:
+        words = f"currency: the ledger has charged money in {others[0]}, and {config.currency} would be added to it"
+        raise ConfigError(config.source, [f"{words}; remedy: currency: {others[0]}, or {NEW_LEDGER}"])
+
+
+def check_same_currency(before: Config, config: Config) -> None:
+    """At a reload. Raises: ConfigError."""
+    if before.currency != config.currency:
+        words = f"currency: {before.currency} cannot become {config.currency} while it serves"
+        raise ConfigError(config.source, [f"{words}; remedy: {NEW_LEDGER}, and restart"])
 
 
 def slo_of(model: ModelConfig) -> Slo:

@@ -39,7 +39,7 @@ from scheduler.fleet import RESTART_DELAYS_S, Fleet
 from scheduler.ledger_files import open_ledger, open_spool
 from scheduler.listeners import Listener, Tls, bind
 from scheduler.metrics import Metrics
-from scheduler.policies import prices_of, slo_of, zone_names
+from scheduler.policies import check_currency, check_same_currency, prices_of, slo_of, zone_names
 from scheduler.snapshot import Snapshot, WorkerSnapshot
 from scheduler.statement import STATEMENT, software_version
 from workers.errors import WorkerError
@@ -110,6 +110,7 @@ class Service:
             cluster=self.cluster,
             links=self.dispatcher,
             last_counter_mj=self.settlement.durable_counter_mj,
+            counter_id=self._counter_id,
             clock=time.monotonic,
             restart_delays_s=RESTART_DELAYS_S,
         )
@@ -142,6 +143,7 @@ class Service:
                 now_s=time.monotonic(),
                 is_away=lambda: self.spool is not None and self.spool.num_rows > 0,
             )
+            check_currency(config, self.settlement.books.balances)
         except BaseException:
             self.ledger.close()
             raise
@@ -178,6 +180,8 @@ class Service:
         metrics.set_source(self.dispatcher.snapshot)
         now_unix_s = int(time.time())
         source = LedgerUsage(self.ledger, self.settlement)
+        book = prices_of(config)
+        self._set_prices(book, self._unknown_prices(book))
         usage = UsageDesk(source, prices=self._rates_now)
         relay = self._relay = RelayApp(
             dispatcher=self.dispatcher,
@@ -205,7 +209,7 @@ class Service:
             zones=zone_names(config),
             receipts=self._receipt,
             growths=self._growth,
-            prices=self._prices(config),
+            prices=book,
             usage=usage,
             outcomes=OutcomeDesk(LedgerOutcomes(self.ledger, self.settlement, source)),
             denials=self._directory.tenancy,
@@ -278,26 +282,34 @@ class Service:
         Where the API owns tenants, keys and budgets, what the file says of them is ignored. Returns the sections that
         changed too and need a restart. Raises: ConfigError, LedgerError; nothing changes then.
         """
-        prices = self._prices(config)
-        self._directory.reload(config)
+        check_same_currency(self._config, config)
+        prices = prices_of(config)
+        unknown = self._unknown_prices(prices)
+        self._directory.reload(config)  # the last that may raise
+        before, self._config = self._config, config
+        self._set_prices(prices, unknown)
         self.settlement.carbon_ug_per_mj = self._directory.rules.carbon_ug_per_mj
         if self._relay is not None:
             self._relay.reload(prices)
-        before, self._config = self._config, config
         return [name for name in RESTART_SECTIONS if _read_at_start(before, name) != _read_at_start(config, name)]
 
-    def _prices(self, config: Config) -> PriceBook:
-        """The book, after saying what an operator should know of it."""
-        book = prices_of(config)
-        for version in book.versions:
-            version_id = version.version_id()
-            if version_id not in self._noted_prices and self.ledger.find("prices", version_id) is None:
-                self.settlement.note(Prices(version=version_id, text=version.text()))
-            self._noted_prices.add(version_id)
-        for words in book.warnings(config.models, time.time()):
+    def _unknown_prices(self, book: PriceBook) -> list[Prices]:
+        """Rows of the versions that the ledger does not have yet. Raises: LedgerError."""
+        versions = {version.version_id(): version for version in book.versions}
+        return [
+            Prices(version=version_id, text=version.text())
+            for version_id, version in versions.items()
+            if version_id not in self._noted_prices and self.ledger.find("prices", version_id) is None
+        ]
+
+    def _set_prices(self, book: PriceBook, unknown: list[Prices]) -> None:
+        """In force from now on: its new versions are noted, and what an operator should know of it is said."""
+        for row in unknown:
+            self.settlement.note(row)
+        self._noted_prices.update(version.version_id() for version in book.versions)
+        for words in book.warnings(self._config.models, time.time()):
             logger.warning("prices: %s", words)
         self._book = book
-        return book
 
     async def _retain(self) -> None:
         """Once in a while what is too old is compacted; for ever."""
@@ -349,6 +361,14 @@ class Service:
     def snapshot(self) -> Snapshot:
         """Everything at this moment."""
         return self.dispatcher.snapshot()
+
+    def _counter_id(self, worker_id: str) -> str | None:
+        """Of the counter of this worker's last booked window, where the process that read it is still linked."""
+        incarnation, _ = self.settlement.books.last_numbers.get(worker_id, ("", 0))
+        for worker in self.snapshot().workers:
+            if (worker.worker_id, worker.incarnation) == (worker_id, incarnation) and worker.status is not None:
+                return worker.status.counter_id
+        return None
 
     def _on_worker_down(self, worker_id: str, cause: str) -> None:
         self.fleet.on_worker_down(worker_id, cause)

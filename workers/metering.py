@@ -9,8 +9,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+import msgspec
+
 from workers.errors import MeterUnavailable
-from workers.types import Grade
+from workers.types import Grade, WorkerSpec, WorkerStatus
 from workers.windows import MeterReading, PowerMeter, Windows
 
 logger = logging.getLogger("jouleway.worker")
@@ -24,6 +26,19 @@ LAST_EDGE_S = 1.0
 READ_TIMEOUT_S = 5.0
 """A driver may block for ever when its device is dying; a meter that does not answer in this time is lost."""
 
+NVML_COUNTER = "nvml:energy-counter"
+
+
+def counter_id(meter_name: str, gpu_uuids: tuple[str, ...]) -> str:
+    """Names a counter that counts on whoever reads it; empty for one that each process begins anew."""
+    return ",".join(sorted(gpu_uuids)) if meter_name == NVML_COUNTER else ""
+
+
+def last_counter_mj(spec: WorkerSpec, meter_name: str) -> int | None:
+    """Where the first window begins, if the last reading is of the very counter that is read now; else None."""
+    is_same = spec.last_counter_id in ("", counter_id(meter_name, spec.gpu_uuids))
+    return spec.last_counter_mj if is_same else None
+
 
 class Metering:
     """One meter, its windows, and what is known of both now."""
@@ -33,6 +48,7 @@ class Metering:
         *,
         meter: PowerMeter,
         notes: tuple[str, ...],
+        gpu_uuids: tuple[str, ...] = (),
         windows: Windows,
         window_s: float,
         clock: Callable[[], float],
@@ -41,6 +57,7 @@ class Metering:
     ) -> None:
         self._meter = meter
         self._notes = notes
+        self._gpu_uuids = gpu_uuids
         self.windows = windows
         self._window_s = window_s
         self._clock = clock
@@ -73,6 +90,21 @@ class Metering:
     def health(self) -> tuple[str, ...]:
         """Downgrades, faults and the device's own complaints, in words."""
         return (*self._meter.health(), *self._notes, *((self._fault,) if self._fault else ()))
+
+    def told(self, status: WorkerStatus) -> WorkerStatus:
+        """With all that is known here."""
+        return msgspec.structs.replace(
+            status,
+            steps_total=self.windows.num_steps,
+            in_flight_mj=self.windows.in_flight_mj,
+            meter=self.name,
+            grade=self.grade,
+            meter_up=self.is_up,
+            power_watts=self.power_watts,
+            counter_mj=self.counter_mj,
+            counter_id=counter_id(self.name, self._gpu_uuids),
+            health=self.health,
+        )
 
     async def read(self) -> None:
         """One reading, one edge. A lost meter makes an edge too: the model stands in, grade D, named."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 """Raised with every change of a struct that crosses the boundary."""
 
 
@@ -101,6 +101,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str] = {}
     last_counter_mj: int | None = None
     """Last durable reading of this counter: the first window starts there (the gap is unattributed, worker_lost)."""
+    last_counter_id: str = ""
+    """That reading is of this counter, and no other goes on from it; empty: of whichever this worker reads."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -365,6 +367,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     meter_up: bool = False
     power_watts: float | None = None
     counter_mj: int | None = None
+    counter_id: str = ""
+    """Names a counter that counts on without this process: the GPUs of it, by UUID; empty where it ends with it."""
     health: tuple[str, ...] = ()
     """XID, ECC, throttle reasons, downgrades: in words."""
     curves: StepCurves | None = None

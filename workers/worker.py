@@ -18,7 +18,7 @@ from workers.attribution import Attribution
 from workers.engine import Engine, EngineLoad
 from workers.engine_model import EngineModel
 from workers.errors import EngineStartError, StaleEpoch, WireMismatch
-from workers.metering import Metering
+from workers.metering import Metering, last_counter_mj
 from workers.outbox import Outbox
 from workers.types import (
     WIRE_VERSION,
@@ -146,12 +146,13 @@ class Worker:
             meter_name=lambda: opened.meter.name,
             hook_grade=info.hook_grade,
             policy=self.spec.policy,
-            last_counter_mj=self.spec.last_counter_mj,
+            last_counter_mj=last_counter_mj(self.spec, opened.meter.name),
             late_s=max(self.spec.stall_timeout_s, 2 * self.spec.window_s),
         )
         return Metering(
             meter=opened.meter,
             notes=(*info.notes, *opened.notes),
+            gpu_uuids=self.spec.gpu_uuids,
             windows=windows,
             window_s=self.spec.window_s,
             clock=self._clock,
@@ -289,21 +290,9 @@ class Worker:
             outbox_depth=self._outbox.depth,
             outbox_dropped_total=self._outbox.dropped_total,
         )
-        metering = self._metering
-        if metering is None:
+        if self._metering is None:
             return status
-        return msgspec.structs.replace(
-            status,
-            steps_total=metering.windows.num_steps,
-            in_flight_mj=metering.windows.in_flight_mj,
-            meter=metering.name,
-            grade=metering.grade,
-            meter_up=metering.is_up,
-            power_watts=metering.power_watts,
-            counter_mj=metering.counter_mj,
-            health=metering.health,
-            curves=self._model.curves(),
-        )
+        return msgspec.structs.replace(self._metering.told(status), curves=self._model.curves())
 
     # -- the engine's side: sink
 

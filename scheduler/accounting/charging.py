@@ -13,6 +13,8 @@ from workers.types import UsageRecord, WorkerStatus
 
 MICRO = 1_000_000
 MAX_DECISION_CHARS = 200
+HELD_FACTS = ("tenant", "project", "key_id", "task", "model", "tier", "data_class", "arrived_us", "rates")
+"""What a hold and its request's charges have in common."""
 
 
 def hold_of(request: Request, dispatch: Dispatch) -> Hold:
@@ -88,8 +90,8 @@ def charge_of_stranger(
         request_id=request_id_of(usage.attempt_id),
         attempt_id=usage.attempt_id,
         attempt_number=0,
-        tenant="" if hold is None else hold.tenant,
-        model="" if hold is None else hold.model,
+        tenant="",
+        model="",
         worker_id=worker_id,
         payer=Payer.OPERATOR,
         outcome=usage.outcome,
@@ -98,6 +100,10 @@ def charge_of_stranger(
         cached_tokens=usage.cached_tokens,
         output_tokens=usage.output_tokens,
     )
+    if hold is not None:
+        # Whose it was, when and at which rates, as of any other charge: a row of usage is kept by all of these.
+        for name in HELD_FACTS:
+            setattr(charge, name, getattr(hold, name))
     return _with_facts(charge, status=status, usage=usage)
 
 

@@ -7,6 +7,10 @@ class LedgerError(Exception):
     """The ledger cannot be used; the text says why and names the remedy."""
 
 
+class LedgerMissing(LedgerError):
+    """There is no such file."""
+
+
 class LedgerInUse(LedgerError):
     """Another control plane writes it."""
 

@@ -22,6 +22,7 @@ from scheduler.accounting.ledger_reader import (
     ROWS,
     STATES,
     USAGE,
+    Reader,
     make_engine,
     shown_url,
     words_of,
@@ -33,7 +34,10 @@ TABLES = (ROWS, NODES, CHECKPOINTS, STATES, USAGE, OUTCOMES, LEDGER)
 
 
 def copy_ledger(source_url: str, target_url: str, *, on_progress: Callable[[int, int], None]) -> int:
-    """Returns its rows. Raises: LedgerInUse, LedgerError; what was begun in the target is to be dropped then."""
+    """Returns its rows. Raises: LedgerMissing, LedgerInUse, LedgerError; what was begun in the target is to be dropped
+    then.
+    """
+    Reader(source_url).close()  # a lock would make the file that a mistyped name does not find
     source, target = make_engine(source_url, is_read_only=False), make_engine(target_url, is_read_only=False)
     locks: list[WriterLock] = []
     try:

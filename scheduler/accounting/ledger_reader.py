@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 from sqlalchemy.exc import SQLAlchemyError
 
-from scheduler.accounting.errors import LedgerBroken, LedgerError
+from scheduler.accounting.errors import LedgerBroken, LedgerError, LedgerMissing
 from scheduler.accounting.usage_book import GROUPS, SUMS
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -51,7 +51,7 @@ class Reader:
     """Reads a ledger; changes nothing, needs no lock, sees what is committed."""
 
     def __init__(self, url: str, *, is_read_only: bool = True) -> None:
-        """Raises: LedgerError where there is no ledger of a version known here."""
+        """Raises: LedgerMissing without such a file, LedgerError where it is no ledger of a version known here."""
         self._engine = make_engine(url, is_read_only=is_read_only)
         self.url = shown_url(self._engine.url)
         try:
@@ -203,7 +203,7 @@ def make_engine(url: str, *, is_read_only: bool) -> sa.Engine:
     path = Path(str(parsed.database))
     if is_read_only:
         if not path.is_file():
-            raise LedgerError(f"{path}: there is no such file")
+            raise LedgerMissing(f"{path}: there is no such file")
         # A copy on a read-only medium has no room for WAL's shared memory.
         mode = {"mode": "ro"} if os.access(path.parent, os.W_OK) else {"immutable": "1"}
         parsed = sa.URL.create("sqlite", database=f"file:{quote(str(path))}", query={**mode, "uri": "true"})

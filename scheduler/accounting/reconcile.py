@@ -6,6 +6,7 @@ is unexplained, and that must be 0.
 Three identities, per worker, over the windows and charges of a period::
 
     counter    last reading − first reading = metered − what it fell by at resets + where it stood when first read
+                   + by how much a new process of the worker found it elsewhere than the one before left it
     energy     metered = idle + overhead + unattributed (by cause) + requests (by payer) + change of in flight
     tokens     scheduled by the engine = billed input − cached + billed output − last tokens + repeated prompts
                    − prompts not computed + recomputed + rejected drafts + overrun
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from scheduler.accounting.rows import OPERATOR, Charge, Energy, Row, Window
+from scheduler.accounting.rows import OPERATOR, Charge, Daily, Energy, Row, Window
 
 RESET, FOUND = "counter_reset", "meter_found"
 """Causes of windows that do not begin where the one before ended."""
@@ -29,12 +30,19 @@ class WorkerFigures:
 
     worker_id: str
     num_windows: int = 0
+    num_restarts: int = 0
+    incarnation: str = ""
+    """The process that spoke last."""
     first_counter_mj: int | None = None
     last_counter_mj: int = 0
     reset_mj: int = 0
     """By which the counter fell when it began anew; part of last − first."""
     found_mj: int = 0
     """Where it stood when a meter that was down from the start was first read; part of last − first."""
+    restarted_mj: int = 0
+    """By which new processes found another reading than the one before them left (a modelled counter begins at 0:
+    negative); part of last − first. What was used in between, if anything, was metered by nobody.
+    """
     metered_mj: int = 0
     idle_mj: int = 0
     overhead_mj: int = 0
@@ -45,6 +53,8 @@ class WorkerFigures:
     """Of work in vain."""
     in_flight_mj: int = 0
     """Put in flight in the period, and not yet posted in it (posted in it, and put in flight before: negative)."""
+    is_from_start: bool = False
+    """All rows of the ledger were seen from the first on: nothing was put in flight before."""
     causes: Counter[str] = field(default_factory=Counter)
     num_charges: int = 0
     num_inexact: int = 0
@@ -69,13 +79,16 @@ class WorkerFigures:
         """Counted and never metered, or metered and never counted: 0."""
         if self.first_counter_mj is None:
             return 0
-        return self.last_counter_mj - self.first_counter_mj + self.reset_mj - self.found_mj - self.metered_mj
+        jumps_mj = self.found_mj + self.restarted_mj - self.reset_mj
+        return self.last_counter_mj - self.first_counter_mj - jumps_mj - self.metered_mj
 
     @property
     def unexplained_mj(self) -> int:
-        """Metered and in no account: 0."""
+        """Metered and in no account, or in an account and never metered: 0."""
         accounts = self.idle_mj + self.overhead_mj + self.unattributed_mj + self.requests_mj + self.operator_mj
-        return self.metered_mj - accounts - self.in_flight_mj
+        # From the first row on, nothing can be posted that was not put in flight: below 0 it explains nothing.
+        in_flight_mj = max(self.in_flight_mj, 0) if self.is_from_start else self.in_flight_mj
+        return self.metered_mj - accounts - in_flight_mj
 
     @property
     def unexplained_tokens(self) -> int:
@@ -91,9 +104,16 @@ class WorkerFigures:
 
 
 def reconcile(rows: Iterable[Row], *, from_us: int = 0, to_us: int | None = None) -> list[WorkerFigures]:
-    """By worker id. A period is one of rows' times, ``from_us`` included, ``to_us`` not; others are passed over."""
+    """By worker id. A period is one of rows' times, ``from_us`` included, ``to_us`` not; others are passed over.
+
+    ``rows``: all of these kinds that have their texts, and those that say that others are compacted.
+    """
     workers: dict[str, WorkerFigures] = {}
+    is_from_start = not from_us
     for row in rows:
+        if isinstance(row, Daily):
+            is_from_start = False
+            continue
         if row.at_us < from_us or (to_us is not None and row.at_us >= to_us):
             continue
         match row:
@@ -103,6 +123,8 @@ def reconcile(rows: Iterable[Row], *, from_us: int = 0, to_us: int | None = None
                 _energy(_of(workers, row.worker_id), row)
             case Charge():
                 _charge(_of(workers, row.worker_id), row)
+    for figures in workers.values():
+        figures.is_from_start = is_from_start
     return [figures for _, figures in sorted(workers.items())]
 
 
@@ -117,11 +139,17 @@ def _window(figures: WorkerFigures, row: Window) -> None:
     begin_mj = window.counter_mj - window.meter_mj
     if figures.first_counter_mj is None:
         figures.first_counter_mj = figures.last_counter_mj = begin_mj
+        figures.incarnation = row.incarnation
+    is_restart = row.incarnation != figures.incarnation
+    figures.incarnation = row.incarnation
+    figures.num_restarts += is_restart
     causes = {cause for cause, _ in window.causes}
     if RESET in causes:
         figures.reset_mj += figures.last_counter_mj - begin_mj
     elif FOUND in causes:
         figures.found_mj += begin_mj - figures.last_counter_mj
+    elif is_restart:
+        figures.restarted_mj += begin_mj - figures.last_counter_mj
     figures.last_counter_mj = window.counter_mj
     figures.num_windows += 1
     figures.metered_mj += window.meter_mj

@@ -62,13 +62,21 @@ class Scope:
 
 
 def span_of(query: Query, first: str, last: str, *, now_us: int) -> Span:
-    """From the parameter ``first``, cut to its minute, to ``last``, which is now by default. Raises: ApiError 400."""
+    """From the parameter ``first`` to ``last``, both cut to their minutes: usage is kept by minute, and two spans that
+    meet count none twice. ``last`` is now by default, with the minute that runs. Raises: ApiError 400.
+    """
     from_s = query.whole(first, low=0, high=MAX_UNIX_S - 1)
     if from_s is None:
         raise bad_value(first, "expected unix seconds")
     to_s = query.whole(last, low=1, high=MAX_UNIX_S)
-    from_us = from_s * SECOND_US // MINUTE_US * MINUTE_US
-    to_us = now_us if to_s is None else to_s * SECOND_US
+    from_us = _minute_us(from_s)
+    to_us = now_us if to_s is None else _minute_us(to_s)
     if from_us >= to_us:
-        raise bad_value(first, f"expected a time before {last}" if to_s is not None else "expected a time before now")
+        words = "expected a time before now" if to_s is None else f"expected a minute before that of {last}"
+        raise bad_value(first, words)
     return Span(from_us=from_us, to_us=to_us)
+
+
+def _minute_us(at_s: int) -> int:
+    """When its minute began."""
+    return at_s * SECOND_US // MINUTE_US * MINUTE_US

@@ -68,7 +68,8 @@ def run(
     _print(figures, broken, json_path)
     if ledger_path is not None:
         key = f"{ledger_path}.key.pub"
-        print_lines([f"ledger: {ledger_path}; jouleway ledger verify {ledger_path} --key {key}"])
+        line = f"ledger: {ledger_path}; jouleway ledger verify {ledger_path} --key {key}"
+        print_lines([line], to_stderr=str(json_path) == "-")
     return ExitCode.VERIFICATION if broken else ExitCode.OK
 
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scheduler.accounting.checkpoints import PublicKey
-from scheduler.accounting.errors import LedgerError, LedgerInUse
+from scheduler.accounting.errors import LedgerBroken, LedgerError, LedgerInUse, LedgerMissing
 from scheduler.accounting.ledger_copy import copy_ledger
 from scheduler.accounting.ledger_reader import Reader, shown_url, sqlite_url
 from scheduler.accounting.merkle import leaf_hash
@@ -33,11 +35,32 @@ def open_reader(source: str) -> Reader:
     return Reader(source if "://" in source else sqlite_url(Path(source).absolute()))
 
 
+@contextmanager
+def reading(source: str) -> Iterator[Reader]:
+    """For a command that adds a ledger up. Raises: CommandError, 3 where there is none, 7 where it is damaged."""
+    try:
+        reader = open_reader(source)
+        try:
+            yield reader
+        finally:
+            reader.close()
+    except LedgerMissing as error:
+        raise CommandError(str(error), code=ExitCode.NOT_FOUND) from None
+    except LedgerBroken as error:
+        raise CommandError(str(error), code=ExitCode.VERIFICATION, remedy="jouleway ledger verify") from None
+    except LedgerError as error:
+        raise CommandError(str(error)) from None
+
+
 def rows_of(reader: Reader, kinds: frozenset[str]) -> Iterator[Row]:
-    """Its rows of some kinds, as far as they still have their texts."""
-    for _, kind, _, body, _ in reader.stored():
+    """Its rows of some kinds, as far as they still have their texts. Raises: LedgerBroken."""
+    for seq, kind, _, body, _ in reader.stored():
         if kind in kinds and body is not None:
-            yield decode(body)
+            try:
+                row = decode(body)
+            except (msgspec.DecodeError, TypeError):
+                raise LedgerBroken(f"{reader.url}: row {seq} cannot be read") from None
+            yield row
 
 
 def run_copy(source: str, target: str, *, as_json: bool) -> ExitCode:
@@ -51,6 +74,8 @@ def run_copy(source: str, target: str, *, as_json: bool) -> ExitCode:
             verify(reader)
         finally:
             reader.close()
+    except LedgerMissing as error:
+        raise CommandError(str(error), code=ExitCode.NOT_FOUND) from None
     except LedgerInUse as error:
         raise CommandError(str(error), code=ExitCode.UNAVAILABLE) from None
     except Fault as error:

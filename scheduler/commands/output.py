@@ -59,10 +59,10 @@ def print_table(
     screen.print(table)
 
 
-def print_lines(lines: Sequence[str]) -> None:
-    """Plain lines on standard output, never taken for markup."""
+def print_lines(lines: Sequence[str], *, to_stderr: bool = False) -> None:
+    """Plain lines on standard output, never taken for markup; beside a JSON document on standard error."""
     for line in lines:
-        console().print(Text(line))
+        console(to_stderr=to_stderr).print(Text(line))
 
 
 class Progress:

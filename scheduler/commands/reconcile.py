@@ -8,16 +8,16 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.reconcile import WorkerFigures, reconcile
 from scheduler.commands import configuration
 from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.commands.instants import unix_s
-from scheduler.commands.ledger import open_reader, rows_of
+from scheduler.commands.ledger import reading, rows_of
 from scheduler.commands.output import print_json, print_table
+from scheduler.config_errors import ConfigError
 from scheduler.ledger_files import ledger_url
 
-KINDS = frozenset({"window", "energy", "charge"})
+KINDS = frozenset({"window", "energy", "charge", "daily"})
 
 
 def run(
@@ -26,18 +26,12 @@ def run(
     """Exit code 7 where something is unexplained."""
     if (source is None) == (config is None):
         raise CommandError("give a ledger's file or --config", code=ExitCode.USAGE)
-    try:
-        reader = open_reader(source or ledger_url(configuration.load(config or Path())))
-        try:
-            found = reconcile(
-                rows_of(reader, KINDS),
-                from_us=0 if from_text is None else 1_000_000 * unix_s(from_text, option="--from"),
-                to_us=None if to_text is None else 1_000_000 * unix_s(to_text, option="--to"),
-            )
-        finally:
-            reader.close()
-    except LedgerError as error:
-        raise CommandError(str(error)) from None
+    with reading(source or _url_of(config or Path())) as reader:
+        found = reconcile(
+            rows_of(reader, KINDS),
+            from_us=0 if from_text is None else 1_000_000 * unix_s(from_text, option="--from"),
+            to_us=None if to_text is None else 1_000_000 * unix_s(to_text, option="--to"),
+        )
     if as_json:
         print_json({"workers": [_told(figures) for figures in found]})
     else:
@@ -46,6 +40,13 @@ def run(
     if wrong:
         raise CommandError(f"unexplained differences on {', '.join(wrong)}", code=ExitCode.VERIFICATION)
     return ExitCode.OK
+
+
+def _url_of(config: Path) -> str:
+    try:
+        return ledger_url(configuration.load(config))
+    except ConfigError as error:
+        raise CommandError(str(error), code=ExitCode.USAGE) from None
 
 
 def _told(figures: WorkerFigures) -> dict[str, object]:
@@ -65,6 +66,7 @@ def _show(found: list[WorkerFigures]) -> None:
             ("counter, last \u2212 first", _j(counted_mj)),
             ("  fell at resets", _j(each.reset_mj)),
             ("  stood when first read", _j(each.found_mj)),
+            (f"  elsewhere after restarts ({each.num_restarts})", _j(each.restarted_mj)),
             ("metered", _j(each.metered_mj)),
             ("  requests of tenants", _j(each.requests_mj)),
             ("  in vain, the operator's", _j(each.operator_mj)),

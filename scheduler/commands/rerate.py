@@ -8,12 +8,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.rerate import Rerated, past_charges, rerate
 from scheduler.commands import configuration
 from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.commands.instants import unix_s
-from scheduler.commands.ledger import open_reader, rows_of
+from scheduler.commands.ledger import reading, rows_of
 from scheduler.commands.output import print_json, print_table
 from scheduler.policies import prices_of
 
@@ -24,18 +23,13 @@ def run(source: str, *, config: Path, from_text: str | None, to_text: str | None
     """``config``: whose prices are tried."""
     book = prices_of(configuration.load(config))
     try:
-        reader = open_reader(source)
-        try:
+        with reading(source) as reader:
             charges = past_charges(
                 rows_of(reader, KINDS),
                 from_us=0 if from_text is None else 1_000_000 * unix_s(from_text, option="--from"),
                 to_us=None if to_text is None else 1_000_000 * unix_s(to_text, option="--to"),
             )
             found = rerate(charges, book)
-        finally:
-            reader.close()
-    except LedgerError as error:
-        raise CommandError(str(error)) from None
     except ValueError as error:
         raise CommandError(str(error), code=ExitCode.USAGE) from None
     if as_json:

@@ -89,6 +89,7 @@ class Plane:
             cluster=cluster,
             links=self.dispatcher,
             last_counter_mj=self.settlement.durable_counter_mj,
+            counter_id=lambda worker_id: None,
             clock=time.monotonic,
             restart_delays_s=(0.2,),
         )

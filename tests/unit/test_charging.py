@@ -7,6 +7,7 @@ import pytest
 
 from scheduler.accounting.accounts import OPERATOR
 from scheduler.accounting.charging import charge_of, charge_of_stranger
+from scheduler.accounting.rows import Hold
 from scheduler.core.actions import Payer, Settle, Tokens
 from scheduler.core.request import CostPlus, Rates, Request
 from tests.scripted_link import status_of, usage_of
@@ -128,6 +129,20 @@ def test_a_strangers_usage_is_the_operators() -> None:
     assert (OPERATOR, "", "req-z", 0, "w-1", "orphaned", 7, 3, 9) == (
         charge.account, charge.tenant, charge.request_id, charge.attempt_number, charge.worker_id, charge.cause,
         charge.input_tokens, charge.output_tokens, charge.scheduled_tokens,
+    )  # fmt: skip
+
+
+def test_a_strangers_usage_is_told_with_what_its_hold_says() -> None:
+    """Whose it was, in which tier, when, and in the house's currency: else its row of usage would be in another one."""
+    hold = Hold(
+        request_id="req-z", tenant="alpha", project="p", key_id="k", task="night", model="m", tier="flex",
+        data_class="core", arrived_us=77, input_tokens=9, output_tokens=5, cost_nano=123, rates=Rates(1, 1, 1, "EUR"),
+    )  # fmt: skip
+    charge = charge_of_stranger(usage_of("req-z-1"), worker_id="w-1", status=None, hold=hold)
+    assert (OPERATOR, 0, 0) == (charge.account, charge.attempt_number, charge.cost_nano)
+    assert ("alpha", "p", "k", "night", "m", "flex", "core", 77, "EUR") == (
+        charge.tenant, charge.project, charge.key_id, charge.task, charge.model, charge.tier, charge.data_class,
+        charge.arrived_us, charge.rates.currency,
     )  # fmt: skip
 
 

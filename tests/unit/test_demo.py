@@ -141,3 +141,23 @@ def test_json_to_standard_output_is_one_document(capsys: pytest.CaptureFixture[s
     """Nothing else is printed there."""
     demo._print(figures_of(accounts_of_one_request(), []), [], Path("-"))
     assert 840 == json.loads(capsys.readouterr().out)["requests_mj"]
+
+
+def test_where_the_ledger_lies_is_said_beside_the_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On standard error where the figures are a JSON document on standard output."""
+
+    async def figures(*_: object, **__: object) -> Any:
+        return figures_of(accounts_of_one_request(), [])
+
+    monkeypatch.setattr(demo, "_demo", figures)
+    monkeypatch.setattr(demo, "_check", lambda config: None)
+    monkeypatch.setattr(demo, "_verify", lambda config, progress: [])
+    for json_path, is_document in ((Path("-"), True), (None, False)):
+        demo.run(json_path=json_path, num_requests=12, seed=0, config_path=None, ledger_path=tmp_path / "l.db")
+        captured = capsys.readouterr()
+        assert is_document == ("jouleway ledger verify" in captured.err)
+        assert is_document != ("jouleway ledger verify" in captured.out)
+        if is_document:
+            assert 840 == json.loads(captured.out)["requests_mj"]

@@ -60,17 +60,20 @@ class House:
         cluster: ScriptedCluster,
         *,
         counters: dict[str, int] | None = None,
+        counter_ids: dict[str, str | None] | None = None,
         now_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.cluster = cluster
         self.links = Links()
         self.counters = counters or {}
+        self.counter_ids = counter_ids or {}
         self.slept_s: list[float] = []
         self.fleet = Fleet(
             groups,
             cluster=cluster,  # type: ignore[arg-type]
             links=self.links,
             last_counter_mj=self._last_counter_mj,
+            counter_id=self.counter_ids.get,
             clock=now_s,
             sleep=self._sleep,
         )
@@ -180,12 +183,27 @@ def test_waits_grow_and_a_steady_worker_starts_anew() -> None:
     play(scene())
 
 
+def test_the_last_reading_of_a_device_goes_to_the_successor_with_its_name() -> None:
+    """Whichever counter the last booked reading was of; a worker that died before it booked one changes nothing."""
+
+    async def scene() -> None:
+        house = House([[spec_of("a-0")]], ScriptedCluster(), counters={"a-0": 5})
+        await house.fleet.start(adopt=False)
+        told: list[tuple[str | None, int]] = [("GPU-1", 7), (None, 7), ("GPU-2", 9), ("", 11)]
+        for counter_id, counter_mj in told:
+            house.counter_ids["a-0"], house.counters["a-0"] = counter_id, counter_mj
+            await house.down("a-0")
+        found = [(specs[0].last_counter_mj, specs[0].last_counter_id) for specs in house.cluster.started]
+        assert [(None, ""), (7, "GPU-1"), (7, "GPU-1"), (9, "GPU-2"), (None, "")] == found
+
+    play(scene())
+
+
 @pytest.mark.parametrize(
-    ("fields", "expected"),
-    [({}, None), ({"gpu_uuids": ("GPU-1",)}, 5), ({"meter": MeterSpec(kind="simulated", counter_path="c")}, 5)],
+    ("fields", "expected"), [({}, None), ({"meter": MeterSpec(kind="simulated", counter_path="c")}, 5)]
 )
 def test_the_last_reading_goes_on_only_where_the_counter_does(fields: dict[str, object], expected: int | None) -> None:
-    """A GPU that Ray picks anew, or a modelled counter, has another past; from the ledger at the first start."""
+    """A modelled counter has another past; one that lives in a file goes on, also at the first start."""
 
     async def scene() -> None:
         house = House([[spec_of("a-0", **fields)]], ScriptedCluster(), counters={"a-0": 5})

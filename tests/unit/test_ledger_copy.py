@@ -11,7 +11,7 @@ import pytest
 from benchmarks.ledger_load import Load
 from benchmarks.recovery import core
 from scheduler.accounting import book_state
-from scheduler.accounting.errors import LedgerError, LedgerInUse
+from scheduler.accounting.errors import LedgerError, LedgerInUse, LedgerMissing
 from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.ledger_copy import TABLES, copy_ledger
 from scheduler.accounting.ledger_reader import Reader, sqlite_url
@@ -76,6 +76,17 @@ def test_a_ledger_that_is_open_is_not_copied(source: str, tmp_path: Path) -> Non
     with pytest.raises(LedgerInUse):
         copy_ledger(source, sqlite_url(tmp_path / "to.db"), on_progress=lambda done, of: None)
     ledger.close()
+
+
+def test_a_mistyped_source_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Neither the file that was meant, nor its lock, nor a folder, nor a target."""
+    with pytest.raises(LedgerMissing, match=r"frm\.db: there is no such file"):
+        copy_ledger(
+            sqlite_url(tmp_path / "a" / "frm.db"),
+            sqlite_url(tmp_path / "b" / "to.db"),
+            on_progress=lambda done, of: None,
+        )
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_nothing_is_overwritten(source: str, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from scheduler import ledger_files
 from scheduler.accounting.checkpoints import PublicKey, Signer
-from scheduler.accounting.errors import LedgerError, LedgerInUse
+from scheduler.accounting.errors import LedgerBroken, LedgerError, LedgerInUse
 from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.ledger_reader import Reader
-from scheduler.accounting.rows import Genesis
+from scheduler.accounting.rows import Genesis, Opened, Row
+from scheduler.accounting.spool import Spool
 from scheduler.accounting.verify import verify
 from scheduler.config import Config, load_config
 from scheduler.config_errors import ConfigError
@@ -185,6 +186,48 @@ def test_only_a_ledger_on_a_server_has_a_spool(tmp_path: Path, postgres_url: str
         assert 0o700 == stat.S_IMODE((tmp_path / "server" / "state" / "spool").stat().st_mode)
 
 
+def opened_row(seq: int) -> Opened:
+    return Opened(epoch=seq, version="v", statement="s", seq=seq)
+
+
+def spooled(config: Config, monkeypatch: pytest.MonkeyPatch, *rows: Row) -> Path:
+    """Kept by a control plane whose server was away."""
+
+    def away(self: Ledger, rows: object, state: object) -> bool:
+        raise LedgerError("away")
+
+    with closing(open_ledger(config)) as ledger, monkeypatch.context() as patched:
+        write_first(ledger)
+        path = config.state_dir / "spool" / f"{ledger.head()['ledger_id']}.rows"
+        path.parent.mkdir()
+        spool = Spool(ledger, path)
+        patched.setattr(Ledger, "write", away)
+        assert not spool.write(list(rows), None)
+        spool.close()
+    return path
+
+
+def test_what_was_kept_for_a_server_is_delivered_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger moved back from PostgreSQL while the spool still held charges that clients saw end."""
+    config = config_of(tmp_path)
+    path = spooled(config, monkeypatch, opened_row(1), opened_row(2))
+    for _ in range(2):
+        with closing(open_ledger(config)) as ledger:
+            assert None is open_spool(config, ledger)
+            assert 3 == ledger.size
+    with closing(Reader(ledger_url(config))) as reader:
+        assert 3 == verify(reader).num_rows
+    assert 0 == path.stat().st_size
+
+
+def test_a_spool_that_does_not_fit_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy is older than what the spool follows."""
+    config = config_of(tmp_path)
+    spooled(config, monkeypatch, opened_row(5))
+    with closing(open_ledger(config)) as ledger, pytest.raises(LedgerBroken, match="rows are missing"):
+        open_spool(config, ledger)
+
+
 # -- the keeper
 
 
@@ -238,6 +281,34 @@ def test_the_older_half_goes_where_there_are_too_many(tmp_path: Path, monkeypatc
     assert notes[-len(kept) :] == kept
     assert len(kept) >= 4
     assert [f"{LEDGER_ID}.checkpoints"] == [each.name for each in tmp_path.iterdir()]
+
+
+def test_the_newest_half_is_on_the_disk_before_it_replaces_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And readable by its owner alone, whatever a try that broke off left behind; then its name is made durable."""
+    keeper, path = keeper_of(tmp_path)
+    for size in range(1, 9):
+        keeper(size, NOTE)
+    path.with_suffix(".new").write_text("half")
+    monkeypatch.setattr(ledger_files, "MAX_CHECKPOINT_BYTES", 10)
+    events: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def watched_fsync(handle: int) -> None:
+        events.append(f"sync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
+        fsync(handle)
+
+    def watched_replace(self: Path, target: Path) -> Path:
+        events.append("replace")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(Path, "replace", watched_replace)
+    keeper(9, NOTE)
+    expected = [f"sync {path.stem}.new", "replace", f"sync {tmp_path.name}", f"sync {path.name}"]
+    assert (expected, 0o600) == (events, stat.S_IMODE(path.stat().st_mode))
+    assert {NOTE} == set(read_notes(path))
 
 
 def test_a_keeper_that_cannot_write_does_not_stop_the_ledger(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,9 +13,9 @@ from workers import metering as metering_module
 from workers.attribution import Attribution
 from workers.engine_model import EngineModel
 from workers.errors import MeterUnavailable
-from workers.metering import Metering
+from workers.metering import NVML_COUNTER, Metering, counter_id, last_counter_mj
 from workers.outbox import Outbox
-from workers.types import EnergyPosting, Grade, StepRecord, WindowRecord
+from workers.types import EnergyPosting, Grade, StepRecord, WindowRecord, WorkerSpec, WorkerState, WorkerStatus
 from workers.windows import MeterReading, Windows
 
 
@@ -45,13 +45,21 @@ class ScriptedMeter:
 
 
 class Rig:
-    def __init__(self, clock: Callable[[], float], meter: ScriptedMeter, *, window_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        meter: ScriptedMeter,
+        *,
+        window_s: float = 5.0,
+        gpu_uuids: tuple[str, ...] = (),
+    ) -> None:
         self.outbox = Outbox()
         self.meter = meter
         self.num_settled = 0
         self.metering = Metering(
             meter=meter,
             notes=("meter_downgrade: no better one",),
+            gpu_uuids=gpu_uuids,
             windows=Windows(
                 attribution=Attribution(model=EngineModel(), num_gpus=1), outbox=self.outbox, unix_clock=clock,
                 meter_name=lambda: meter.name,
@@ -84,6 +92,36 @@ class Rig:
         yield
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("meter", "uuids", "expected"),
+    [
+        ("nvml:energy-counter", ("GPU-b", "GPU-a"), 7),
+        ("nvml:energy-counter", ("GPU-a",), None),
+        ("nvml:energy-counter", ("GPU-a", "GPU-c"), None),
+        ("nvml:integrated-power", ("GPU-a", "GPU-b"), None),
+        ("modelled:cpu-seconds", ("GPU-a", "GPU-b"), None),
+    ],
+)
+def test_a_reading_goes_on_only_from_the_same_counter(meter: str, uuids: tuple[str, ...], expected: int | None) -> None:
+    """The same GPUs in any order, and still their counter: what is integrated or modelled begins anew."""
+    spec = WorkerSpec(
+        worker_id="w", engine="vllm", model="m", gpu_uuids=uuids, last_counter_mj=7, last_counter_id="GPU-a,GPU-b"
+    )
+    assert expected == last_counter_mj(spec, meter)
+    of_a_file = WorkerSpec(worker_id="w", engine="simulated", model="m", last_counter_mj=7)
+    assert 7 == last_counter_mj(of_a_file, "simulated:counter")
+
+
+def test_the_status_names_a_counter_that_outlives_the_worker() -> None:
+    """As it is read now; nothing where it ends with the process."""
+    meter = ScriptedMeter(lambda: 1.0)
+    rig = Rig(lambda: 1.0, meter, gpu_uuids=("GPU-2", "GPU-1"))
+    status = WorkerStatus(worker_id="w", state=WorkerState.READY)
+    assert ("scripted", "") == (rig.metering.told(status).meter, rig.metering.told(status).counter_id)
+    meter.name = NVML_COUNTER
+    assert "GPU-1,GPU-2" == rig.metering.told(status).counter_id == counter_id(meter.name, ("GPU-1", "GPU-2"))
 
 
 def test_an_edge_comes_every_window() -> None:

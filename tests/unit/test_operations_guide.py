@@ -67,7 +67,8 @@ def test_every_refusal_to_start_is_in_the_words_of_the_code() -> None:
     """So that the words of a terminal are found in the guide."""
     section = GUIDE.split("### What `serve` says", 1)[1].split("\n### ", 1)[0]
     words = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
-    accounting = Path(__file__).resolve().parents[2] / "scheduler" / "accounting"
-    source = "".join(path.read_text(encoding="utf-8") for path in sorted(accounting.glob("*.py")))
+    scheduler = Path(__file__).resolve().parents[2] / "scheduler"
+    paths = sorted([*scheduler.glob("*.py"), *scheduler.glob("accounting/*.py")])
+    source = "".join(path.read_text(encoding="utf-8") for path in paths)
     assert len(words) >= 5
     assert [] == [each for each in words if each not in source]

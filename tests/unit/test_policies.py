@@ -14,7 +14,15 @@ from scheduler.core.budget_windows import Window
 from scheduler.core.fairness import DEFAULT_WORK
 from scheduler.core.request import DEFAULT_SLO, FREE, Band, DataClass, Rates, Slo
 from scheduler.core.rules import Rules
-from scheduler.policies import budgets_of, prices_of, rules_of, slo_of, with_directory, zone_names
+from scheduler.policies import (
+    budgets_of,
+    check_currency,
+    prices_of,
+    rules_of,
+    slo_of,
+    with_directory,
+    zone_names,
+)
 from tests.directory_words import TWO_TENANTS, directory_of, key_id, tokens
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -152,3 +160,18 @@ def test_budgets_and_weights_of_the_directory(config: Config) -> None:
     } == rules.budgets
     assert ({"other": (hourly,)}, {"acme": 1.0, "other": 2.5}) == (rules.task_budgets, rules.weights)
     assert (before.work, before.zones, before.ageing_s) == (rules.work, rules.zones, rules.ageing_s)
+
+
+@pytest.mark.parametrize("account", ["used/acme", "held/acme"])
+def test_money_of_another_currency_in_the_ledger_is_refused(config: Config, account: str) -> None:
+    """With both currencies named; what is no money, or came to nothing, is not in the way."""
+    fine = {
+        (account, "USD"): 5,
+        (account, "input_tokens"): 7,
+        (account, "EUR"): 0,
+        ("drawn/acme", "EUR"): -5,
+        ("meter/w-0", "mJ"): -9,
+    }
+    check_currency(config, fine)
+    with pytest.raises(ConfigError, match=r"currency: the ledger has charged money in EUR, and USD .*remedy: currency"):
+        check_currency(config, {**fine, (account, "EUR"): 1})

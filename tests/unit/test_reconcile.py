@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scheduler.accounting.journal import Journal, State
 from scheduler.accounting.reconcile import WorkerFigures, reconcile
-from scheduler.accounting.rows import Charge, Row, Window, decode, encode
+from scheduler.accounting.rows import Charge, Daily, Energy, Row, Window, decode, encode
 from scheduler.accounting.settlement import Settlement
 from scheduler.core.actions import Payer
 from tests.scripted_link import posting_of
@@ -226,6 +226,43 @@ def test_a_meter_that_was_down_from_the_start_is_found() -> None:
     assert (9_000_000, 50, True) == (figures.found_mj, figures.metered_mj, figures.is_explained)
 
 
+@pytest.mark.parametrize(("by_mj", "restarted_mj"), [(40 - 6_000, -6_000), (900_000, 899_960), (40, 0)])
+def test_a_new_process_may_begin_at_another_reading(by_mj: int, restarted_mj: int) -> None:
+    """A modelled counter at 0, a device's where it stands now, or one that goes on; the jump has a name of its own."""
+    house = House()
+    house.window(idle=1_000)
+    house.settlement.open_worker("w-0", incarnation="next life")
+    house.window(idle=40, by_mj=by_mj)
+    house.window(idle=60)
+    figures = house.figures()
+    assert (1, restarted_mj, 0, 1_100) == told(
+        figures, "num_restarts", "restarted_mj", "unexplained_counter_mj", "metered_mj"
+    )
+    assert figures.is_explained
+
+
+def test_a_new_process_that_follows_the_counter_leaves_no_jump() -> None:
+    """What was counted while nobody lived is metered, and fell where the counter began anew."""
+    house = House()
+    for cause, by_mj in (("worker_lost", 500), ("counter_reset", 500 - 6_500)):
+        house.window(idle=1_000)
+        house.settlement.open_worker("w-0", incarnation=cause)
+        house.window(unattributed=500, by_mj=by_mj, causes=[(cause, 500)])
+    figures = house.figures()
+    assert (2, 0, True) == (figures.num_restarts, figures.restarted_mj, figures.is_explained)
+
+
+def test_a_gap_within_one_life_stays_unexplained_beside_a_restart() -> None:
+    """The jump of a restart hides nothing else."""
+    house = House()
+    house.window(idle=100)
+    house.settlement.open_worker("w-0", incarnation="next life")
+    house.window(idle=40, by_mj=40 - 5_100)
+    house.window(idle=100, by_mj=107)
+    figures = house.figures()
+    assert (-5_100, 7, False) == (figures.restarted_mj, figures.unexplained_counter_mj, figures.is_explained)
+
+
 @pytest.mark.parametrize("by_mj", [99, 101, -6_000])
 def test_a_counter_that_moved_beside_its_windows_is_unexplained(by_mj: int) -> None:
     """Energy that nobody metered, or metered twice, or a fall without a cause."""
@@ -255,6 +292,23 @@ def test_a_window_that_does_not_add_up_is_unexplained() -> None:
     row.window = msgspec.structs.replace(row.window, idle_mj=98)
     (figures,) = reconcile([row])
     assert (2, False) == (figures.unexplained_mj, figures.is_explained)
+
+
+def test_a_posting_beyond_what_windows_put_in_flight_is_unexplained() -> None:
+    """From the first row on; later, or where older rows are compacted, an earlier window may have put it there."""
+    house = House()
+    house.window(("req-a-1", 70), idle=10)
+    house.charge("req-a-1")
+    house.post("req-a-1")
+    window, charge, energy = house.rows
+    assert isinstance(energy, Energy)
+    energy.energy_mj += 7
+    rows = [window, charge, energy]
+    (figures,) = reconcile(rows)
+    assert (-7, -7, False) == (figures.in_flight_mj, figures.unexplained_mj, figures.is_explained)
+    daily = Daily(from_seq=0, to_seq=9, day="2026-11-01", num_rows=9, legs=[])
+    for partly in (reconcile([*rows, daily]), reconcile(rows, from_us=1)):
+        assert (-7, 0, True) == (partly[0].in_flight_mj, partly[0].unexplained_mj, partly[0].is_explained)
 
 
 # -- periods and workers
@@ -304,7 +358,7 @@ def random_history(chance: Random) -> House:
         worker = chance.choice(["w-0", "w-1"])
         mine = [name for name, of in attempts if of == worker]
         late = [name for name, of in posted if of == worker]
-        match chance.choice(["window", "window", "charge", "post", "reset", "overflow"]):
+        match chance.choice(["window", "window", "charge", "post", "reset", "overflow", "restart"]):
             case "window":
                 names = chance.sample(mine + late, chance.randint(0, len(mine + late)))
                 shares = [(name, chance.randint(0, 999)) for name in names]
@@ -329,6 +383,11 @@ def random_history(chance: Random) -> House:
                 shown = chance.randint(0, 400)
                 standing = house.counters_mj.get(worker, 5_000)
                 house.window(worker=worker, idle=shown, by_mj=shown - standing, causes=[("counter_reset", 0)])
+            case "restart":
+                posted += [(name, of) for name, of in attempts if of == worker]
+                attempts = [(name, of) for name, of in attempts if of != worker]
+                house.settlement.open_worker(worker, incarnation=f"life {number}")
+                house.counters_mj[worker] = chance.choice([0, 9_999])
             case "overflow":
                 house.window(worker=worker, unattributed=777, causes=[("outbox_overflow", 777)])
     return house

@@ -13,6 +13,7 @@ from scheduler.accounting.ledger_reader import sqlite_url
 from scheduler.accounting.settlement import Settlement
 from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.commands.reconcile import run
+from tests.ledger_words import execute
 from tests.scripted_link import window_of
 
 CONFIG = """
@@ -77,6 +78,34 @@ async def test_the_ledger_of_a_configuration_is_found(tmp_path: Path, capsys: py
 
 
 def test_what_is_no_ledger_is_said(tmp_path: Path) -> None:
-    """No traceback."""
-    with pytest.raises(CommandError, match="there is no such file"):
-        run(str(tmp_path / "none.db"), config=None, from_text=None, to_text=None, as_json=True)
+    """No traceback; a file that is not there has its own exit code."""
+    (tmp_path / "text").write_text("no database, but a long enough text " * 100)
+    for name, words, code in (
+        ("none.db", "there is no such file", ExitCode.NOT_FOUND),
+        ("text", "file is not a database", ExitCode.FAILURE),
+    ):
+        with pytest.raises(CommandError, match=words) as found:
+            run(str(tmp_path / name), config=None, from_text=None, to_text=None, as_json=True)
+        assert code == found.value.code
+
+
+def test_a_configuration_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+    """Its URL lies in a file that is open to others."""
+    config, url = tmp_path / "c.yaml", tmp_path / "url"
+    config.write_text(f"{CONFIG}ledger: {{url_file: url}}\n")
+    url.write_text("sqlite:////a.db\n")
+    url.chmod(0o644)
+    with pytest.raises(CommandError, match=r"ledger\.url_file") as found:
+        run(None, config=config, from_text=None, to_text=None, as_json=True)
+    assert ExitCode.USAGE == found.value.code
+
+
+@pytest.mark.parametrize("body", ["'{\"no row'", "7"])
+async def test_a_row_that_cannot_be_read_is_named(tmp_path: Path, body: str) -> None:
+    """With the exit code of a ledger that is not what was signed, and whom to ask next."""
+    path = tmp_path / "ledger.db"
+    await ledger_of(path, 1_000, 1_073)
+    execute(sqlite_url(path), f"UPDATE rows SET body = {body} WHERE seq = 1")
+    with pytest.raises(CommandError, match="row 1 cannot be read") as found:
+        run(str(path), config=None, from_text=None, to_text=None, as_json=True)
+    assert (ExitCode.VERIFICATION, "jouleway ledger verify") == (found.value.code, found.value.remedy)

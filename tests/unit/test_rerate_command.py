@@ -111,8 +111,9 @@ async def test_another_currency_and_no_ledger_are_said(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="a charge in USD cannot be compared with prices in EUR") as found:
         run(str(path), config=config, from_text=None, to_text=None, as_json=True)
     assert ExitCode.USAGE == found.value.code
-    with pytest.raises(CommandError, match="there is no such file"):
+    with pytest.raises(CommandError, match="there is no such file") as found:
         run(str(tmp_path / "none.db"), config=config, from_text=None, to_text=None, as_json=True)
+    assert ExitCode.NOT_FOUND == found.value.code
 
 
 # -- which charges

@@ -23,11 +23,12 @@ from scheduler.config import load_config
 from scheduler.config_errors import ConfigError
 from scheduler.config_prices import PricesConfig
 from scheduler.config_sections import LimitsConfig, PriceConfig
-from scheduler.config_tenants import BudgetConfig
+from scheduler.config_tenants import BudgetConfig, KeyConfig
 from scheduler.ledger_files import ledger_url
 from scheduler.listeners import PortTaken, bind
 from scheduler.service import Service, state_words
 from tests.local_service import LocalCluster, complete
+from workers import metering
 from workers.errors import WorkerError
 
 CONFIG = """
@@ -178,6 +179,28 @@ async def test_a_worker_that_dies_is_replaced_and_serves_again(tmp_path: Path) -
         assert 200 == (await complete(service, service.generated_keys["alpha"])).status
 
 
+async def test_the_successor_goes_on_from_the_last_reading_of_the_same_counter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the dead worker said its counter was, and the last reading of it that was booked."""
+    monkeypatch.setattr(metering, "counter_id", lambda meter_name, gpu_uuids: "GPU-1")
+    async with running(tmp_path) as service:
+        await service.wait_ready()
+        cluster = service.cluster
+        assert isinstance(cluster, LocalCluster)
+        (dead, *_), num_links = cluster.links, len(cluster.links)
+        async with asyncio.timeout(10):
+            while service.settlement.last_counter_mj(dead.worker_id) is None:
+                await asyncio.sleep(0.02)
+            await dead.worker.stop(cause="died by the test")
+            while len(cluster.links) == num_links:
+                await asyncio.sleep(0.02)
+        spec = cluster.links[-1].worker.spec
+        assert (dead.worker_id, "GPU-1") == (spec.worker_id, spec.last_counter_id)
+        assert spec.last_counter_mj is not None
+        assert spec.last_counter_mj > 0
+
+
 async def test_a_worker_that_does_not_start_ends_the_wait_with_its_cause(tmp_path: Path) -> None:
     """The engine's own words, not a time-out."""
     async with running(tmp_path, start_fails=True) as service:
@@ -232,6 +255,24 @@ async def test_rules_and_keys_change_while_it_serves(tmp_path: Path) -> None:
         assert 200 == (await complete(service, service.generated_keys["beta"])).status
 
 
+async def test_a_ledger_keeps_its_currency(tmp_path: Path) -> None:
+    """A reload is refused and changes nothing; a start too, once money was charged, and says what to do."""
+    config = config_of(tmp_path)
+    in_euro = config.model_copy(update={"currency": "EUR"})
+    async with running(tmp_path, config=config) as service:
+        await service.wait_ready()
+        with pytest.raises(ConfigError, match="currency: USD cannot become EUR while it serves; remedy: a new ledger"):
+            service.reload(in_euro)
+        assert 200 == (await complete(service, service.generated_keys["alpha"])).status
+        assert [] == service.reload(config)
+    with pytest.raises(ConfigError, match=r"has charged money in USD, and EUR .* remedy: currency: USD, or a new"):
+        Service(in_euro)
+    async with running(tmp_path, config=config):
+        pass  # everything that the refused one had opened was closed
+    async with running(tmp_path, config=in_euro.model_copy(update={"state_dir": tmp_path / "other"})):
+        pass
+
+
 async def test_prices_change_while_it_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The next request pays the new price, one that runs its own; what has no price is refused and told in the log."""
     slow = {"fixed_step_s": 0.02}
@@ -257,6 +298,25 @@ async def test_prices_change_while_it_serves(tmp_path: Path, caplog: pytest.LogC
             reply.status, reply.json()["error"]["code"], reply.headers["x-should-retry"]
         )  # fmt: skip
     assert "prices: no price version is in force now: requests are refused (no_price)" in caplog.text
+
+
+async def test_a_reload_that_is_refused_leaves_prices_as_they_were(tmp_path: Path) -> None:
+    """Those that `jouleway models` shows, and no row says that others came into the house."""
+    async with running(tmp_path) as service:
+        await service.wait_ready()
+        before, rates, seq = service._config, service._rates_now(), service.settlement.journal.next_seq
+        dearer = before.models["m"].model_copy(update={"price": PriceConfig(input=Decimal(70))})
+        keyless = before.tenants[0].model_copy(
+            update={
+                "keys": (KeyConfig(file=tmp_path / "no.key", budgets=(BudgetConfig(tokens=Decimal(1), per="1h"),)),)
+            }
+        )
+        wrong = before.model_copy(update={"models": {"m": dearer}, "tenants": (keyless, *before.tenants[1:])})
+        with pytest.raises(ConfigError, match=r"no\.key"):
+            service.reload(wrong)
+        assert (before, rates, seq) == (service._config, service._rates_now(), service.settlement.journal.next_seq)
+        service.reload(before.model_copy(update={"models": {"m": dearer}}))
+        assert rates != service._rates_now()
 
 
 async def admin(service: Service, method: str, path: str, body: object = None, *, key: str | None = None) -> Any:

@@ -186,11 +186,19 @@ def span(text: str) -> Span:
 def test_a_span_begins_with_a_minute_and_ends_now() -> None:
     """Or where it is said to."""
     assert Span(from_us=MINUTE_US, to_us=10 * MINUTE_US + 1) == span("from=61")
-    assert Span(from_us=0, to_us=61_000_000) == span("from=0&to=61")
+    assert Span(from_us=0, to_us=MINUTE_US) == span("from=0&to=61")
     assert Span(from_us=0, to_us=400 * DAY_US) == span(f"from=0&to={400 * 86_400}")
 
 
-@pytest.mark.parametrize("text", ["", "to=5", "from=660", "from=60&to=60", "from=-1", "from=0&to=253402300801"])
+def test_spans_that_meet_within_a_minute_count_it_once() -> None:
+    """It belongs to the later one, whole: usage is not kept by the second."""
+    before, after = span("from=0&to=150"), span("from=150&to=300")
+    assert (2 * MINUTE_US, 2 * MINUTE_US) == (before.to_us, after.from_us)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "to=5", "from=660", "from=60&to=60", "from=60&to=119", "from=-1", "from=0&to=253402300801"]
+)
 def test_a_span_that_holds_no_time_is_refused(text: str) -> None:
     """By the parameter's name."""
     with pytest.raises(ApiError) as caught:

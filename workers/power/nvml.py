@@ -306,8 +306,8 @@ def uuids_of_visible_devices(visible: str) -> tuple[str, ...]:
     entries = [entry.strip() for entry in visible.split(",") if entry.strip()]
     if not entries:
         raise WorkerError(
-            "no GPU is visible: CUDA_VISIBLE_DEVICES is empty; remedy: give the worker num_gpus on a node where Ray "
-            "counts GPUs, or name them in worker.gpu_uuids"
+            "no GPU is visible: CUDA_VISIBLE_DEVICES is empty; remedy: run the worker on a node where Ray counts GPUs "
+            "(`ray status`)"
         )
     library = NvmlLibrary()
     try:
@@ -354,7 +354,10 @@ def open_nvml(
         if not uuids:
             uuids = library.uuids()
             if len(uuids) != 1:
-                raise MeterUnavailable(f"{len(uuids)} GPUs are here: name the engine's own in worker.gpu_uuids")
+                raise MeterUnavailable(
+                    f"{len(uuids)} GPUs are here, and nobody said which are the engine's: give the worker gpus "
+                    "(`jouleway bench`: --gpu UUID)"
+                )
         devices = tuple(NvmlDevice(library, uuid) for uuid in uuids)
         return DeviceMeter(
             devices,
