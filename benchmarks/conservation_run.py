@@ -259,6 +259,11 @@ class House:
         await asyncio.gather(self._reader, return_exceptions=True)
         self.outcome.settlement.close_worker(WORKER_ID)
 
+    def raise_if_unread(self) -> None:
+        """A reader that failed books nothing any more, and a run would wait for its windows for ever."""
+        if self._reader.done() and not self._reader.cancelled():
+            self._reader.result()
+
     def kill(self) -> None:
         """As SIGKILL: nothing is said, closed or handed over. The counter's file stays."""
         self._reader.cancel()
@@ -308,7 +313,7 @@ class House:
                 case UsageRecord():
                     self.outcome.usages.append(record)
                     charge = charge_of_stranger(record, worker_id=WORKER_ID, status=None)
-                    self.outcome.settlement.charge(replace(charge, payer=Payer.REQUEST, tenant="t"))
+                    self.outcome.settlement.charge(msgspec.structs.replace(charge, payer=Payer.REQUEST, tenant="t"))
                     with contextlib.suppress(ValueError):
                         self._running.remove(record.attempt_id)
 
@@ -405,6 +410,7 @@ def run(
         while house.outcome.num_windows < num_windows:
             load = asyncio.create_task(house.load(loop.time() + house.random.uniform(20, 80)))
             await asyncio.wait((load,))
+            house.raise_if_unread()
             if faults:
                 if not waiting:
                     waiting = list(faults)
