@@ -13,9 +13,16 @@ import msgspec
 
 from scheduler.accounting.checkpoints import PublicKey, base64_of, bytes_of
 from scheduler.accounting.merkle import inclusion_proof, leaf_hash, root_of_inclusion
-from scheduler.accounting.postings import hold_legs, void_legs
-from scheduler.accounting.row_checks import NO_HOLD, fault_of_charge, fault_of_energy, legs_of_charge, legs_of_energy
-from scheduler.accounting.rows import OPERATOR, Charge, Correction, Energy, Hold, Row, Void, decode
+from scheduler.accounting.postings import differences, hold_legs, void_legs
+from scheduler.accounting.row_checks import (
+    MEASURED_BEFORE,
+    NO_HOLD,
+    fault_of_charge,
+    fault_of_energy,
+    legs_of_charge,
+    legs_of_energy,
+)
+from scheduler.accounting.rows import OPERATOR, Charge, Correction, Energy, Hold, Row, Void, decode, request_id_of
 from workers.digests import ASKED_FIELDS, canonical_json, digest_of
 
 FORMAT = "jouleway-receipt/1"
@@ -143,17 +150,16 @@ def _check_amounts(rows: list[Row]) -> None:
                 words = "gives back a hold that is not there"
             case Charge():
                 charges[row.attempt_id] = row
-                words, legs = fault_of_charge(row, hold), legs_of_charge(row, hold)
+                words = MEASURED_BEFORE if ("energy", row.attempt_id) in names else fault_of_charge(row, hold)
+                legs = legs_of_charge(row, hold)
                 if row.account != OPERATOR:
                     words, hold = words or ("" if hold else NO_HOLD), None
             case Energy():
                 charge = charges.get(row.attempt_id)
                 words = fault_of_energy(row, OPERATOR if charge is None else charge.account, charge)
                 legs = legs_of_energy(row)
-            case Correction():
-                pass  # whatever puts it right
-            case _:
-                legs = []
+            case Correction():  # whatever puts it right
+                words = "does not balance" if differences(row.legs) else ""
         if words or row.legs != legs:
             raise ValueError(f"row {row.seq}: {words or 'moves something else than it says'}")
 
@@ -212,7 +218,17 @@ def summary_of(rows: list[Row]) -> dict[str, Any]:
     told["cost_nano"] = sum(charge.cost_nano for charge in paid) + sum(
         energy[charge.attempt_id].cost_nano for charge in paid if charge.attempt_id in energy
     )
+    corrections = [row for row in rows if isinstance(row, Correction)]
+    if first is not None and corrections:
+        used, currency = f"used/{first.tenant}", first.rates.currency
+        told["corrections"] = [_correction(row, used, currency) for row in corrections]
+        told["cost_nano"] += sum(each["cost_nano"] for each in told["corrections"])
     return told
+
+
+def _correction(row: Correction, used: str, currency: str) -> dict[str, Any]:
+    cost_nano = sum(amount for account, unit, amount in row.legs if account == used and unit == currency)
+    return {"correction_id": row.correction_id, "of_seq": row.of_seq, "reason": row.reason, "cost_nano": cost_nano}
 
 
 def _attempt(charge: Charge, energy: Energy | None) -> dict[str, Any]:
@@ -244,4 +260,12 @@ def _is_final(rows: list[Row]) -> bool:
 
 
 def _is_of(row: Row, request_id: str) -> bool:
-    return row.row_id == request_id or row.row_id.rpartition("-")[0] == request_id
+    """A request may be named as another's attempt is: what an id is of, its kind says."""
+    match row:
+        case Hold() | Void():
+            return row.request_id == request_id
+        case Charge() | Energy():
+            return request_id_of(row.attempt_id) == request_id
+        case Correction():
+            return request_id in (row.correction_id, request_id_of(row.correction_id))
+    return False

@@ -11,6 +11,7 @@ from scheduler.accounting.rows import BY_OPERATOR, Charge, Energy, Hold, Leg, Vo
 from scheduler.core.request import FREE, SpecialTokens
 
 NO_HOLD = "is paid by a tenant, and no hold of its request is open"
+MEASURED_BEFORE = "is charged after its energy was measured: what it costs beyond that would never be put right"
 
 
 def fault_of_charge(charge: Charge, hold: Hold | None) -> str:
@@ -26,6 +27,8 @@ def fault_of_charge(charge: Charge, hold: Hold | None) -> str:
             return f"is paid by {charge.tenant}, and what is held is {hold.tenant}'s"
     if charge.cost_nano != _price(charge) + charge.plus_nano or (charge.plus_nano and charge.rates.plus is None):
         return "costs something else than its rates say"
+    if charge.most_plus_nano is not None and charge.plus_nano > charge.most_plus_nano:
+        return "costs more for its energy than was held for it"
     return ""
 
 

@@ -9,7 +9,7 @@ left out of the text. ``docs/measurement.md`` says of every amount what it is.
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import msgspec
 
@@ -27,6 +27,10 @@ BY_OPERATOR = Payer.OPERATOR
 
 Leg = tuple[str, str, int]
 """Account, unit, amount. The legs of a row sum to 0 in each unit."""
+
+
+Amount = Annotated[int, msgspec.Meta(ge=0)]
+"""Never below 0: a text that says so is no row."""
 
 
 class Row(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind", gc=False):
@@ -94,10 +98,10 @@ class Hold(Row, tag="hold", kw_only=True):
     """Where it may run; None = wherever its data class may."""
     arrived_us: int
     """Decides its budget windows and its price."""
-    input_tokens: int
-    output_tokens: int
+    input_tokens: Amount
+    output_tokens: Amount
     """Held, over all sequences."""
-    cost_nano: int = 0
+    cost_nano: Amount = 0
     """Held."""
     rates: Rates = FREE
     """Pinned at admission, with the version of the price book that they are from."""
@@ -142,25 +146,25 @@ class Charge(Row, tag="charge", kw_only=True):
     outcome: Ending
     cause: str = ""
     arrived_us: int = 0
-    input_tokens: int
+    input_tokens: Amount
     """Each prompt once, cached tokens included."""
-    cached_tokens: int
-    output_tokens: int
-    reasoning_tokens: int = 0
+    cached_tokens: Amount
+    output_tokens: Amount
+    reasoning_tokens: Amount = 0
     """Part of the output."""
-    image_tokens: int = 0
-    audio_tokens: int = 0
+    image_tokens: Amount = 0
+    audio_tokens: Amount = 0
     """Parts of the input."""
-    input_bytes: int = 0
-    output_bytes: int = 0
+    input_bytes: Amount = 0
+    output_bytes: Amount = 0
     """UTF-8 of the texts."""
-    cost_nano: int = 0
+    cost_nano: Amount = 0
     """Money by the rates that were pinned at admission, in 10⁻⁹ units; what the operator pays for costs nobody."""
     rates: Rates = FREE
     """Those rates, with the price version that they are from."""
-    plus_nano: int = 0
+    plus_nano: Amount = 0
     """Of ``cost_nano``: for energy and GPU-time as they were estimated (cost-plus)."""
-    most_plus_nano: int | None = None
+    most_plus_nano: Amount | None = None
     """The most that these may cost it, measured or not; None: nothing was held for it."""
     provisional_mj: int = 0
     provisional_gpu_us: int = 0

@@ -143,8 +143,9 @@ class Settlement:
         if attempt_id in self.books.closed or (attempt is not None and attempt.charge is not None):
             self.duplicates_total += 1
             return False
-        # Also where windows opened it again: it may have been settled, and forgotten, long ago.
-        if not charge.attempt_number and self.is_booked("charge", attempt_id):
+        # Also where windows opened it again: it may have been settled, or given up, and forgotten, long ago. A charge
+        # after its energy would leave the price of that open for ever.
+        if not charge.attempt_number and (self.is_booked("charge", attempt_id) or self.is_booked("energy", attempt_id)):
             self.duplicates_total += 1
             return False
         hold = None if charge.account == OPERATOR else self.books.holds.get(charge.request_id)

@@ -22,6 +22,7 @@ from scheduler.accounting.ledger_reader import Reader, Stored
 from scheduler.accounting.merkle import LEAF_PREFIX, Tree
 from scheduler.accounting.postings import differences, energy_legs, hold_legs, void_legs, window_legs
 from scheduler.accounting.row_checks import (
+    MEASURED_BEFORE,
     NO_HOLD,
     fault_of_charge,
     fault_of_energy,
@@ -101,6 +102,8 @@ class _Verification:
         self._holds: dict[str, Hold] = {}
         self._unmeasured: dict[str, tuple[str, Charge | None]] = {}
         """By attempt that was charged: who pays, and the charge where its price waits for what is measured."""
+        self._never_charged: set[str] = set()
+        """Attempts that were measured before anybody was charged for them: of earlier control planes, given up."""
         self._in_flight: dict[str, tuple[int, int]] = {}
         """By attempt: mJ and GPU-µs that windows gave it."""
         self._opened_seq = 0
@@ -218,6 +221,8 @@ class _Verification:
         return void_legs(hold)
 
     def _charge(self, row: Charge) -> list[Leg]:
+        if row.attempt_id in self._never_charged:
+            raise Fault(MEASURED_BEFORE, row.seq)
         self._unmeasured[row.attempt_id] = row.account, None if row.rates.plus is None else row
         hold = None if row.payer is BY_OPERATOR else self._holds.pop(row.request_id, None)
         if words := fault_of_charge(row, hold):
@@ -229,7 +234,10 @@ class _Verification:
         return legs_of_charge(row, hold)
 
     def _energy(self, row: Energy) -> list[Leg]:
-        account, charge = self._unmeasured.pop(row.attempt_id, (OPERATOR, None))
+        charged = self._unmeasured.pop(row.attempt_id, None)
+        if charged is None:
+            self._never_charged.add(row.attempt_id)
+        account, charge = charged or (OPERATOR, None)
         energy_mj, gpu_us = self._in_flight.pop(row.attempt_id, (0, 0))
         words = fault_of_energy(row, account, charge)
         if words and (charge is not None or self._compacted.seq_of("charge", row.attempt_id) is None):

@@ -147,3 +147,12 @@ def test_a_stranger_that_was_settled_and_forgotten_is_settled_once() -> None:
     settlement.close_worker("w-0")
     assert settlement.details("old") is None
     assert 40 == settlement.accounts.balance().in_flight_mj, "a second posting would never be stored"
+
+
+def test_a_stranger_that_was_given_up_and_forgotten_is_never_charged() -> None:
+    """Its energy is the operator's already: a charge behind it would be one that no posting completes."""
+    books = Books()
+    books.settlement.is_booked = lambda kind, row_id: (kind, row_id) == ("energy", "old-1")
+    books.book(usage_of("old-1"))
+    assert (1, 0) == (books.settlement.duplicates_total, books.settlement.num_open)
+    assert books.settlement.details("old") is None

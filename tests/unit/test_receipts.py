@@ -10,7 +10,9 @@ import pytest
 
 from scheduler.accounting.checkpoints import PublicKey
 from scheduler.accounting.ledger_reader import Reader
+from scheduler.accounting.postings import charge_legs
 from scheduler.accounting.receipts import OfAnotherTenant, Proven, Receipt, check_receipt, make_receipt, matches
+from scheduler.accounting.rows import Correction
 from scheduler.core.actions import Payer
 from tests.ledger_words import (
     OTHER_SEED,
@@ -309,3 +311,46 @@ def test_a_reader_makes_the_same_receipt_as_the_writer(ledger_url: str) -> None:
         life.commit()
         with closing(Reader(ledger_url)) as reader:
             assert got(life) == make_receipt(reader, ID, statement=STATEMENT, tenant="alpha")
+
+
+def corrected(life: Life, *legs: tuple[str, str, int]) -> Receipt:
+    life.settlement.note(
+        Correction(correction_id=f"{ID}-c1", of_seq=3, reason="a price was wrong", actor="root", legs=list(legs))
+    )
+    life.commit()
+    return got(life)
+
+
+def test_what_was_put_right_counts(ledger_url: str) -> None:
+    """In the summary's sum too: the bill is what is left."""
+    with living(ledger_url) as life:
+        serve(life)
+        post(life)
+        life.commit()
+        before = got(life).summary["cost_nano"]
+        receipt = corrected(life, ("used/alpha", "USD", -5), ("drawn/alpha", "USD", 5))
+        check_receipt(receipt, key=life.ledger.signer.public_key)
+    assert before - 5 == receipt.summary["cost_nano"]
+    assert [{"correction_id": f"{ID}-c1", "of_seq": 3, "reason": "a price was wrong", "cost_nano": -5}] == (
+        receipt.summary["corrections"]
+    )
+
+
+def test_what_puts_right_must_balance_too(ledger_url: str) -> None:
+    with living(ledger_url) as life:
+        serve(life)
+        with pytest.raises(ValueError, match="does not balance"):
+            check_receipt(corrected(life, ("used/alpha", "USD", 5)))
+
+
+def test_a_request_named_as_anothers_attempt_lends_it_no_hold(ledger_url: str) -> None:
+    """Its hold is no row of that one, whose charge has none."""
+    with living(ledger_url) as life:
+        life.settlement.hold(hold_of(f"{ID}-2"))
+        charge = charge_of(f"{ID}-2")
+        charge.legs = charge_legs(charge, hold_of(f"{ID}-2"))
+        life.settlement.note(charge)
+        life.commit()
+        receipt = got(life)
+    with pytest.raises(ValueError, match="is not of this request"):
+        check_receipt(receipt)

@@ -18,6 +18,7 @@ from scheduler.accounting.ledger_reader import Reader, sqlite_url
 from scheduler.accounting.postings import charge_legs
 from scheduler.accounting.receipts import check_receipt, make_receipt
 from scheduler.accounting.rows import (
+    OPERATOR,
     Changed,
     Charge,
     Correction,
@@ -402,6 +403,39 @@ def difference_in_another_currency(rows: list[Row]) -> None:
     row.legs += [("drawn/alpha", "IDR", -row.cost_nano), ("used/alpha", "IDR", row.cost_nano)]
 
 
+def plus(rows: list[Row], charge: Charge, nano: int, most_nano: int | None) -> None:
+    """This charge is cost-plus, at a price that no measurement here comes to."""
+    rates = charge.rates._replace(plus=CostPlus(gpu_nano_per_s=1))
+    hold = first(rows, Hold, request_id=charge.request_id)
+    hold.rates = charge.rates = rates
+    charge.cost_nano, charge.plus_nano, charge.most_plus_nano = charge.cost_nano + nano, nano, most_nano
+    charge.legs = charge_legs(charge, hold)
+
+
+def charged_after_it_was_measured(rows: list[Row]) -> None:
+    """An estimate of $ 1,000 for a joule, which nothing corrects: its energy was booked before, to the operator."""
+    charge = next(row for row in rows if isinstance(row, Charge) and row.payer is Payer.REQUEST and row.cost_nano)
+    plus(rows, charge, nano=1_000 * 10**9, most_nano=None)
+    energy = first(rows, Energy, attempt_id=charge.attempt_id)
+    energy.account = OPERATOR
+    energy.legs = [(account.replace(f"/{charge.tenant}", f"/{OPERATOR}"), *rest) for account, *rest in energy.legs]
+    places = [rows.index(charge), rows.index(energy)]
+    times = [charge.at_us, energy.at_us]
+    for row, place, at_us in zip((energy, charge), places, times, strict=True):
+        rows[place] = row
+        row.seq, row.at_us = place, at_us
+
+
+def estimate_beyond_what_was_held(rows: list[Row]) -> None:
+    plus(rows, paid(rows), nano=5, most_nano=4)
+
+
+def tokens_below_nothing(rows: list[Row]) -> None:
+    """They would make room for others in the sum."""
+    row = paid(rows)
+    row.output_tokens = -row.output_tokens - 1
+
+
 def money_of_the_operator(rows: list[Row]) -> None:
     first(rows, Charge, payer=Payer.OPERATOR).cost_nano = 5
 
@@ -486,6 +520,9 @@ def second_beginning(rows: list[Row]) -> None:
         (charge_of_another_tenant, "is paid by (alpha|beta), and what is held is (beta|alpha)'s"),
         (attempt_of_another_request, "and its attempt of another request"),
         (difference_in_another_currency, "costs IDR, and its charge USD"),
+        (charged_after_it_was_measured, "is charged after its energy was measured"),
+        (estimate_beyond_what_was_held, "costs more for its energy than was held for it"),
+        (tokens_below_nothing, "cannot be read as a row of kind charge: Expected `int` >= 0"),
         (money_of_the_operator, "lets the operator pay money to itself"),
         (energy_of_another_payer, "is paid by beta, and its charge by alpha"),
         (energy_of_nowhere, "and windows gave it"),
@@ -522,6 +559,8 @@ def test_what_was_signed_must_add_up(copy_url: str, wrong: Callable[[list[Row]],
         (charge_of_another_tenant, "and what is held is"),
         (energy_of_another_payer, "and its charge by alpha"),
         (difference_in_another_currency, "costs IDR, and its charge USD"),
+        (charged_after_it_was_measured, "is charged after its energy was measured"),
+        (estimate_beyond_what_was_held, "costs more for its energy than was held for it"),
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )
