@@ -220,9 +220,9 @@ class Energy(Row, tag="energy", kw_only=True):
     attempt_id: str
     account: str
     worker_id: str
-    energy_mj: int
-    gpu_us: int
-    carbon_ug: int = 0
+    energy_mj: Amount
+    gpu_us: Amount
+    carbon_ug: Amount = 0
     grade: Grade
     policy: str
     complete: bool = True

@@ -104,8 +104,8 @@ class _Verification:
         """By attempt that was charged: who pays, and the charge where its price waits for what is measured."""
         self._never_charged: set[str] = set()
         """Attempts that were measured before anybody was charged for them: of earlier control planes, given up."""
-        self._in_flight: dict[str, tuple[int, int]] = {}
-        """By attempt: mJ and GPU-µs that windows gave it."""
+        self._in_flight: dict[str, tuple[int, int, str]] = {}
+        """By attempt: mJ and GPU-µs that windows gave it, and the worker whose windows they were."""
         self._opened_seq = 0
         """Of the newest start: what was held before it was voided, and is charged to nobody."""
         self._compacted = CompactedRows(reader)
@@ -238,10 +238,12 @@ class _Verification:
         if charged is None:
             self._never_charged.add(row.attempt_id)
         account, charge = charged or (OPERATOR, None)
-        energy_mj, gpu_us = self._in_flight.pop(row.attempt_id, (0, 0))
+        energy_mj, gpu_us, worker_id = self._in_flight.pop(row.attempt_id, (0, 0, row.worker_id))
         words = fault_of_energy(row, account, charge)
         if words and (charge is not None or self._compacted.seq_of("charge", row.attempt_id) is None):
             raise Fault(words, row.seq)
+        if row.worker_id != worker_id:
+            raise Fault(f"is taken from {row.worker_id}, and windows of {worker_id} gave it", row.seq)
         is_given = row.energy_mj == energy_mj and row.gpu_us == gpu_us
         if not is_given and not self._compacted.may_give(row, energy_mj, gpu_us):
             raise Fault(
@@ -252,7 +254,11 @@ class _Verification:
 
     def _window(self, row: Window) -> list[Leg]:
         """Energy of attempts that were settled already follows to whoever paid them."""
-        in_flight = self._in_flight
+        in_flight, worker_id = self._in_flight, row.worker_id
+        try:
+            Accounts.check_window(worker_id, row.window)
+        except ValueError as error:
+            raise Fault(str(error), row.seq) from None
         legs = window_legs(row.worker_id, row.window, is_calibration=Accounts.is_calibration(row.window))
         late = self._balanced(row)[len(legs) :]
         for share in row.window.shares:
@@ -262,9 +268,11 @@ class _Verification:
             attempt_id, energy_mj, gpu_us = share
             given = in_flight.get(attempt_id)
             if given is not None:
-                in_flight[attempt_id] = given[0] + energy_mj, given[1] + gpu_us
+                if given[2] != worker_id:
+                    raise Fault(f"measures {attempt_id}, which ran on {given[2]}", row.seq)
+                in_flight[attempt_id] = given[0] + energy_mj, given[1] + gpu_us, worker_id
             elif energy_mj or gpu_us:
-                in_flight[attempt_id] = energy_mj, gpu_us
+                in_flight[attempt_id] = energy_mj, gpu_us, worker_id
         if late:
             raise Fault("moves something else than energy of the attempts it measured", row.seq)
         return legs

@@ -436,6 +436,42 @@ def tokens_below_nothing(rows: list[Row]) -> None:
     row.output_tokens = -row.output_tokens - 1
 
 
+def first_with_shares(rows: list[Row]) -> Window:
+    return next(row for row in rows if isinstance(row, Window) and row.window.shares)
+
+
+def shares_beyond_the_meter(rows: list[Row]) -> None:
+    """The legs have what is in flight, the shares ten times as much."""
+    row = first_with_shares(rows)
+    shares = tuple((name, 10 * energy_mj + 1, gpu_us) for name, energy_mj, gpu_us in row.window.shares)
+    row.window = msgspec.structs.replace(row.window, shares=shares)
+
+
+def share_below_nothing(rows: list[Row]) -> None:
+    """One is given more by taking from another, who never runs to its end."""
+    row = first_with_shares(rows)
+    (name, energy_mj, gpu_us), *others = row.window.shares
+    shares = ((name, energy_mj + 500, gpu_us), ("req-nobody-1", -500, 0), *others)
+    row.window = msgspec.structs.replace(row.window, shares=shares)
+
+
+def energy_from_another_worker(rows: list[Row]) -> None:
+    row = next(row for row in rows if isinstance(row, Energy) and row.energy_mj)
+    other = next(name for name in WORKERS if name != row.worker_id)
+    row.legs = [(account.replace(row.worker_id, other), unit, amount) for account, unit, amount in row.legs]
+    row.worker_id = other
+
+
+def window_of_a_worker_where_it_never_ran(rows: list[Row]) -> None:
+    row = first_with_shares(rows)
+    second = msgspec.structs.replace(row, worker_id=next(name for name in WORKERS if name != row.worker_id), number=999)
+    second.legs = [
+        (account.replace(row.worker_id, second.worker_id), unit, amount) for account, unit, amount in row.legs
+    ]
+    rows.insert(row.seq + 1, second)
+    renumbered(rows)
+
+
 def money_of_the_operator(rows: list[Row]) -> None:
     first(rows, Charge, payer=Payer.OPERATOR).cost_nano = 5
 
@@ -523,6 +559,10 @@ def second_beginning(rows: list[Row]) -> None:
         (charged_after_it_was_measured, "is charged after its energy was measured"),
         (estimate_beyond_what_was_held, "costs more for its energy than was held for it"),
         (tokens_below_nothing, "cannot be read as a row of kind charge: Expected `int` >= 0"),
+        (shares_beyond_the_meter, "the shares of window .* are not its in-flight part"),
+        (share_below_nothing, "takes from an attempt instead of giving to it"),
+        (energy_from_another_worker, "and windows of .* gave it"),
+        (window_of_a_worker_where_it_never_ran, "which ran on"),
         (money_of_the_operator, "lets the operator pay money to itself"),
         (energy_of_another_payer, "is paid by beta, and its charge by alpha"),
         (energy_of_nowhere, "and windows gave it"),
