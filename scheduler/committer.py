@@ -44,17 +44,19 @@ class Committer:
         gather_s: float = GATHER_S,
         stuck_s: float = STUCK_S,
         on_problem: Callable[[str], None] = lambda words: None,
+        on_wait: Callable[[str, float], None] = lambda part, wait_s: None,
     ) -> None:
         """``on_problem`` hears after each commit, and during one that hangs, what is wrong with the ledger; empty where
-        nothing is.
+        nothing is. ``on_wait`` hears of each answer how long its ``first_byte`` and its ``end`` lay here, in seconds.
         """
         self._settlement = settlement
         self._on_problem = on_problem
+        self._on_wait = on_wait
         self._retry_s = retry_s
         self._gather_s = gather_s
         self._stuck_s = stuck_s
         self._begins: list[Stream] = []
-        self._ends: list[tuple[Stream, End]] = []
+        self._ends: list[tuple[Stream, End, float]] = []
         self._connections: set[Connection] = set()
         self._has_pending = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
@@ -69,7 +71,7 @@ class Committer:
 
     def add_end(self, stream: Stream, end: End) -> None:
         """The answer ends after the commit that holds its charge."""
-        self._ends.append((stream, end))
+        self._ends.append((stream, end, time.monotonic()))
         self._has_pending.set()
 
     def add_records(self, connection: Connection) -> None:
@@ -98,7 +100,7 @@ class Committer:
         except Exception:
             logger.exception("the last commit failed: %d answers end as not committed", len(self._ends))
             ends, self._ends = self._ends, []
-            for stream, end in ends:
+            for stream, end, _ in ends:
                 stream.put_end(replace(end, outcome=Outcome.FAILED, cause=NOT_COMMITTED))
 
     async def commit(self) -> None:
@@ -128,8 +130,10 @@ class Committer:
                 alarm.cancel()
             self._on_problem("")
             for stream in begins:
-                stream.let_go()
-            for stream, end in ends:
+                self._on_wait("first_byte", stream.let_go())
+            now_s = time.monotonic()
+            for stream, end, since_s in ends:
                 stream.put_end(end)
+                self._on_wait("end", now_s - since_s)
             for connection, number in numbers.items():
                 connection.acknowledge(number)

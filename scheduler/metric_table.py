@@ -136,6 +136,11 @@ METRIC_HELP: Mapping[str, MetricInfo] = {
     "jouleway_ledger_up": MetricInfo("gauge", (), "1 while the ledger can be written, 0 while nothing new may begin."),
     "jouleway_ledger_rows": MetricInfo("gauge", (), "Rows that are durable."),
     "jouleway_ledger_pending_rows": MetricInfo("gauge", (), "Rows that wait to become durable."),
+    "jouleway_ledger_wait_seconds": MetricInfo(
+        "histogram", ("part",),
+        "How long an answer's first_byte or end lay ready until its hold or its charge was durable: the time that the "
+        "ledger adds.",
+    ),
     "jouleway_draining": MetricInfo("gauge", (), "1 while the control plane stops."),
 }  # fmt: skip
 """Every metric. Each sample is made from this list, so that a metric which is not described does not exist."""

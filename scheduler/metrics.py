@@ -23,6 +23,7 @@ MAX_MODELS = 200
 MAX_CODES = 200
 
 WAIT_BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+COMMIT_BUCKETS_S = (0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 10.0, 60.0)
 TOKEN_BUCKETS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1.0)
 REQUEST_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 3600.0)
 
@@ -61,6 +62,7 @@ class Metrics:
         self._ttft = self._histogram("jouleway_time_to_first_token_seconds", WAIT_BUCKETS_S)
         self._tpot = self._histogram("jouleway_time_per_output_token_seconds", TOKEN_BUCKETS_S)
         self._e2e = self._histogram("jouleway_request_seconds", REQUEST_BUCKETS_S)
+        self._ledger_wait = self._histogram("jouleway_ledger_wait_seconds", COMMIT_BUCKETS_S)
         self._registry.register(_SnapshotCollector(self))
 
     def set_source(self, source: Callable[[], Snapshot]) -> None:
@@ -86,6 +88,10 @@ class Metrics:
         for histogram, value_s in ((self._queue, queue_s), (self._ttft, ttft_s), (self._tpot, tpot_s)):
             if value_s is not None:
                 histogram.labels(model, band).observe(value_s)
+
+    def observe_ledger_wait(self, part: str, wait_s: float) -> None:
+        """Of one answer: how long its ``first_byte`` or its ``end`` lay ready before it was durable."""
+        self._ledger_wait.labels(part).observe(wait_s)
 
     def count_error(self, *, status: int, code: str) -> None:
         """An error answer left with this status."""

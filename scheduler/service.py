@@ -178,6 +178,7 @@ class Service:
         config = self._config
         metrics = Metrics()
         metrics.set_source(self.dispatcher.snapshot)
+        self.dispatcher.on_ledger_wait = metrics.observe_ledger_wait
         now_unix_s = int(time.time())
         source = LedgerUsage(self.ledger, self.settlement)
         book = prices_of(config)

@@ -7,6 +7,8 @@ It must never know HTTP, a worker's link or what the bytes mean.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -75,6 +77,8 @@ class Stream:
         """The reader is given nothing: its hold is not durable yet."""
         self.on_let_go: Callable[[], None] = lambda: None
         """Told once when what was held back becomes the reader's."""
+        self._ready_s = math.inf
+        """When the first of what is held back came."""
         self._waiter: asyncio.Future[None] | None = None
 
     # -- the reader's side
@@ -133,17 +137,20 @@ class Stream:
         """The reader is given nothing from now on, until ``let_go`` or the End: its hold is not durable yet."""
         self.is_held = True
 
-    def let_go(self) -> None:
-        """What came meanwhile is the reader's."""
-        if self.is_held:
-            self.is_held = False
-            self.on_let_go()
-            if self._head is not None or self._parts:
-                self._wake()
+    def let_go(self) -> float:
+        """What came meanwhile is the reader's; for how many seconds the first of it lay here."""
+        if not self.is_held:
+            return 0.0
+        self.is_held = False
+        self.on_let_go()
+        if self._head is not None or self._parts:
+            self._wake()
+        return max(time.monotonic() - self._ready_s, 0.0)
 
     def take_back(self) -> None:
         """What came while it is held was never said."""
         self.on_let_go = lambda: None
+        self._ready_s = math.inf
         self._head = None
         self._parts.clear()
         self._unread_bytes = 0
@@ -152,6 +159,8 @@ class Stream:
         """Once, before any body."""
         if not self._is_closed:
             self._head = head
+            if self.is_held:
+                self._ready_s = time.monotonic()
             self._tell()
 
     def put_body(self, data: bytes) -> bool:

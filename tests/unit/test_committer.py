@@ -10,11 +10,12 @@ from scheduler.accounting import journal as journal_module
 from scheduler.accounting.settlement import Settlement
 from scheduler.committer import NOT_COMMITTED, Committer
 from scheduler.connection import Connection
-from scheduler.streams import Body, End, Stream
+from scheduler.streams import Body, End, Head, Stream
 from tests.scripted_link import ScriptedLink, settle_loop
 from workers.types import Outcome
 
 DONE = End(outcome=Outcome.COMPLETED)
+HEAD = Head(200, [])
 FIRST_BYTE = Body(b"first byte")
 
 
@@ -52,8 +53,14 @@ class Case:
     def __init__(self, *, gather_s: float = 0.0, stuck_s: float = 60.0) -> None:
         self.settlement = GatedSettlement()
         self.problems: list[str] = []
+        self.waits: list[tuple[str, float]] = []
         self.committer = Committer(
-            self.settlement, retry_s=0.0, gather_s=gather_s, stuck_s=stuck_s, on_problem=self.problems.append
+            self.settlement,
+            retry_s=0.0,
+            gather_s=gather_s,
+            stuck_s=stuck_s,
+            on_problem=self.problems.append,
+            on_wait=lambda part, wait_s: self.waits.append((part, wait_s)),
         )
         self.link = ScriptedLink()
         self.settlement.open_worker("w-0", incarnation="life-1")
@@ -292,3 +299,18 @@ async def test_a_journal_that_is_full_is_said_before_the_commit_that_hangs_ends(
         case.settlement.gate.set()
         await settle_loop()
         assert "" == case.problems[-1]
+
+
+async def test_how_long_answers_waited_is_told_once_each() -> None:
+    """Also where the first commit failed: from when they were ready."""
+    async with running() as case:
+        case.settlement.num_failures = 1
+        begun, ended = case.begin(), case.end()
+        begun.put_head(HEAD)
+        await asyncio.sleep(0.02)
+        assert [] == case.waits
+        case.settlement.gate.set()
+        assert HEAD == await begun.next(5.0)
+        assert DONE == await ended.next(5.0)
+        assert ["first_byte", "end"] == [part for part, _ in case.waits]
+        assert all(wait_s >= 0.02 for _, wait_s in case.waits)

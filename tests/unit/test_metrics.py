@@ -105,6 +105,7 @@ def full() -> Metrics:
         tenant="alpha", model="m", band="default", outcome="completed", e2e_s=1, queue_s=1, ttft_s=1, tpot_s=1
     )
     metrics.count_error(status=401, code="invalid_api_key")
+    metrics.observe_ledger_wait("end", 0.1)
     return metrics
 
 
@@ -175,6 +176,17 @@ def test_the_ledger_is_seen_up_or_down() -> None:
     for problem, is_up in (("", 1), ("LedgerError: disk full", 0)):
         found = seen(snapshot(ledger_problem=problem, ledger_rows=7, ledger_pending_rows=3))
         assert [is_up, 7, 3] == [value(found, name) for name in names]
+
+
+def test_what_the_ledger_adds_is_seen_by_part() -> None:
+    """In buckets as fine as a disk's commit."""
+    metrics = Metrics()
+    metrics.observe_ledger_wait("first_byte", 0.0035)
+    metrics.observe_ledger_wait("end", 0.5)
+    found = samples(metrics)
+    name = "jouleway_ledger_wait_seconds_bucket"
+    assert [0, 1] == [value(found, name, part="first_byte", le=le) for le in ("0.003", "0.004")]
+    assert [0, 1] == [value(found, name, part="end", le=le) for le in ("0.1", "0.5")]
 
 
 def test_who_waits_is_seen_by_tenant_and_money_by_payer() -> None:

@@ -271,6 +271,28 @@ async def test_time_passes_while_it_is_held_back() -> None:
     assert None is await stream.next(0.001)
 
 
+async def test_letting_go_says_how_long_the_first_of_it_lay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its head on; what came after the hold was durable waited for nothing, and so did what was taken back."""
+    now_s = 100.0
+    monkeypatch.setattr("scheduler.streams.time.monotonic", lambda: now_s)
+    stream = Case().stream
+    assert 0.0 == stream.let_go()
+    stream.hold_back()
+    assert 0.0 == stream.let_go()
+    stream.hold_back()
+    now_s = 101.0
+    stream.put_head(HEAD)
+    now_s = 101.5
+    stream.put_body(b"one")
+    now_s = 103.0
+    assert 2.0 == stream.let_go()
+    again = Case().stream
+    again.hold_back()
+    again.put_head(HEAD)
+    again.take_back()
+    assert 0.0 == again.let_go()
+
+
 async def test_an_end_lets_go() -> None:
     """Of a refusal, or of a stop: whoever waits gets an answer."""
     stream = Case().stream
