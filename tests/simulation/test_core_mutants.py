@@ -365,7 +365,7 @@ def charge_twice(self: Budgets, request_id: str, attempt_id: str, tokens: Tokens
     CHARGE(self, request_id, f"{attempt_id} again", tokens, money_nano)
 
 
-def post_all(self: Budgets, attempt_id: str, amounts: Any) -> Any:
+def post_all(self: Budgets, attempt_id: str, amounts: Any, *, money_nano: int = 0) -> Any:
     """The request pays energy beyond its hold."""
     hold = self._unposted.get(attempt_id)
     if hold is not None:
@@ -374,7 +374,7 @@ def post_all(self: Budgets, attempt_id: str, amounts: Any) -> Any:
         for account, slot in hold.hard + hold.soft:
             account.add(slot, held=account.read(missing))
         hold.held = [each + lacks for each, lacks in zip(hold.held, missing, strict=True)]
-    return POST(self, attempt_id, amounts)
+    return POST(self, attempt_id, amounts, money_nano=money_nano)
 
 
 def refuse_in_few_words(shorts: Any, at_us: int) -> Rejection:

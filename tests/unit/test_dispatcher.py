@@ -961,7 +961,7 @@ async def test_while_the_ledger_cannot_be_written_nothing_new_begins(
         await settle_loop()
         house.dispatcher._committer._retry_s = 0.0
         monkeypatch.setattr(house.settlement, "commit", commit)
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, logger="jouleway.dispatcher"):
             link.say(records=(window_of(),))
             await until(lambda: bool(house.dispatcher.ledger_problem))
             answer(link, "req-1-1", b"x")
