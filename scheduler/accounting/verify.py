@@ -225,6 +225,8 @@ class _Verification:
             raise Fault(MEASURED_BEFORE, row.seq)
         self._unmeasured[row.attempt_id] = row.account, None if row.rates.plus is None else row
         hold = None if row.payer is BY_OPERATOR else self._holds.pop(row.request_id, None)
+        if hold is not None and hold.seq < self._opened_seq:
+            raise Fault(NO_HOLD, row.seq)
         if words := fault_of_charge(row, hold):
             raise Fault(words, row.seq)
         if hold is None and row.payer is not BY_OPERATOR:
