@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -723,6 +724,25 @@ def test_a_receipt_has_each_row_once(copy_url: str, wrong: Callable[[list[Row]],
         check_receipt(receipt, key=KEY)
 
 
+def test_an_index_that_leaves_rows_out_hides_none(copy_url: str) -> None:
+    """It comes with the file: rows that it does not have are looked at all the same."""
+    execute(copy_url, "DROP INDEX rows_by_id")
+
+    def change(rows: list[Row]) -> None:
+        at_us = rows[-1].at_us
+        held_and_paid_twice(rows)
+        for row in rows[NUM_ROWS:]:
+            row.at_us = at_us
+
+    rewrite(copy_url, change, seed=SEED)
+    whole = "CREATE INDEX rows_by_id ON rows (row_id, kind)"
+    execute(copy_url, f"{whole} WHERE seq < {NUM_ROWS}")
+    with closing(sqlite3.connect(copy_url.removeprefix("sqlite:///"))) as connection, connection:
+        connection.execute("PRAGMA writable_schema = 1")
+        connection.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'rows_by_id'", (whole,))
+    assert "was booked twice" in str(fault(copy_url))
+
+
 def fault_of(url: str, wrong: Callable[[list[Row]], None]) -> int:
     rewrite(url, wrong, seed=SEED)
     seq = fault(url).seq
@@ -742,10 +762,12 @@ def signed_anew(url: str) -> None:
 
 
 def test_a_text_that_is_no_row_is_said(copy_url: str) -> None:
-    """With its number; and a kind that a later version may know is unknown here."""
+    """With its number; and a kind that a later version may know is unknown here. A text says itself what it is."""
+    void = '{"seq":5,"request_id":"req-a","tenant":"alpha","cause":"c"}'
     for body, kind, words in (
-        ("{}", "hold", "row 5: cannot be read as a row of kind hold"),
-        ("[]", "hold", "row 5: cannot be read as a row of kind hold"),
+        ('{"kind":"hold"}', "hold", "row 5: cannot be read as a row of kind hold"),
+        ("[]", "hold", "row 5: does not begin with its kind, hold"),
+        (void, "void", "row 5: does not begin with its kind, void"),
         ('{"kind":"dream"}', "dream", "row 5: is of no kind that is known here: 'dream'"),
     ):
         leaf = verify_module.sha256(verify_module.LEAF_PREFIX + body.encode()).digest()
