@@ -32,7 +32,7 @@ def compact(url: str, *cuts: int, wrong: Callable[[list[Row]], None] = lambda ro
             legs = [(account, unit, amount) for (account, unit), amount in sorted(net.items()) if amount]
             if old:
                 day = "2026-11-27"
-                sums.append(Daily(from_seq=old[0].seq, to_seq=end, day=day, num_rows=len(old), legs=legs))
+                sums.append(Daily(from_seq=old[0].seq, to_seq=old[-1].seq + 1, day=day, num_rows=len(old), legs=legs))
         wrong(rows)
         for each in sums:
             add(rows, each)

@@ -268,6 +268,8 @@ class Accounts:
             raise ValueError(f"the shares of window {record.window} of {worker_id} are not its in-flight part")
         if record.overhead_gpu_us + sum(gpu_us for _, _, gpu_us in record.shares) != record.busy_gpu_us:
             raise ValueError(f"the GPU-time of window {record.window} of {worker_id} does not add up")
+        if record.overhead_gpu_us < 0:  # unlike energy, nothing of it is a difference of two measurements
+            raise ValueError(f"window {record.window} of {worker_id} gives more GPU-time than was busy")
         if any(energy_mj < 0 or gpu_us < 0 for _, energy_mj, gpu_us in record.shares):
             raise ValueError(f"window {record.window} of {worker_id} takes from an attempt instead of giving to it")
 

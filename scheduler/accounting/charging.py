@@ -5,7 +5,7 @@ Called by ``scheduler.dispatcher``. Pure. It must never know an account's balanc
 
 from __future__ import annotations
 
-from scheduler.accounting.rows import Charge, Hold, request_id_of
+from scheduler.accounting.rows import HELD_FACTS, Charge, Hold, request_id_of
 from scheduler.core.actions import Dispatch, Payer, Settle, Tokens
 from scheduler.core.budget_needs import needed
 from scheduler.core.request import Band, DataClass, Request
@@ -13,8 +13,6 @@ from workers.types import UsageRecord, WorkerStatus
 
 MICRO = 1_000_000
 MAX_DECISION_CHARS = 200
-HELD_FACTS = ("tenant", "project", "key_id", "task", "model", "tier", "data_class", "arrived_us", "rates")
-"""What a hold and its request's charges have in common."""
 
 
 def hold_of(request: Request, dispatch: Dispatch) -> Hold:

@@ -35,7 +35,9 @@ class CompactedRows:
             self._blanks.append([seq, seq + 1])
 
     def add_sums(self, row: Daily) -> None:
-        """A compaction said that texts may go."""
+        """A compaction said that texts may go. Raises: Fault."""
+        if not 0 <= row.from_seq < row.to_seq <= row.seq:
+            raise Fault(f"sums up rows {row.from_seq} to {row.to_seq - 1}, which are not all before it", row.seq)
         self._said.append(row)
 
     def seq_of(self, kind: str, row_id: str) -> int | None:

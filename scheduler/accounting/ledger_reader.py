@@ -24,6 +24,8 @@ from scheduler.accounting.usage_book import GROUPS, SUMS
 MIGRATIONS = Path(__file__).parent / "migrations"
 READ_ROWS = 2_048
 """Fetched at a time: whole tiles of the tree."""
+FIRST_SEQ = -(1 << 63)
+"""No row can be before it."""
 BUSY_MS = 10_000
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_MS}", "cache_size=-32768")
 
@@ -148,9 +150,12 @@ class Reader:
             after = found[-1].size
 
     def duplicate(self) -> tuple[str, str] | None:
-        """A (kind, row_id) that is there twice; the index forbids it, unless somebody took the index away."""
-        key = (ROWS.c.row_id, ROWS.c.kind)
-        ask = sa.select(*key).group_by(*key).having(sa.func.count() > 1).limit(1)
+        """A (kind, row_id) that is there twice; the index forbids it, unless somebody took the index away, or has left
+        rows out of it: so SQLite, whose file brings its indexes along, reads the rows themselves.
+        """
+        key: tuple[sa.ColumnElement[Any], ...] = (sa.column("row_id"), sa.column("kind"))
+        rows = sa.text("rows NOT INDEXED") if self._engine.dialect.name == "sqlite" else ROWS
+        ask = sa.select(*key).select_from(rows).group_by(*key).having(sa.func.count() > 1).limit(1)
         with self.reading() as connection:
             row = connection.execute(ask).first()
         return None if row is None else (row.kind, row.row_id)

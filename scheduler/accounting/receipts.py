@@ -13,7 +13,7 @@ import msgspec
 
 from scheduler.accounting.checkpoints import PublicKey, base64_of, bytes_of
 from scheduler.accounting.merkle import inclusion_proof, leaf_hash, root_of_inclusion
-from scheduler.accounting.postings import differences, hold_legs, void_legs
+from scheduler.accounting.postings import CACHED, INPUT, OUTPUT, differences, hold_legs, void_legs
 from scheduler.accounting.row_checks import (
     MEASURED_BEFORE,
     NO_HOLD,
@@ -159,9 +159,16 @@ def _check_amounts(rows: list[Row]) -> None:
                 words = fault_of_energy(row, OPERATOR if charge is None else charge.account, charge)
                 legs = legs_of_energy(row)
             case Correction():  # whatever puts it right
-                words = "does not balance" if differences(row.legs) else ""
+                words = "does not balance" if differences(row.legs) else _fault_of_units(row, rows)
         if words or row.legs != legs:
             raise ValueError(f"row {row.seq}: {words or 'moves something else than it says'}")
+
+
+def _fault_of_units(correction: Correction, rows: list[Row]) -> str:
+    """The sum of a receipt is in the currency of its price: nothing may be billed beside it."""
+    units = {INPUT, CACHED, OUTPUT, *(row.rates.currency for row in rows if isinstance(row, Hold | Charge))}
+    is_beside = any(account.startswith("used/") and unit not in units for account, unit, _ in correction.legs)
+    return "puts right another currency than its request was charged in" if is_beside else ""
 
 
 def matches(receipt: Receipt, text: bytes) -> list[str]:

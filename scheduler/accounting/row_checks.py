@@ -6,12 +6,16 @@ answers with what is wrong, in words; empty where nothing is.
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from scheduler.accounting.postings import INPUT, OUTPUT, charge_legs, energy_legs
-from scheduler.accounting.rows import BY_OPERATOR, Charge, Energy, Hold, Leg, Void, request_id_of
+from scheduler.accounting.rows import BY_OPERATOR, HELD_FACTS, Charge, Energy, Hold, Leg, Void, request_id_of
 from scheduler.core.request import FREE, SpecialTokens
 
 NO_HOLD = "is paid by a tenant, and no hold of its request is open"
 MEASURED_BEFORE = "is charged after its energy was measured: what it costs beyond that would never be put right"
+
+_held_facts = attrgetter(*HELD_FACTS)
 
 
 def fault_of_charge(charge: Charge, hold: Hold | None) -> str:
@@ -25,10 +29,18 @@ def fault_of_charge(charge: Charge, hold: Hold | None) -> str:
             return "is charged at other rates than were pinned when it was admitted"
         if hold.tenant != charge.tenant:
             return f"is paid by {charge.tenant}, and what is held is {hold.tenant}'s"
+        if _held_facts(hold) != _held_facts(charge):
+            return "is of another project, key, task, model, tier, data class or time than what is held"
+    if charge.cached_tokens > charge.input_tokens or charge.reasoning_tokens > charge.output_tokens:
+        return "has more cached tokens than input, or more reasoning than output"
     if charge.cost_nano != _price(charge) + charge.plus_nano or (charge.plus_nano and charge.rates.plus is None):
         return "costs something else than its rates say"
     if charge.most_plus_nano is not None and charge.plus_nano > charge.most_plus_nano:
         return "costs more for its energy than was held for it"
+    if charge.rates.plus is not None and charge.plus_nano != charge.rates.cost_plus_nano(
+        energy_mj=charge.provisional_mj, gpu_us=charge.provisional_gpu_us, most_nano=charge.most_plus_nano
+    ):
+        return "costs something else for its energy than its estimate comes to"
     return ""
 
 

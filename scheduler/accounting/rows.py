@@ -25,6 +25,9 @@ OPERATOR = "(operator)"
 BY_OPERATOR = Payer.OPERATOR
 """Python 3.11 takes a while to find a member of an enum, and every charge is asked."""
 
+HELD_FACTS = ("tenant", "project", "key_id", "task", "model", "tier", "data_class", "arrived_us", "rates")
+"""What a hold and its request's charges have in common."""
+
 Leg = tuple[str, str, int]
 """Account, unit, amount. The legs of a row sum to 0 in each unit."""
 

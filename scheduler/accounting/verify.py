@@ -18,7 +18,7 @@ from scheduler.accounting.accounts import Accounts
 from scheduler.accounting.checkpoints import Checkpoint, PublicKey
 from scheduler.accounting.compacted import CompactedRows
 from scheduler.accounting.errors import Fault, LedgerError
-from scheduler.accounting.ledger_reader import Reader, Stored
+from scheduler.accounting.ledger_reader import FIRST_SEQ, Reader, Stored
 from scheduler.accounting.merkle import LEAF_PREFIX, Tree
 from scheduler.accounting.postings import differences, energy_legs, hold_legs, void_legs, window_legs
 from scheduler.accounting.row_checks import (
@@ -130,7 +130,8 @@ class _Verification:
         """Raises: Fault, LedgerError."""
         self._expected = self._checkpoints()
         self._next = next(self._expected, None)
-        for rows in self._reader.batches():
+        # Also what lies before row 0: nobody signed it, and a search by name would find it.
+        for rows in self._reader.batches(FIRST_SEQ):
             self._grow(self._leaves(rows))
             self._on_progress(self._tree.size, self._end.size)
         self._compare_nodes()
@@ -168,6 +169,8 @@ class _Verification:
                 raise Fault("was changed: its text does not have its leaf's hash", seq)
             if kind not in kinds:
                 raise Fault(f"is of no kind that is known here: {kind!r}", seq)
+            if not body.startswith(f'{{"kind":"{kind}"'):  # else the column, which nobody signed, would say what it is
+                raise Fault(f"does not begin with its kind, {kind}", seq)
             decode, legs_of = kinds[kind]
             try:
                 row = decode(body)
@@ -225,6 +228,8 @@ class _Verification:
             raise Fault(MEASURED_BEFORE, row.seq)
         self._unmeasured[row.attempt_id] = row.account, None if row.rates.plus is None else row
         hold = None if row.payer is BY_OPERATOR else self._holds.pop(row.request_id, None)
+        if hold is not None and hold.seq < self._opened_seq:
+            raise Fault(NO_HOLD, row.seq)
         if words := fault_of_charge(row, hold):
             raise Fault(words, row.seq)
         if hold is None and row.payer is not BY_OPERATOR:
@@ -283,10 +288,12 @@ class _Verification:
         if attempt_id in self._in_flight or attempt_id in self._unmeasured:
             return []
         found = self._reader.find("energy", attempt_id)
-        if found is None or found[0] >= row.seq:
+        if found is None or not 0 <= found[0] < row.seq:
             return []
         # Of a posting without a text nobody can say whom it went to.
         posting = None if found[3] is None else DECODERS["energy"].decode(found[3])
+        if posting is not None and posting.attempt_id != attempt_id:  # an index may say what its file's owner likes
+            return []
         target = late[1][0] if len(late) > 1 else ""
         account = target.removeprefix(f"requests/{row.worker_id}/") if posting is None else posting.account
         legs = energy_legs(row.worker_id, account, energy_mj=energy_mj, gpu_us=gpu_us)

@@ -343,6 +343,15 @@ def test_what_puts_right_must_balance_too(ledger_url: str) -> None:
             check_receipt(corrected(life, ("used/alpha", "USD", 5)))
 
 
+def test_what_puts_right_bills_nothing_beside_the_price(ledger_url: str) -> None:
+    """In another currency it would not be in the sum."""
+    with living(ledger_url) as life:
+        serve(life)
+        receipt = corrected(life, ("used/alpha", "EUR", 5), ("drawn/alpha", "EUR", -5))
+    with pytest.raises(ValueError, match="puts right another currency"):
+        check_receipt(receipt)
+
+
 def test_a_request_named_as_anothers_attempt_lends_it_no_hold(ledger_url: str) -> None:
     """Its hold is no row of that one, whose charge has none."""
     with living(ledger_url) as life:

@@ -351,7 +351,15 @@ def serve_plus(life: Life, *, plus_nano: int, most_nano: int) -> None:
     life.settlement.window("w-0", window_of((f"{name}-1", 100, 10)), number=1)
     cost_nano = charge_of("a-1").cost_nano + plus_nano
     life.settlement.charge(
-        charge_of(f"{name}-1", **WHO, rates=PAID, plus_nano=plus_nano, most_plus_nano=most_nano, cost_nano=cost_nano)
+        charge_of(
+            f"{name}-1",
+            **WHO,
+            rates=PAID,
+            plus_nano=plus_nano,
+            most_plus_nano=most_nano,
+            cost_nano=cost_nano,
+            provisional_gpu_us=plus_nano // 1_000,
+        )
     )
 
 

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from scheduler.accounting import ledger_reader
+from scheduler.accounting import ledger_reader, row_checks
 from scheduler.accounting import verify as verify_module
 from scheduler.accounting.checkpoints import Signer
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.ledger_reader import Reader, sqlite_url
-from scheduler.accounting.postings import charge_legs
+from scheduler.accounting.postings import charge_legs, window_legs
 from scheduler.accounting.receipts import check_receipt, make_receipt
 from scheduler.accounting.rows import (
     OPERATOR,
@@ -25,6 +26,7 @@ from scheduler.accounting.rows import (
     Daily,
     Energy,
     Hold,
+    Opened,
     Row,
     Void,
     Window,
@@ -430,6 +432,53 @@ def estimate_beyond_what_was_held(rows: list[Row]) -> None:
     plus(rows, paid(rows), nano=5, most_nano=4)
 
 
+def estimate_of_nothing(rows: list[Row]) -> None:
+    """$ 1,000 for no energy at all: its posting would put that right, and need never come."""
+    plus(rows, paid(rows), nano=1_000 * 10**9, most_nano=None)
+
+
+def parts(rows: list[Row], rates: dict[str, int], **tokens: int) -> None:
+    """A charge of these tokens, at rates that were pinned so, with the price that they come to."""
+    row = paid(rows)
+    hold = first(rows, Hold, request_id=row.request_id)
+    hold.rates = row.rates = row.rates._replace(**rates)
+    for name, number in tokens.items():
+        setattr(row, name, number)
+    row.cost_nano = row_checks._price(row)
+    row.legs = charge_legs(row, hold)
+
+
+def reasoning_beyond_the_output(rows: list[Row]) -> None:
+    """Each of them costs what reasoning costs beyond other output, and there is none."""
+    parts(rows, {"reasoning_nano": 10**9}, output_tokens=1, reasoning_tokens=10**9)
+
+
+def cached_beyond_the_input(rows: list[Row]) -> None:
+    """What is left of the input is below 0, and so are the pictures in it, at a discount."""
+    parts(rows, {"image_nano": 0}, input_tokens=10, cached_tokens=1_000, image_tokens=1)
+
+
+def charge_of_another_project(rows: list[Row]) -> None:
+    paid(rows).project = "another"
+
+
+def charge_of_another_model(rows: list[Row]) -> None:
+    paid(rows).model = "cheaper"
+
+
+def hold_of_before_a_start(rows: list[Row]) -> None:
+    """Which has to give it back: nobody is left who saw the end of its request."""
+    row = paid(rows)
+    rows.insert(row.seq, Opened(epoch=99, version="1", statement="s", at_us=row.at_us))
+    renumbered(rows)
+
+
+def sums_of_rows_to_come(rows: list[Row]) -> None:
+    """Their texts could go at any time, as if they had been compacted."""
+    rows.insert(5, Daily(from_seq=100, to_seq=200, day="2026-11-27", num_rows=1, at_us=rows[5].at_us))
+    renumbered(rows)
+
+
 def tokens_below_nothing(rows: list[Row]) -> None:
     """They would make room for others in the sum."""
     row = paid(rows)
@@ -445,6 +494,18 @@ def shares_beyond_the_meter(rows: list[Row]) -> None:
     row = first_with_shares(rows)
     shares = tuple((name, 10 * energy_mj + 1, gpu_us) for name, energy_mj, gpu_us in row.window.shares)
     row.window = msgspec.structs.replace(row.window, shares=shares)
+
+
+def gpu_time_beyond_what_was_busy(rows: list[Row]) -> None:
+    """Overhead below 0 makes room for it."""
+    row = first_with_shares(rows)
+    (name, energy_mj, gpu_us), *others = row.window.shares
+    row.window = msgspec.structs.replace(
+        row.window,
+        shares=((name, energy_mj, gpu_us + 10**9), *others),
+        overhead_gpu_us=row.window.overhead_gpu_us - 10**9,
+    )
+    row.legs = window_legs(row.worker_id, row.window, is_calibration=False)
 
 
 def share_below_nothing(rows: list[Row]) -> None:
@@ -558,6 +619,14 @@ def second_beginning(rows: list[Row]) -> None:
         (difference_in_another_currency, "costs IDR, and its charge USD"),
         (charged_after_it_was_measured, "is charged after its energy was measured"),
         (estimate_beyond_what_was_held, "costs more for its energy than was held for it"),
+        (estimate_of_nothing, "costs something else for its energy than its estimate comes to"),
+        (reasoning_beyond_the_output, "more reasoning than output"),
+        (cached_beyond_the_input, "more cached tokens than input"),
+        (charge_of_another_project, "is of another project, key, task, model"),
+        (charge_of_another_model, "is of another project, key, task, model"),
+        (hold_of_before_a_start, "no hold of its request is open"),
+        (sums_of_rows_to_come, "sums up rows 100 to 199, which are not all before it"),
+        (gpu_time_beyond_what_was_busy, "gives more GPU-time than was busy"),
         (tokens_below_nothing, "cannot be read as a row of kind charge: Expected `int` >= 0"),
         (shares_beyond_the_meter, "the shares of window .* are not its in-flight part"),
         (share_below_nothing, "takes from an attempt instead of giving to it"),
@@ -601,6 +670,10 @@ def test_what_was_signed_must_add_up(copy_url: str, wrong: Callable[[list[Row]],
         (difference_in_another_currency, "costs IDR, and its charge USD"),
         (charged_after_it_was_measured, "is charged after its energy was measured"),
         (estimate_beyond_what_was_held, "costs more for its energy than was held for it"),
+        (estimate_of_nothing, "costs something else for its energy than its estimate comes to"),
+        (reasoning_beyond_the_output, "more reasoning than output"),
+        (cached_beyond_the_input, "more cached tokens than input"),
+        (charge_of_another_project, "is of another project, key, task, model"),
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )
@@ -651,6 +724,25 @@ def test_a_receipt_has_each_row_once(copy_url: str, wrong: Callable[[list[Row]],
         check_receipt(receipt, key=KEY)
 
 
+def test_an_index_that_leaves_rows_out_hides_none(copy_url: str) -> None:
+    """It comes with the file: rows that it does not have are looked at all the same."""
+    execute(copy_url, "DROP INDEX rows_by_id")
+
+    def change(rows: list[Row]) -> None:
+        at_us = rows[-1].at_us
+        held_and_paid_twice(rows)
+        for row in rows[NUM_ROWS:]:
+            row.at_us = at_us
+
+    rewrite(copy_url, change, seed=SEED)
+    whole = "CREATE INDEX rows_by_id ON rows (row_id, kind)"
+    execute(copy_url, f"{whole} WHERE seq < {NUM_ROWS}")
+    with closing(sqlite3.connect(copy_url.removeprefix("sqlite:///"))) as connection, connection:
+        connection.execute("PRAGMA writable_schema = 1")
+        connection.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'rows_by_id'", (whole,))
+    assert "was booked twice" in str(fault(copy_url))
+
+
 def fault_of(url: str, wrong: Callable[[list[Row]], None]) -> int:
     rewrite(url, wrong, seed=SEED)
     seq = fault(url).seq
@@ -670,10 +762,12 @@ def signed_anew(url: str) -> None:
 
 
 def test_a_text_that_is_no_row_is_said(copy_url: str) -> None:
-    """With its number; and a kind that a later version may know is unknown here."""
+    """With its number; and a kind that a later version may know is unknown here. A text says itself what it is."""
+    void = '{"seq":5,"request_id":"req-a","tenant":"alpha","cause":"c"}'
     for body, kind, words in (
-        ("{}", "hold", "row 5: cannot be read as a row of kind hold"),
-        ("[]", "hold", "row 5: cannot be read as a row of kind hold"),
+        ('{"kind":"hold"}', "hold", "row 5: cannot be read as a row of kind hold"),
+        ("[]", "hold", "row 5: does not begin with its kind, hold"),
+        (void, "void", "row 5: does not begin with its kind, void"),
         ('{"kind":"dream"}', "dream", "row 5: is of no kind that is known here: 'dream'"),
     ):
         leaf = verify_module.sha256(verify_module.LEAF_PREFIX + body.encode()).digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from scheduler.accounting.ledger_reader import Reader, sqlite_url
-from scheduler.accounting.rows import Leg, Row, Window
+from scheduler.accounting.merkle import leaf_hash
+from scheduler.accounting.postings import energy_legs
+from scheduler.accounting.rows import Leg, Row, Window, encode
 from scheduler.accounting.verify import Fault, verify
 from scheduler.core.actions import Payer
 from tests.compacted_ledger import compact
-from tests.ledger_words import SEED, charge_of, hold_of, living, request_id, rewrite
+from tests.ledger_words import SEED, charge_of, energy_of, execute, hold_of, living, request_id, rewrite, rows_of
 from tests.scripted_link import window_of
 from workers.types import Outcome
 
@@ -89,6 +92,57 @@ def before_its_posting(rows: list[Row]) -> None:
 
 def nothing_that_is_one_leg(rows: list[Row]) -> None:
     late(rows).legs = [*late(rows).legs[:-6], ("requests/w-0/alpha", "mJ", 0)]
+
+
+def test_a_row_before_the_first_decides_nothing(url: str) -> None:
+    """Nobody signed it: a posting there would say whose the energy of an attempt is that has none."""
+
+    def to_gamma(rows: list[Row]) -> None:
+        row = next(row for row in rows if isinstance(row, Window) and row.number == 2)
+        row.legs += energy_legs("w-0", "gamma", energy_mj=7, gpu_us=7)
+        del rows[-1]
+
+    assert OPEN == rows_of(url)[-1].row_id
+    rewrite(url, to_gamma, seed=SEED)
+    posting = energy_of(OPEN, account="gamma", seq=-5, energy_mj=0, gpu_us=0)
+    execute(
+        url,
+        "INSERT INTO rows (seq, kind, row_id, body, leaf) VALUES (-5, 'energy', :row_id, :body, :leaf)",
+        row_id=OPEN,
+        body=encode(posting).decode(),
+        leaf=leaf_hash(encode(posting)),
+    )
+    with pytest.raises(Fault, match="is missing or out of order: the next one is numbered -5"):
+        check(url)
+
+
+def test_an_index_that_names_another_row_decides_nothing(url: str) -> None:
+    """It comes with the file: by it each attempt's posting is the other's, and what was in vain is the tenant's."""
+    execute(url, "DROP INDEX rows_by_id")
+    for name, other in ((VAIN, "x"), (PAID, VAIN), ("x", PAID)):
+        execute(url, "UPDATE rows SET row_id = :other WHERE kind = 'energy' AND row_id = :name", name=name, other=other)
+    execute(url, "CREATE INDEX rows_by_id ON rows (row_id, kind)")
+    ((root,),) = execute(url, "SELECT rootpage FROM sqlite_master WHERE name = 'rows_by_id'")
+    payers = {"requests/w-0/alpha": "requests/w-0/(operator)", "requests/w-0/(operator)": "requests/w-0/alpha"}
+    schema(url, "DELETE FROM sqlite_master WHERE name = 'rows_by_id'")
+
+    def swapped(rows: list[Row]) -> None:
+        for row in rows:
+            if isinstance(row, Window) and row.number > 2:
+                row.legs = [(payers.get(account, account), unit, amount) for account, unit, amount in row.legs]
+
+    rewrite(url, swapped, seed=SEED)
+    index = f"'index', 'rows_by_id', 'rows', {root}, 'CREATE INDEX rows_by_id ON rows (row_id, kind)'"
+    schema(url, f"INSERT INTO sqlite_master (type, name, tbl_name, rootpage, sql) VALUES ({index})")
+    with pytest.raises(Fault, match="moves something else than energy of the attempts it measured"):
+        check(url)
+
+
+def schema(url: str, statement: str) -> None:
+    """What SQLite itself would not do: an index stands in the file as it was, and is forgotten or known again."""
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
+        connection.execute("PRAGMA writable_schema = 1")
+        connection.execute(statement)
 
 
 @pytest.mark.parametrize(
