@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
-from scheduler.accounting.charging import charge_of_stranger
+from scheduler.accounting.charging import charge_of_stranger, sound
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.rows import request_id_of
 from scheduler.accounting.settlement import Settlement
@@ -70,7 +70,12 @@ class Bookkeeper:
             case WindowRecord() as window:
                 self._book_window(connection.worker_id, window, numbered.number)
 
-    def _book_usage(self, connection: Connection, usage: UsageRecord, now_s: float) -> None:
+    def _book_usage(self, connection: Connection, said: UsageRecord, now_s: float) -> None:
+        usage = sound(said)
+        if usage is not said:
+            logger.error(
+                "%s counted what cannot be for %s: booked as near as can be", connection.worker_id, said.attempt_id
+            )
         if self._core.knows(usage.attempt_id):
             self._on_usage(self._core.on_finished(usage, now_s), usage)
         else:

@@ -5,6 +5,8 @@ Called by ``scheduler.dispatcher``. Pure. It must never know an account's balanc
 
 from __future__ import annotations
 
+import msgspec
+
 from scheduler.accounting.rows import HELD_FACTS, Charge, Hold, request_id_of
 from scheduler.core.actions import Dispatch, Payer, Settle, Tokens
 from scheduler.core.budget_needs import needed
@@ -13,6 +15,28 @@ from workers.types import UsageRecord, WorkerStatus
 
 MICRO = 1_000_000
 MAX_DECISION_CHARS = 200
+UNBOUNDED_COUNTS = (
+    "image_tokens", "audio_tokens", "input_bytes", "output_bytes", "provisional_mj", "provisional_gpu_us",
+)  # fmt: skip
+"""Of a usage record, beside those that are parts of another."""
+
+
+def sound(usage: UsageRecord) -> UsageRecord:
+    """The record itself where its counts can be: none below 0, no part above its whole. Else the nearest that can.
+
+    The ledger refuses to be read where a row says otherwise, and a worker must not be able to write such a one.
+    """
+    input_tokens, output_tokens = max(usage.input_tokens, 0), max(usage.output_tokens, 0)
+    counts = {
+        "input_tokens": input_tokens,
+        "cached_tokens": min(max(usage.cached_tokens, 0), input_tokens),
+        "output_tokens": output_tokens,
+        "reasoning_tokens": min(max(usage.reasoning_tokens, 0), output_tokens),
+        **{name: max(getattr(usage, name), 0) for name in UNBOUNDED_COUNTS},
+    }
+    if all(getattr(usage, name) == count for name, count in counts.items()):
+        return usage
+    return msgspec.structs.replace(usage, **counts)
 
 
 def hold_of(request: Request, dispatch: Dispatch) -> Hold:

@@ -156,3 +156,13 @@ def test_a_stranger_that_was_given_up_and_forgotten_is_never_charged() -> None:
     books.book(usage_of("old-1"))
     assert (1, 0) == (books.settlement.duplicates_total, books.settlement.num_open)
     assert books.settlement.details("old") is None
+
+
+def test_a_count_that_cannot_be_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Of ours as of strangers, with the worker's name and not what it said."""
+    books = Books("a-1")
+    books.book(usage_of("a-1", reasoning_tokens=4), usage_of("old-1", cached_tokens=8))
+    assert ["a-1"] == books.usages
+    assert ["w-0 counted what cannot be for a-1", "w-0 counted what cannot be for old-1"] == [
+        message.partition(":")[0] for message in caplog.messages
+    ]

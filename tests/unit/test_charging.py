@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from scheduler.accounting.accounts import OPERATOR
-from scheduler.accounting.charging import charge_of, charge_of_stranger
-from scheduler.accounting.rows import Hold
+from scheduler.accounting.charging import charge_of, charge_of_stranger, sound
+from scheduler.accounting.rows import Hold, decode, encode
 from scheduler.core.actions import Payer, Settle, Tokens
 from scheduler.core.request import CostPlus, Rates, Request
 from tests.scripted_link import status_of, usage_of
@@ -151,3 +151,31 @@ def test_a_charge_says_why_its_worker_was_chosen() -> None:
     charge = charge_of(settle(), REQUEST, status=None, usage=None, decision="w-1: cheapest of 3" + "!" * 500)
     assert charge.decision.startswith("w-1: cheapest of 3")
     assert 200 == len(charge.decision)
+
+
+def test_a_record_that_can_be_is_left_alone() -> None:
+    """Nothing is made anew for nearly all of them."""
+    usage = usage_of("req-a-2", cached_tokens=7, reasoning_tokens=3, image_tokens=2)
+    assert usage is sound(usage)
+
+
+@pytest.mark.parametrize(
+    ("said", "booked"),
+    [
+        ({"input_tokens": -5}, {"input_tokens": 0, "cached_tokens": 0}),
+        ({"cached_tokens": 8}, {"cached_tokens": 7}),
+        ({"cached_tokens": -1}, {"cached_tokens": 0}),
+        ({"output_tokens": -1, "reasoning_tokens": 2}, {"output_tokens": 0, "reasoning_tokens": 0}),
+        ({"reasoning_tokens": 4}, {"reasoning_tokens": 3}),
+        ({"image_tokens": -1, "audio_tokens": -1}, {"image_tokens": 0, "audio_tokens": 0}),
+        ({"input_bytes": -1, "output_bytes": -1}, {"input_bytes": 0, "output_bytes": 0}),
+        ({"provisional_mj": -1, "provisional_gpu_us": -1}, {"provisional_mj": 0, "provisional_gpu_us": 0}),
+    ],
+    ids=lambda each: " ".join(each),
+)
+def test_what_cannot_be_is_booked_as_near_as_can_be(said: dict[str, int], booked: dict[str, int]) -> None:
+    """Else one worker could write a row that no start can read."""
+    usage = sound(msgspec.structs.replace(usage_of("req-a-2"), **said))
+    assert booked == {name: getattr(usage, name) for name in booked}
+    charge = charge_of_stranger(usage, worker_id="w-0", status=None)
+    assert charge == decode(encode(charge).decode())
