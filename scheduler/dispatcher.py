@@ -80,6 +80,7 @@ class Dispatcher:
         scheduler: Scheduler,
         settlement: Settlement,
         on_worker_down: Callable[[str, str], None] | None = None,
+        on_ledger_wait: Callable[[str, float], None] = lambda part, wait_s: None,
         clock: Callable[[], float] = time.monotonic,
         unix_clock: Callable[[], float] = time.time,
         tick_s: float = TICK_S,
@@ -97,11 +98,7 @@ class Dispatcher:
         self._connections: dict[str, Connection] = {}
         self._reported_down: set[Connection] = set()
         self._strangers = Strangers()
-        self.on_ledger_wait: Callable[[str, float], None] = lambda part, wait_s: None
-        """Hears of each answer how long its ``first_byte`` and its ``end`` waited to be durable, in seconds."""
-        self._committer = Committer(
-            settlement, on_problem=self._on_ledger, on_wait=lambda part, wait_s: self.on_ledger_wait(part, wait_s)
-        )
+        self._committer = Committer(settlement, on_problem=self._on_ledger, on_wait=on_ledger_wait)
         self.ledger_problem = ""
         self._bookkeeper = Bookkeeper(
             core=scheduler, settlement=settlement, on_usage=lambda actions, usage: self._apply(actions, usage=usage)

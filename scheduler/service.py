@@ -102,9 +102,14 @@ class Service:
         self.cluster = RayCluster(
             address=config.ray.address, namespace=config.ray.namespace, num_cpus=config.ray.num_cpus
         )
+        self._metrics = Metrics()
         self.dispatcher = Dispatcher(
-            scheduler=self._core, settlement=self.settlement, on_worker_down=self._on_worker_down
+            scheduler=self._core,
+            settlement=self.settlement,
+            on_worker_down=self._on_worker_down,
+            on_ledger_wait=self._metrics.observe_ledger_wait,
         )
+        self._metrics.set_source(self.dispatcher.snapshot)
         self.fleet = Fleet(
             worker_specs(config),
             cluster=self.cluster,
@@ -176,9 +181,6 @@ class Service:
 
     async def _listen(self) -> None:
         config = self._config
-        metrics = Metrics()
-        metrics.set_source(self.dispatcher.snapshot)
-        self.dispatcher.on_ledger_wait = metrics.observe_ledger_wait
         now_unix_s = int(time.time())
         source = LedgerUsage(self.ledger, self.settlement)
         book = prices_of(config)
@@ -205,7 +207,7 @@ class Service:
                 keep_alive_s=config.limits.keep_alive_s,
                 slow_reader_s=config.limits.slow_reader_s,
             ),
-            metrics=metrics,
+            metrics=self._metrics,
             cache_salt_key=self._cache_salt_key.encode(),
             zones=zone_names(config),
             receipts=self._receipt,
@@ -219,7 +221,7 @@ class Service:
             dispatcher=self.dispatcher,
             keys=self._directory.admin_keys,
             hosts=Hosts(),
-            metrics=metrics,
+            metrics=self._metrics,
             routes=directory_routes(self._directory.tenancy, house_key_id=house_key_id(self.admin_key)),
             recall=self._directory.tenancy.recall,
             denials=self._directory.tenancy,

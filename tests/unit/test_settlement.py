@@ -453,7 +453,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert watermark + 1 not in seen
 
     @rule(
-        shares=st.lists(st.tuples(NAMES, st.integers(-50, 10**9), st.integers(0, 10**9)), max_size=4),
+        shares=st.lists(st.tuples(NAMES, st.integers(0, 10**9), st.integers(0, 10**9)), max_size=4),
         worker_id=st.sampled_from(WORKERS),
         unattributed_mj=st.integers(-(10**6), 10**6),
         is_broken=st.booleans(),
