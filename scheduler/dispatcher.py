@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from scheduler.accounting.charging import charge_of, hold_of
-from scheduler.accounting.settlement import Charge, Settlement
+from scheduler.accounting.settlement import Settlement
 from scheduler.bookkeeper import Bookkeeper
 from scheduler.committer import Committer
 from scheduler.connection import Connection, Phase, WorkerLink
 from scheduler.core.actions import Abort as AbortAttempt
-from scheduler.core.actions import Action, Dispatch, Finish, Reject, Rejection, Settle
+from scheduler.core.actions import Action, Dispatch, Finish, Reject, Settle
 from scheduler.core.budget_accounts import BudgetState
 from scheduler.core.cluster import DEFAULT_MAX_RUNNING, WorkerView
 from scheduler.core.request import Request
@@ -48,13 +48,10 @@ from workers.types import (
 
 __all__ = [
     "Body",
-    "Charge",
     "Dispatcher",
     "End",
     "Head",
     "Phase",
-    "Rejection",
-    "Request",
     "Snapshot",
     "Stream",
     "Submission",
@@ -375,6 +372,10 @@ class Dispatcher:
     def what_if(self, request: Request) -> dict[str, Any]:
         """What would become of this request now; nothing changes."""
         return self._core.what_if(request, self._clock())
+
+    def connection(self, worker_id: str) -> Connection | None:
+        """Its link, whatever its state."""
+        return self._connections.get(worker_id)
 
     @property
     def worker_ids(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from scheduler.accounting.checkpoints import Signer
 from scheduler.accounting.errors import LedgerError
 from scheduler.accounting.ledger import Ledger
 from scheduler.accounting.ledger_reader import Reader, shown_url, sqlite_url
-from scheduler.accounting.spool import Spool
+from scheduler.accounting.spool import Spool, sync_folder
 from scheduler.config import Config
 from scheduler.credentials import kept_seed, read_key
 
@@ -177,8 +177,4 @@ class CheckpointKeeper:
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_folder(path.parent)

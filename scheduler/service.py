@@ -368,10 +368,10 @@ class Service:
     def _counter_id(self, worker_id: str) -> str | None:
         """Of the counter of this worker's last booked window, where the process that read it is still linked."""
         incarnation, _ = self.settlement.books.last_numbers.get(worker_id, ("", 0))
-        for worker in self.snapshot().workers:
-            if (worker.worker_id, worker.incarnation) == (worker_id, incarnation) and worker.status is not None:
-                return worker.status.counter_id
-        return None
+        connection = self.dispatcher.connection(worker_id)
+        if connection is None or connection.incarnation != incarnation or connection.status is None:
+            return None
+        return connection.status.counter_id
 
     def _on_worker_down(self, worker_id: str, cause: str) -> None:
         self.fleet.on_worker_down(worker_id, cause)

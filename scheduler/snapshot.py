@@ -44,8 +44,6 @@ class WorkerSnapshot:
     num_attempts: int
     credit: CreditSnapshot
     status: WorkerStatus | None
-    incarnation: str = ""
-    """Its process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +182,6 @@ def _worker(cluster: Cluster, connection: Connection) -> WorkerSnapshot:
         phase=connection.phase.value,
         cause=connection.cause,
         epoch=connection.epoch,
-        incarnation=connection.incarnation,
         is_ready=worker is not None and cluster.is_ready(worker),
         num_attempts=len(worker.claims) if worker is not None else 0,
         credit=CreditSnapshot(**credit),

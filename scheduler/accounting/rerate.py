@@ -77,12 +77,7 @@ def _past(charge: Charge, energy: Energy | None) -> PastCharge:
         output_tokens=charge.output_tokens,
         cost_nano=charge.cost_nano + (0 if energy is None else energy.cost_nano),
         currency=charge.rates.currency,
-        special=SpecialTokens.of(
-            charge.input_tokens - charge.cached_tokens,
-            reasoning=charge.reasoning_tokens,
-            image=charge.image_tokens,
-            audio=charge.audio_tokens,
-        ),
+        special=charge.special,
         energy_mj=charge.provisional_mj if energy is None else energy.energy_mj,
         gpu_us=charge.provisional_gpu_us if energy is None else energy.gpu_us,
     )

@@ -10,7 +10,7 @@ from operator import attrgetter
 
 from scheduler.accounting.postings import INPUT, OUTPUT, charge_legs, energy_legs
 from scheduler.accounting.rows import BY_OPERATOR, HELD_FACTS, Charge, Energy, Hold, Leg, Void, request_id_of
-from scheduler.core.request import FREE, SpecialTokens
+from scheduler.core.request import FREE
 
 NO_HOLD = "is paid by a tenant, and no hold of its request is open"
 MEASURED_BEFORE = "is charged after its energy was measured: what it costs beyond that would never be put right"
@@ -97,10 +97,5 @@ def _price(charge: Charge) -> int:
         input_tokens=charge.input_tokens,
         cached_tokens=charge.cached_tokens,
         output_tokens=charge.output_tokens,
-        special=SpecialTokens.of(
-            charge.input_tokens - charge.cached_tokens,
-            reasoning=charge.reasoning_tokens,
-            image=charge.image_tokens,
-            audio=charge.audio_tokens,
-        ),
+        special=charge.special,
     )

@@ -15,7 +15,7 @@ import msgspec
 
 from scheduler.accounting.outcomes import Outcome, Tally
 from scheduler.core.actions import Payer
-from scheduler.core.request import FREE, Rates
+from scheduler.core.request import FREE, Rates, SpecialTokens
 from workers.types import Grade, WindowRecord
 from workers.types import Outcome as Ending
 
@@ -206,6 +206,16 @@ class Charge(Row, tag="charge", kw_only=True):
     def account(self) -> str:
         """Name of the account that pays."""
         return OPERATOR if self.payer is BY_OPERATOR else self.tenant
+
+    @property
+    def special(self) -> SpecialTokens | None:
+        """Those of its tokens that may have a price of their own."""
+        return SpecialTokens.of(
+            self.input_tokens - self.cached_tokens,
+            reasoning=self.reasoning_tokens,
+            image=self.image_tokens,
+            audio=self.audio_tokens,
+        )
 
     def difference_nano(self, *, energy_mj: int, gpu_us: int) -> int:
         """What is posted once, when its energy is measured: cost-plus by the measurement less what was charged by the

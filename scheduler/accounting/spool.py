@@ -70,7 +70,7 @@ class Spool:
         """Behind ``_num_bytes`` may be more: of a write that failed, or that a crash tore."""
         try:
             self._cut()
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
             if self._rows:
                 logger.warning("ledger: %d rows that were kept in %s are delivered", len(self._rows), path)
                 self._deliver()
@@ -202,7 +202,7 @@ def read(path: Path) -> tuple[list[Row], int]:
     return rows, num_bytes
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """A new file's name is durable only with its folder."""
     handle = os.open(folder, os.O_RDONLY)
     try:

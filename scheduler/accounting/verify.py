@@ -264,7 +264,7 @@ class _Verification:
             Accounts.check_window(worker_id, row.window)
         except ValueError as error:
             raise Fault(str(error), row.seq) from None
-        legs = window_legs(row.worker_id, row.window, is_calibration=Accounts.is_calibration(row.window))
+        legs = window_legs(worker_id, row.window, is_calibration=Accounts.is_calibration(row.window))
         late = self._balanced(row)[len(legs) :]
         for share in row.window.shares:
             if late and (moved := self._late(row, share, late)):

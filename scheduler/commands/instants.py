@@ -25,6 +25,15 @@ def unix_s(text: str, *, option: str) -> int:
     return seconds
 
 
+def period_us(from_text: str | None, to_text: str | None) -> tuple[int, int | None]:
+    """Of ``--from`` and ``--to``, in unix microseconds; without them from the beginning, and to no end.
+
+    Raises: CommandError, naming the option.
+    """
+    from_us = 0 if from_text is None else 1_000_000 * unix_s(from_text, option="--from")
+    return from_us, None if to_text is None else 1_000_000 * unix_s(to_text, option="--to")
+
+
 def month_start_unix_s(now_unix_s: float) -> int:
     """When the month of that moment began (UTC)."""
     now = datetime.fromtimestamp(now_unix_s, UTC)

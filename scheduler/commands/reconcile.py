@@ -11,7 +11,7 @@ from pathlib import Path
 from scheduler.accounting.reconcile import WorkerFigures, reconcile
 from scheduler.commands import configuration
 from scheduler.commands.exits import CommandError, ExitCode
-from scheduler.commands.instants import unix_s
+from scheduler.commands.instants import period_us
 from scheduler.commands.ledger import reading, rows_of
 from scheduler.commands.output import print_json, print_table
 from scheduler.config_errors import ConfigError
@@ -27,11 +27,8 @@ def run(
     if (source is None) == (config is None):
         raise CommandError("give a ledger's file or --config", code=ExitCode.USAGE)
     with reading(source or _url_of(config or Path())) as reader:
-        found = reconcile(
-            rows_of(reader, KINDS),
-            from_us=0 if from_text is None else 1_000_000 * unix_s(from_text, option="--from"),
-            to_us=None if to_text is None else 1_000_000 * unix_s(to_text, option="--to"),
-        )
+        from_us, to_us = period_us(from_text, to_text)
+        found = reconcile(rows_of(reader, KINDS), from_us=from_us, to_us=to_us)
     if as_json:
         print_json({"workers": [_told(figures) for figures in found]})
     else:

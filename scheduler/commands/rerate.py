@@ -11,7 +11,7 @@ from pathlib import Path
 from scheduler.accounting.rerate import Rerated, past_charges, rerate
 from scheduler.commands import configuration
 from scheduler.commands.exits import CommandError, ExitCode
-from scheduler.commands.instants import unix_s
+from scheduler.commands.instants import period_us
 from scheduler.commands.ledger import reading, rows_of
 from scheduler.commands.output import print_json, print_table
 from scheduler.policies import prices_of
@@ -24,11 +24,8 @@ def run(source: str, *, config: Path, from_text: str | None, to_text: str | None
     book = prices_of(configuration.load(config))
     try:
         with reading(source) as reader:
-            charges = past_charges(
-                rows_of(reader, KINDS),
-                from_us=0 if from_text is None else 1_000_000 * unix_s(from_text, option="--from"),
-                to_us=None if to_text is None else 1_000_000 * unix_s(to_text, option="--to"),
-            )
+            from_us, to_us = period_us(from_text, to_text)
+            charges = past_charges(rows_of(reader, KINDS), from_us=from_us, to_us=to_us)
             found = rerate(charges, book)
     except ValueError as error:
         raise CommandError(str(error), code=ExitCode.USAGE) from None

@@ -3,7 +3,7 @@
 import pytest
 
 from scheduler.commands.exits import CommandError, ExitCode
-from scheduler.commands.instants import month_start_unix_s, unix_s
+from scheduler.commands.instants import month_start_unix_s, period_us, unix_s
 
 JULY_S = 1_782_864_000
 
@@ -54,3 +54,12 @@ def test_a_month_begins_on_its_first_day(second: int) -> None:
     """UTC, whatever the machine's zone."""
     assert JULY_S == month_start_unix_s(JULY_S + second + 0.5)
     assert JULY_S + 31 * 86_400 == month_start_unix_s(JULY_S + 31 * 86_400)
+
+
+def test_a_period_has_a_beginning_and_may_have_no_end() -> None:
+    """Microseconds, as rows have them; what is wrong is said with its option."""
+    assert (0, None) == period_us(None, None)
+    assert (86_400_000_000, 172_800_000_000) == period_us("1970-01-02", "1970-01-03")
+    for told, option in ((("soon", None), "--from"), ((None, "soon"), "--to")):
+        with pytest.raises(CommandError, match=f"{option} is no moment"):
+            period_us(*told)
