@@ -27,6 +27,7 @@ from scheduler.core.request import Band
 from scheduler.core.slack import NO_SUMMARY, UNDERWAY, Pace, Promise, Promises
 from scheduler.core.table import (
     CURVE_ROWS,
+    ENERGY_ROWS,
     NUM_ROWS,
     OWNED_ROWS,
     SLACK_ROWS,
@@ -61,7 +62,16 @@ NO_PROMISE = Promise(rank=UNDERWAY)
 
 def is_sound(curves: StepCurves) -> bool:
     """Whether placement can compute with them: one NaN would win every comparison."""
-    return all(0.0 <= coefficient < math.inf for coefficient in curves.time_s)
+    return all(0.0 <= each < math.inf for each in (*curves.time_s, *curves.energy_joules, curves.idle_watts))
+
+
+def beyond_idle(curves: StepCurves) -> tuple[float, ...]:
+    """Joules that work takes beyond what its engine would have drawn in the same time without it, by term of the curve.
+
+    Never below 0: a device may idle for more than a fit of short steps says.
+    """
+    pairs = zip(curves.energy_joules, curves.time_s, strict=True)
+    return tuple([max(joules - curves.idle_watts * time_s, 0.0) for joules, time_s in pairs])
 
 
 _SEQUENCES, _KV, _FIRST, _SECOND = (
@@ -194,6 +204,7 @@ class Cluster:
         table[Row.MAX_SEQUENCES, column] = view.max_sequences
         table[Row.KV_ROOM, column] = view.kv_tokens
         table[CURVE_ROWS, column] = curves.time_s
+        table[ENERGY_ROWS, column] = beyond_idle(curves)
         self.slowest = Slowest(*map(max, self.slowest, curves.time_s[:2]))
         table[Row.NUM_GPUS, column] = view.num_gpus
         table[Row.ZONE, column] = self._zone(view.zone)
