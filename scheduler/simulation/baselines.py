@@ -105,7 +105,7 @@ class Autoscale(LeastRequests):
         super().arrive(number, now_s)
 
     def tick(self, now_s: float) -> None:
-        if now_s >= self._next_s:
+        if now_s >= self._next_s - 1e-6:  # ticks are summed
             self._next_s += AUTOSCALE_EVERY_S
             self._scale(now_s)
         for worker in self._loaded():
@@ -124,7 +124,7 @@ class Autoscale(LeastRequests):
                 self._want(desired, now_s)
         elif self._fewer_since_s is None:
             self._fewer_since_s = now_s
-        elif now_s - self._fewer_since_s >= AUTOSCALE_DOWN_S - 1e-6:  # ticks are summed
+        elif now_s - self._fewer_since_s >= AUTOSCALE_DOWN_S - 1e-6:
             self._want(desired, now_s)
             self._fewer_since_s = None
 
