@@ -14,7 +14,6 @@ there has changed.
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -23,10 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.core.curves import PRIOR_CURVES, beyond_idle, is_sound
 from scheduler.core.request import Band
 from scheduler.core.slack import NO_SUMMARY, UNDERWAY, Pace, Promise, Promises
 from scheduler.core.table import (
     CURVE_ROWS,
+    ENERGY_ROWS,
     NUM_ROWS,
     OWNED_ROWS,
     SLACK_ROWS,
@@ -37,9 +38,6 @@ from scheduler.core.table import (
     write,
 )
 from workers.types import StepCurves, WorkerState, WorkerStatus
-
-PRIOR_CURVES = StepCurves(time_s=(0.02, 1e-4, 1e-3, 0.0), energy_joules=(0.0, 0.0, 0.0, 0.0), idle_watts=0.0)
-"""Until a worker has fitted its own."""
 
 DEFAULT_MAX_RUNNING = 256
 
@@ -57,11 +55,6 @@ class Slowest(NamedTuple):
 
 NO_PROMISE = Promise(rank=UNDERWAY)
 """Nothing is known of what was promised: its prompt goes before everybody's, and no delay is priced."""
-
-
-def is_sound(curves: StepCurves) -> bool:
-    """Whether placement can compute with them: one NaN would win every comparison."""
-    return all(0.0 <= coefficient < math.inf for coefficient in curves.time_s)
 
 
 _SEQUENCES, _KV, _FIRST, _SECOND = (
@@ -194,6 +187,7 @@ class Cluster:
         table[Row.MAX_SEQUENCES, column] = view.max_sequences
         table[Row.KV_ROOM, column] = view.kv_tokens
         table[CURVE_ROWS, column] = curves.time_s
+        table[ENERGY_ROWS, column] = beyond_idle(curves, view.num_gpus)
         self.slowest = Slowest(*map(max, self.slowest, curves.time_s[:2]))
         table[Row.NUM_GPUS, column] = view.num_gpus
         table[Row.ZONE, column] = self._zone(view.zone)

@@ -8,7 +8,7 @@ who run there is then made exactly, and the least exact score wins. Equal scores
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,16 +129,21 @@ def _best(
 
 def _prices(cluster: Cluster, prefixes: Prefixes, request: Request, rules: PlacementRules) -> Prices:
     evicted_ratio = prefixes.evicted_ratio(cluster.serving(request.model)) if request.prefix_blocks else NO_FLOATS
-    by_zone = rules.gpu_nano_per_s
+    nano_per_s = _by_worker(cluster, rules.gpu_nano_per_s)
+    if len(nano_per_s):
+        nano_per_s = nano_per_s * cluster.table[Row.NUM_GPUS]
+    return Prices(nano_per_s, _by_worker(cluster, rules.nano_per_joule), evicted_ratio)
+
+
+def _by_worker(cluster: Cluster, by_zone: Mapping[str, float]) -> Floats:
+    """The price of each worker's zone; empty where nothing has one."""
     if not by_zone:
-        return Prices(NO_FLOATS, evicted_ratio)
+        return NO_FLOATS
     key = tuple([by_zone.get(zone, 0.0) for zone in cluster.zones])
-    nano_per_s = cluster.memo.get(key)
-    if nano_per_s is None:
-        table = cluster.table
-        nano_per_s = np.array(key)[table[Row.ZONE].astype(np.intp)] * table[Row.NUM_GPUS]
-        cluster.memo[key] = nano_per_s
-    return Prices(nano_per_s, evicted_ratio)
+    prices = cluster.memo.get(key)
+    if prices is None:
+        prices = cluster.memo[key] = np.array(key)[cluster.table[Row.ZONE].astype(np.intp)]
+    return prices
 
 
 def _nowhere(cluster: Cluster, codes: Codes, request: Request) -> Decision:

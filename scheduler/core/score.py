@@ -22,6 +22,12 @@ how much of that a second within the target counts (``delay_ratio``):
     evicts    ε·V·t1·p·ρ·(how recently the blocks that must go were used, 0 to 1), ρ = ``reuse_ratio``
     decode    ε·V·κ·(decoding + (q − 1)·t2·n)          its pace, and what one more costs everybody; κ = ``pace_ratio``
     gpu       price of a GPU-second there · GPUs · (t1·p + q·added, and q·t0 where nobody else keeps it stepping)
+    energy    price of a joule there · (e1·p + s·q·(e2 + e3·(prompt + q/2)) + s·q·e0/(n + s))
+
+The e are those of the energy curve less what the engine draws idle in the time by the t. The fixed part of a step is
+paid once however many decode in it, but who comes keeps the engine stepping when others have ended: with lengths drawn
+alike, the longest of n + s lasts 1/(n + s) of a mean length longer for each of them. So the newcomer's part of e0 is
+the same as in attribution, where it is the Shapley value, and packing follows from the numbers: it falls with n.
 
 So stickiness to a prefix ends by itself: as soon as waiting for it costs more than computing it elsewhere.
 """
@@ -40,8 +46,8 @@ from scheduler.core.compiled import compiled
 from scheduler.core.request import Request
 from scheduler.core.table import HORIZON_TOKENS, NO_FLOATS, Floats, Row
 
-TERMS = ("late", "slows", "wait", "prefill", "prefix", "evicts", "decode", "gpu")
-LATE, SLOWS, WAIT, PREFILL, PREFIX, EVICTS, DECODE, GPU = range(len(TERMS))
+TERMS = ("late", "slows", "wait", "prefill", "prefix", "evicts", "decode", "gpu", "energy")
+LATE, SLOWS, WAIT, PREFILL, PREFIX, EVICTS, DECODE, GPU, ENERGY = range(len(TERMS))
 
 MISSES_ITS_OWN, MISSES_OTHERS = 1, 2
 """Bits of what a placement would miss: the newcomer's targets; a promise to somebody who runs there."""
@@ -60,6 +66,9 @@ class PlacementRules:
     """How likely a block that is evicted now would have been used again."""
     gpu_nano_per_s: Mapping[str, float] = field(default_factory=dict)
     """By zone: price of a GPU-second in 10⁻⁹ currency units; 0 where nothing is said."""
+    nano_per_joule: Mapping[str, float] = field(default_factory=dict)
+    """By zone: price of a joule at the meter in 10⁻⁹ currency units, the hall's part included; negative where who takes
+    energy is paid for it; 0 where nothing is said."""
 
     def __post_init__(self) -> None:
         assert self.delay_ratio > 0, self.delay_ratio
@@ -145,6 +154,7 @@ class Prices(NamedTuple):
 
     nano_per_s: Floats = NO_FLOATS
     """Of a second of all GPUs of the worker."""
+    nano_per_joule: Floats = NO_FLOATS
     evicted_ratio: Floats = NO_FLOATS
     """How recently the blocks that would go were used: 0 = they are the oldest, or there is room; 1 = just now."""
 
@@ -200,6 +210,7 @@ def slows_nano(table: Floats, column: int, slowdown_s: float) -> float:
     types.FLOATS,
     types.FLOATS,
     types.FLOATS,
+    types.FLOATS,
     types.TERMS,
     types.FLOATS,
     types.CODES,
@@ -210,6 +221,7 @@ def score(
     ask: AskFields,
     cached_tokens: Floats,
     nano_per_s: Floats,
+    nano_per_joule: Floats,
     evicted_ratio: Floats,
     terms: NDArray[np.float32],
     scores: Floats,
@@ -219,7 +231,7 @@ def score(
 
     ``slows`` is the bound from each worker's summary. Shapes: (terms, columns) and (columns,).
     """
-    _, prompt_tokens, output_tokens, _, due_in_s, tpot_s, value, small, pace_ratio, reuse_ratio = ask
+    _, prompt_tokens, output_tokens, num_sequences, due_in_s, tpot_s, value, small, pace_ratio, reuse_ratio = ask
     num_gaps = max(output_tokens - 1.0, 0.0)
     for column in range(len(scores)):
         if are_out[column]:
@@ -247,10 +259,18 @@ def score(
         if len(nano_per_s):
             gpu_s = (added_s + table[Row.START_S, column]) * output_tokens + uncached_s
             gpu = gpu_s * nano_per_s[column]
+        energy = 0.0
+        if len(nano_per_joule):
+            token_joules = table[Row.CONTEXT_JOULES, column] * (prompt_tokens + output_tokens / 2)
+            token_joules += table[Row.DECODE_JOULES, column]
+            token_joules += table[Row.E0_JOULES, column] / (table[Row.SEQUENCES, column] + num_sequences)
+            joules = token_joules * num_sequences * output_tokens
+            joules += table[Row.PREFILL_JOULES, column] * (prompt_tokens - cached)
+            energy = joules * nano_per_joule[column]
         terms[LATE, column], terms[SLOWS, column], terms[WAIT, column] = late, slows, wait
         terms[PREFILL, column], terms[PREFIX, column], terms[EVICTS, column] = prefill, prefix, evicts
-        terms[DECODE, column], terms[GPU, column] = decode, gpu
-        scores[column] = late + slows + wait + prefill + prefix + evicts + decode + gpu
+        terms[DECODE, column], terms[GPU, column], terms[ENERGY, column] = decode, gpu, energy
+        scores[column] = late + slows + wait + prefill + prefix + evicts + decode + gpu + energy
 
 
 @compiled(types.tuple_of(8), types.TABLE, types.CODES, types.FLOATS, types.tuple_of(NUM_ASKED), types.FLOATS)

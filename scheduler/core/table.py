@@ -114,10 +114,16 @@ class Rows(NamedTuple):
     SLACK_REACH_S: int = 45
     LATE_VALUE: int = 46
 
+    # What work takes beyond what the engine draws anyway while it idles, in joules; term by term of its step curve.
+    E0_JOULES: int = 47
+    PREFILL_JOULES: int = 48
+    DECODE_JOULES: int = 49
+    CONTEXT_JOULES: int = 50
+
 
 Row = Rows()
 
-NUM_ROWS = Row.LATE_VALUE + 1
+NUM_ROWS = Row.CONTEXT_JOULES + 1
 
 FIXED_ROWS = slice(Row.FOREIGN_SEQUENCES, Row.T_CONTEXT_S + 1)
 CURVE_ROWS = slice(Row.T0_S, Row.T_CONTEXT_S + 1)
@@ -126,6 +132,7 @@ WRITTEN_ROWS = slice(Row.ATTEMPTS, Row.DECODES_S + 1)
 ROOM_ROWS = slice(Row.FIRST_BACKLOG_ROOM, Row.ATTEMPTS_SHARE + 1)
 LEFT_ROWS = slice(Row.FIRST_BACKLOG_LEFT, Row.ATTEMPTS_LEFT + 1)
 SLACK_ROWS = slice(Row.SLACK_S, Row.LATE_VALUE + 1)
+ENERGY_ROWS = slice(Row.E0_JOULES, Row.CONTEXT_JOULES + 1)
 
 PREFILL_ROWS = (Row.FIRST_PREFILL, Row.SECOND_PREFILL, Row.PREFILL)
 """By band: the prompt tokens that are computed before a newcomer's."""

@@ -23,6 +23,7 @@ from scheduler.core.cluster import WorkerView
 from scheduler.core.request import DEFAULT_SLO, Request, Slo
 from scheduler.core.scheduler import Scheduler
 from scheduler.simulation.closed_form import ClosedFormEngine, Job, Stage
+from scheduler.simulation.power import Draw, EngineState, StateClock, StateJoules
 from scheduler.simulation.results import Results, unloaded_ttft_s
 from scheduler.simulation.traces import Arrival
 from workers.engines.simulated_options import SimulatedOptions
@@ -34,6 +35,9 @@ STATUS_PERIOD_S = 5.0
 """Half of what the core calls silent."""
 
 
+DEFAULT_DRAW = Draw()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetWorker:
     """One engine of the fleet."""
@@ -41,10 +45,12 @@ class FleetWorker:
     worker_id: str
     options: SimulatedOptions
     zone: str = "local"
+    draw: Draw = DEFAULT_DRAW
 
 
 class Router(Protocol):
-    """Who decides. It answers every call by ``fleet.start``, ``fleet.refuse`` and ``fleet.abort``."""
+    """Who decides. It answers every call by ``fleet.start``, ``fleet.refuse`` and ``fleet.abort``, and may ``park`` and
+    ``wake`` engines whenever it is called."""
 
     def open(self, fleet: Fleet) -> None:
         """The run begins at 0."""
@@ -56,12 +62,15 @@ class Router(Protocol):
 
     def ended(self, job: Job, now_s: float) -> None: ...
 
+    def woken(self, worker: int, now_s: float) -> None:
+        """An engine that was told to wake is loaded."""
+
     def tick(self, now_s: float) -> None:
         """Every tenth of a second."""
 
 
 class Fleet:
-    """One run. ``worker_ids`` index the engines."""
+    """One run. ``worker_ids`` index the engines. All of them begin loaded, and pay from 0 to the last answer."""
 
     def __init__(self, workers: Sequence[FleetWorker], arrivals: Sequence[Arrival], router: Router) -> None:
         self.workers = tuple(workers)
@@ -71,7 +80,9 @@ class Fleet:
         """Attempts that were given to each engine and have not ended."""
         self._router = router
         self._events: list[tuple[float, int]] = []
-        """(when, which engine) has a plan that ends; an entry whose time is not the engine's is out of date."""
+        """(when, which engine) has a plan that ends; an entry whose time is not the engine's is out of date. Of
+        one that starts: its number's complement, when it is loaded."""
+        self.clocks = [StateClock() for _ in workers]
         self._num_open = len(arrivals)
         self._num_attempts = 0
         self._first_token_s = [math.nan] * len(arrivals)
@@ -103,6 +114,7 @@ class Fleet:
             blocks=arrival.full_blocks,
             worker=worker,
         )
+        assert self.clocks[worker].state is EngineState.LOADED, f"{self.workers[worker].worker_id} is not loaded"
         engine = self.engines[worker]
         before_s = engine.ends_s
         if not engine.submit(job, now_s):
@@ -137,6 +149,18 @@ class Fleet:
         self._preemptions[number] = job.num_preemptions
         self._num_open -= 1
 
+    def park(self, worker: int, now_s: float) -> None:
+        """Stops an engine on which nothing runs."""
+        assert not self.running[worker], f"{len(self.running[worker])} attempts run on {self.workers[worker].worker_id}"
+        assert self.clocks[worker].state is EngineState.LOADED, self.clocks[worker].state
+        self.clocks[worker].change(EngineState.PARKED, now_s)
+
+    def wake(self, worker: int, now_s: float) -> None:
+        """Starts an engine that is parked; the router hears when it is loaded."""
+        assert self.clocks[worker].state is EngineState.PARKED, self.clocks[worker].state
+        self.clocks[worker].change(EngineState.STARTING, now_s)
+        heapq.heappush(self._events, (now_s + self.workers[worker].draw.start_s, ~worker))
+
     # -- the loop
 
     def run(self) -> Results:
@@ -155,6 +179,10 @@ class Fleet:
                 arrival_s = arrivals[next_arrival].arrival_s if next_arrival < num_arrivals else math.inf
             elif event_s <= tick_s:
                 worker = heapq.heappop(events)[1]
+                if worker < 0:
+                    self.clocks[~worker].change(EngineState.LOADED, event_s)
+                    router.woken(~worker, event_s)
+                    continue
                 engine = engines[worker]
                 if engine.ends_s == event_s:
                     self._finish_steps(engine, worker, event_s)
@@ -178,7 +206,15 @@ class Fleet:
         del self.running[job.worker][job.attempt_id]
         self._router.ended(job, now_s)
 
+    def _joules(self, end_s: float) -> StateJoules:
+        total = StateJoules()
+        for worker, engine, clock in zip(self.workers, self.engines, self.clocks, strict=True):
+            total += clock.joules(worker.draw, step_joules=engine.joules, busy_s=engine.busy_s, end_s=end_s)
+        return total
+
     def _results(self, wall_s: float, cpu_s: float) -> Results:
+        end_s = max([0.0, *[ended_s for ended_s in self._ended_s if not math.isnan(ended_s)]])
+        end_s = max([end_s, *[clock.since_s for clock in self.clocks]])  # one may have changed after the last answer
         prompts = np.array([arrival.prompt_tokens for arrival in self.arrivals], dtype=np.float64)
         unloaded = [unloaded_ttft_s(prompts, options) for options in {worker.options for worker in self.workers}]
         return Results(
@@ -192,8 +228,11 @@ class Fleet:
             num_attempts=self._num_attempts,
             wall_s=wall_s,
             cpu_s=cpu_s,
-            joules=sum(engine.joules for engine in self.engines),
+            joules=self._joules(end_s),
             busy_s=sum(engine.busy_s for engine in self.engines),
+            loaded_s=sum(clock.spent_s(EngineState.LOADED, end_s) for clock in self.clocks),
+            span_s=end_s,
+            num_wakes=sum(clock.num_wakes for clock in self.clocks),
         )
 
 
@@ -263,6 +302,9 @@ class CoreRouter:
         )
         self._apply(self.core.on_finished(usage, now_s), now_s)
 
+    def woken(self, worker: int, now_s: float) -> None:
+        """Nobody parks an engine here yet."""
+
     def tick(self, now_s: float) -> None:
         self._num_ticks += 1
         if self._num_ticks % self._status_ticks == 0:
@@ -308,7 +350,7 @@ class CoreRouter:
                 num_running=engine.num_running,
                 num_waiting=engine.num_waiting,
                 kv_used_tokens=engine.kv_used_tokens,
-                curves=curves_of(options),
+                curves=curves_of(options, worker.draw),
             )
             self._apply(self.core.on_worker_report(view, now_s), now_s)
 
@@ -329,7 +371,7 @@ class CoreRouter:
                 self._fleet.refuse(self._numbers[action.request_id])
 
 
-def curves_of(options: SimulatedOptions) -> StepCurves:
+def curves_of(options: SimulatedOptions, draw: Draw = DEFAULT_DRAW) -> StepCurves:
     """The curve an engine of these options follows, as its worker would have fitted it."""
     return StepCurves(
         time_s=(options.time_t0_s, options.time_prefill_s, options.time_decode_s, options.time_context_s),
@@ -339,6 +381,6 @@ def curves_of(options: SimulatedOptions) -> StepCurves:
             options.energy_decode_joules,
             options.energy_context_joules,
         ),
-        idle_watts=options.idle_watts,
+        idle_watts=draw.idle_watts,
         source="published constants",
     )

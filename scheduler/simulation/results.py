@@ -6,6 +6,7 @@ an engine. Every figure here is simulated: grade D.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.request import Slo
+from scheduler.simulation.power import StateJoules
 from scheduler.simulation.traces import Arrival
 from workers.engines.simulated_options import SimulatedOptions
 
@@ -45,9 +47,15 @@ class Results:
     wall_s: float
     """Of the loop, first arrival to last end."""
     cpu_s: float
-    joules: float
-    """Of the steps, by the curve."""
+    joules: StateJoules
+    """Of all engines from 0 to ``span_s``: steps by the curve, and what is drawn between them, at starts and parked."""
     busy_s: float
+    """Of steps, summed over the engines."""
+    loaded_s: float
+    """In which they could take requests, summed likewise."""
+    span_s: float
+    """To the last answer, or to what an engine began after it."""
+    num_wakes: int
 
     @property
     def arrival_s(self) -> NDArray[np.float64]:
@@ -84,6 +92,11 @@ class Results:
         """Within both targets of the objective."""
         on_time = self.ttft_s <= np.maximum(slo.ttft_s, slo.ttft_ratio * self.unloaded_s)
         return np.asarray(on_time & (self.tpot_s <= slo.tpot_s))
+
+    def joules_per_good_token(self, slo: Slo) -> float:
+        """Everything that the fleet drew ÷ output tokens of good requests; infinite where none was good."""
+        good_tokens = int(self.output_tokens[self.is_good(slo)].sum())
+        return self.joules.total / good_tokens if good_tokens else math.inf
 
     @property
     def cached_ratio(self) -> float:

@@ -56,7 +56,7 @@ def ask(chance: np.random.Generator) -> tuple[float, ...]:
 
 
 def draw_score(chance: np.random.Generator) -> tuple[Any, ...]:
-    vectors = [per_column(chance) for _ in range(3)]
+    vectors = [per_column(chance) for _ in range(4)]
     terms = np.zeros((len(score.TERMS), NUM_COLUMNS), dtype=np.float32)
     out = np.zeros(NUM_COLUMNS), np.zeros(NUM_COLUMNS, dtype=np.uint8)
     return a_table(chance), codes(chance, 1), ask(chance), *vectors, terms, *out

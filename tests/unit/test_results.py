@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scheduler.core.request import Slo
+from scheduler.simulation.power import StateJoules
 from scheduler.simulation.results import Results, unloaded_ttft_s
 from scheduler.simulation.traces import Arrival
 from workers.engines.simulated_options import SimulatedOptions
@@ -32,8 +33,11 @@ def results(**changes: object) -> Results:
         "num_attempts": 3,
         "wall_s": 0.1,
         "cpu_s": 0.1,
-        "joules": 1.0,
+        "joules": StateJoules(steps=5.0, idle=3.0, starting=2.0, parked=1.0),
         "busy_s": 1.0,
+        "loaded_s": 4.0,
+        "span_s": 3.1,
+        "num_wakes": 0,
         **changes,
     }
     return Results(**values)  # type: ignore[arg-type]
@@ -49,6 +53,12 @@ def test_times_of_each_request() -> None:
 def test_a_request_is_good_within_both_targets() -> None:
     """The refused one is offered, so it is not good."""
     assert results().is_good(Slo(ttft_s=1.0, ttft_ratio=3.0, tpot_s=0.0501)).tolist() == [True, False, False, False]
+
+
+def test_everything_that_was_drawn_is_paid_by_good_tokens() -> None:
+    """11 J over the 11 tokens of the one good request; without any there is no price low enough."""
+    assert 1.0 == results().joules_per_good_token(Slo(ttft_s=1.0, ttft_ratio=3.0, tpot_s=0.0501))
+    assert math.inf == results(first_token_s=np.full(4, math.nan)).joules_per_good_token(SLO)
 
 
 def test_a_long_prompt_may_take_three_times_what_it_takes_alone() -> None:

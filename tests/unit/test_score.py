@@ -14,10 +14,16 @@ from scheduler.core.slack import UNDERWAY, Promise
 from scheduler.core.table import STEP_PROMPT_TOKENS, Floats
 from tests.core_words import curves, request, thorough, view
 from tests.placement_words import chosen, cluster_of, own
+from workers.types import StepCurves
 
 VALUE = 1e9
 SAME_PRICES = Prices()
 RULES = PlacementRules(delay_ratio=0.1, pace_ratio=0.2, reuse_ratio=0.3)
+
+
+FULL_CURVES = StepCurves(
+    time_s=(0.01, 1e-4, 1e-3, 1e-6), energy_joules=(3.0, 0.03, 0.4, 3e-4), idle_watts=100.0, source="windows"
+)
 
 
 def terms(
@@ -48,9 +54,7 @@ def everywhere(value: float) -> Floats:
 
 def test_every_term_is_the_formula_of_the_module_s_head() -> None:
     """By hand: two run there, one of them decodes, 3,000 prompt tokens are before it, half of its own are cached."""
-    cluster = cluster_of(
-        view(kv_tokens=10**6, curves=curves(t0_s=0.01, prefill_s=1e-4, decode_s=1e-3, context_s=1e-6), num_gpus=2)
-    )
+    cluster = cluster_of(view(kv_tokens=10**6, curves=FULL_CURVES, num_gpus=2))
     own(cluster, "w", promise=Promise(UNDERWAY, 1.0, 6.0, VALUE), decode_tokens=50, context_tokens=1000)
     own(cluster, "w", promise=Promise(rank=1), prefill_tokens=3000)
     asked = request(prefix_blocks=(1, 2), slo=Slo(ttft_s=0.2, ttft_ratio=1.0, tpot_s=0.01, value_nano_per_s=VALUE))
@@ -60,7 +64,7 @@ def test_every_term_is_the_formula_of_the_module_s_head() -> None:
         Work(prompt_tokens=4000, output_tokens=20, num_sequences=2),
         hits=1,
         now_s=0.5,
-        prices=Prices(everywhere(3.0), everywhere(0.5)),
+        prices=Prices(everywhere(3.0), everywhere(7.0), everywhere(0.5)),
     )
     step_s = 0.01 + 1e-3 * 2 + 1e-6 * 1000
     added_s = 1e-3 * 2 + 1e-6 * 2 * (4000 + 10)
@@ -79,6 +83,8 @@ def test_every_term_is_the_formula_of_the_module_s_head() -> None:
         "evicts": small * 0.3 * 0.5 * 1e-4 * 2000,
         "decode": small * 0.2 * (decoding_s + 19 * 1e-3 * 2),
         "gpu": 3.0 * (1e-4 * 2000 + 20 * added_s),
+        # At 100 W idle of the four joules 1, 0.01, 0.1 and 1e-4 would be drawn without it.
+        "energy": 7.0 * (0.02 * 2000 + 40 * (0.3 + 2e-4 * (4000 + 10) + 2.0 / 4)),
     }
     assert expected == pytest.approx(found)
     assert slack_s > 0
@@ -93,6 +99,41 @@ def test_who_starts_an_engine_pays_for_its_steps() -> None:
     assert terms(idle, asked, work, prices=Prices(everywhere(1.0)))["gpu"] == pytest.approx(
         terms(busy, asked, work, prices=Prices(everywhere(1.0)))["gpu"] + 50 * base_s
     )
+
+
+def test_the_fuller_of_two_engines_takes_fewer_joules() -> None:
+    """By hand: 50 tokens share the 2 J that a step takes at least with nobody, or with nine others."""
+    asked, work = request(), Work(prompt_tokens=100, output_tokens=50)
+    idle, busy = cluster_of(view(curves=FULL_CURVES)), cluster_of(view(curves=FULL_CURVES))
+    for _ in range(9):
+        own(busy, "w")
+    prices = Prices(nano_per_joule=everywhere(1.0))
+    alone, among = (terms(cluster, asked, work, prices=prices)["energy"] for cluster in (idle, busy))
+    own_joules = 0.02 * 100 + 50 * (0.3 + 2e-4 * (100 + 25))
+    assert [own_joules + 50 * 2.0, own_joules + 50 * 2.0 / 10] == pytest.approx([alone, among])
+
+
+def test_a_cached_prompt_takes_no_joules() -> None:
+    prices = Prices(nano_per_joule=everywhere(1.0))
+    cluster, asked, work = (
+        cluster_of(view(curves=FULL_CURVES)),
+        request(prefix_blocks=(1, 2)),
+        Work(prompt_tokens=100, output_tokens=50),
+    )
+    whole, half = (terms(cluster, asked, work, hits=hits, prices=prices)["energy"] for hits in (0, 1))
+    assert 0.02 * 50 == pytest.approx(whole - half, rel=1e-4)
+
+
+def test_no_engine_takes_less_than_it_draws_idle() -> None:
+    """A fit that says so is of a device that idles for more: the difference is nothing, not a gain."""
+    loud = StepCurves(
+        time_s=(0.01, 1e-4, 1e-3, 0.0), energy_joules=(0.5, 0.001, 0.01, 0.0), idle_watts=100.0, source="windows"
+    )
+    found = terms(
+        cluster_of(view(curves=loud)), request(), Work(prompt_tokens=9, output_tokens=9),
+        prices=Prices(nano_per_joule=everywhere(1.0)),
+    )  # fmt: skip
+    assert 0.0 == found["energy"]
 
 
 def test_within_its_targets_nothing_is_late() -> None:
@@ -122,7 +163,7 @@ def test_more_load_is_never_cheaper(load: tuple[int, ...], more: tuple[int, ...]
         own(cluster, "w", sequences=sequences, prefill_tokens=prefill, decode_tokens=decode, context_tokens=context)
         costs.append(terms(cluster, request(), work))
     light, heavy = costs
-    assert all(light[term] <= heavy[term] + 1e-6 for term in TERMS if term not in ("prefix", "gpu")), costs
+    assert all(light[term] <= heavy[term] + 1e-6 for term in TERMS if term not in ("prefix", "gpu", "energy")), costs
 
 
 # -- what it leads to
@@ -163,3 +204,23 @@ def test_where_gpus_have_prices_the_cheaper_of_equals_is_taken() -> None:
     prices = {"dear": 2e9, "cheap": 1e9}
     assert "a" == chosen(cluster)
     assert "b" == chosen(cluster, rules=PlacementRules(gpu_nano_per_s=prices))
+
+
+def test_where_joules_have_prices_the_fuller_engine_is_taken_while_nobody_is_late() -> None:
+    """Nobody says pack or spread: a joule costs more than a delay within the target, and less than a missed one."""
+    cluster = cluster_of(view("a", curves=FULL_CURVES), view("b", curves=FULL_CURVES))
+    work = Work(prompt_tokens=100, output_tokens=50)
+    own(cluster, "b", decode_tokens=50)
+    rules = PlacementRules(delay_ratio=1e-6, nano_per_joule={"local": 40.0})
+    assert "a" == chosen(cluster, work=work)
+    assert "b" == chosen(cluster, work=work, rules=rules)
+    own(cluster, "b", sequences=40, decode_tokens=40 * 50)  # 41 · 1 ms a step and more: 50 ms a token are promised
+    assert "a" == chosen(cluster, work=work, rules=rules)
+
+
+def test_where_joules_have_prices_the_cheaper_zone_is_taken() -> None:
+    """Also where a joule costs less than nothing."""
+    cluster = cluster_of(view("a", zone="dear", curves=FULL_CURVES), view("b", zone="cheap", curves=FULL_CURVES))
+    for dear, cheap in ((40.0, 20.0), (1.0, -5.0)):
+        rules = PlacementRules(nano_per_joule={"dear": dear, "cheap": cheap})
+        assert "b" == chosen(cluster, rules=rules)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scheduler.core.scheduler import Scheduler
 from scheduler.simulation.baselines import Baseline, LeastRequests, PowerOfTwo, RoundRobin
 from scheduler.simulation.fleet import CoreRouter, Fleet, FleetWorker, Router, curves_of
+from scheduler.simulation.power import EngineState
 from scheduler.simulation.traces import Arrival
 from tests.core_words import thorough
 from workers.engines.simulated_options import SimulatedOptions
@@ -159,3 +160,75 @@ def test_engines_do_not_touch_each_other(drawn: list[tuple[float, int, int, int]
         own = [number for number, choice in enumerate(choices) if choice == worker]
         alone = Fleet(workers(options), [arrivals[number] for number in own], To([0] * len(own))).run()
         assert alone.ended_s.tolist() == pytest.approx(both.ended_s[own].tolist(), rel=1e-9)
+
+
+# -- parked and woken
+
+
+class Sleeper(RoundRobin):
+    """Parks the second engine at once, wakes it at 20 s, and gives all to the first meanwhile."""
+
+    def __init__(self) -> None:
+        self.woken_s: list[float] = []
+
+    def choose(self, number: int) -> int:
+        return number % 2 if self.woken_s else 0
+
+    def woken(self, worker: int, now_s: float) -> None:
+        assert 1 == worker
+        self.woken_s.append(now_s)
+
+    def tick(self, now_s: float) -> None:
+        state = self._fleet.clocks[1].state
+        if state is EngineState.LOADED and not self.woken_s:
+            self._fleet.park(1, now_s)
+        elif state is EngineState.PARKED and now_s >= 20.0:
+            self._fleet.wake(1, now_s)
+
+
+def test_an_engine_that_was_parked_is_paid_by_state() -> None:
+    """By hand: it was parked at the first tick, and took as long to start as it should."""
+    router = Sleeper()
+    found = Fleet(workers(FAST, FAST), [arrival(float(second)) for second in range(100)], router).run()
+    parked_s = 20.0 - 0.1
+    assert [20.0 + 45.0] == pytest.approx(router.woken_s)
+    assert 1 == found.num_wakes
+    assert 60.0 * parked_s == pytest.approx(found.joules.parked)
+    assert 200.0 * 45.0 == pytest.approx(found.joules.starting)
+    assert 2 * found.span_s - parked_s - 45.0 == pytest.approx(found.loaded_s)
+    assert 119.0 * (found.loaded_s - found.busy_s) == pytest.approx(found.joules.idle)
+    assert (found.worker == 1).any()
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_who_never_parks_pays_idle_watts_between_steps(name: str) -> None:
+    found = Fleet(workers(FAST, SLOW), steady(100, 0.02), ROUTERS[name]()).run()
+    assert (0, 0.0, 0.0) == (found.num_wakes, found.joules.starting, found.joules.parked)
+    assert 2 * found.span_s == pytest.approx(found.loaded_s)
+    assert found.span_s == pytest.approx(np.nanmax(found.ended_s))
+    assert found.joules.idle == pytest.approx(119.0 * (found.loaded_s - found.busy_s))
+
+
+class Careless(RoundRobin):
+    """Parks whoever works."""
+
+    def tick(self, now_s: float) -> None:
+        self._fleet.park(0, now_s)
+
+
+def test_no_engine_is_stopped_under_its_requests() -> None:
+    with pytest.raises(AssertionError, match="1 attempts run on w-0"):
+        Fleet(workers(FAST), [arrival(0.0, output=500)], Careless()).run()
+
+
+class Blind(RoundRobin):
+    """Sends to whoever is parked."""
+
+    def arrive(self, number: int, now_s: float) -> None:
+        self._fleet.park(0, now_s)
+        super().arrive(number, now_s)
+
+
+def test_no_request_goes_to_an_engine_that_is_not_loaded() -> None:
+    with pytest.raises(AssertionError, match="w-0 is not loaded"):
+        Fleet(workers(FAST), [arrival(0.0)], Blind()).run()

@@ -1,0 +1,39 @@
+"""What placement makes of a worker's step curves: whether they can be, and what work takes beyond idling.
+
+Called by ``scheduler.core.cluster``. Pure. It must never know a worker or a request.
+"""
+
+from __future__ import annotations
+
+import math
+
+from workers.types import StepCurves
+
+PRIOR = "prior"
+"""Source of curves that nobody has fitted or published: of energy they say nothing."""
+
+PRIOR_CURVES = StepCurves(
+    time_s=(0.02, 1e-4, 1e-3, 0.0), energy_joules=(0.0, 0.0, 0.0, 0.0), idle_watts=0.0, source=PRIOR
+)
+"""Until a worker has fitted its own."""
+
+PRIOR_WATTS_PER_GPU = 700.0
+"""Where energy is not known: an H100's whole board power whenever it computes, and nothing idle. No such GPU draws
+more, so that it is not chosen for what nobody has measured."""
+
+
+def is_sound(curves: StepCurves) -> bool:
+    """Whether placement can compute with its times: one NaN would win every comparison."""
+    return all(0.0 <= coefficient < math.inf for coefficient in curves.time_s)
+
+
+def beyond_idle(curves: StepCurves, num_gpus: int) -> tuple[float, ...]:
+    """Joules that work takes beyond what its engine would have drawn in the same time without it, by term of the curve.
+
+    Never below 0: a device may idle for more than a fit of short steps says. ``curves`` are sound in time.
+    """
+    is_known = all(0.0 <= each < math.inf for each in (*curves.energy_joules, curves.idle_watts))
+    if curves.source == PRIOR or not is_known:
+        return tuple([PRIOR_WATTS_PER_GPU * num_gpus * time_s for time_s in curves.time_s])
+    pairs = zip(curves.energy_joules, curves.time_s, strict=True)
+    return tuple([max(joules - curves.idle_watts * time_s, 0.0) for joules, time_s in pairs])
