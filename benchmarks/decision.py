@@ -36,7 +36,8 @@ from scheduler.core.request import Band, DataClass, Rates, Request
 from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.score import PlacementRules, Work
-from workers.types import Outcome, Progress, StepCurves, UsageRecord, WorkerState
+from workers.step_curves import StepCurves
+from workers.types import Outcome, Progress, UsageRecord, WorkerState
 
 BOUNDS_MS = {100: 0.15, 1_000: 0.5}
 P99_RATIO = 3

@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.record import ROOT, record
-from scheduler.core.actions import Abort, Action, Dispatch, Finish, Reject
+from scheduler.core.actions import Abort, Action, Dispatch, Reject, Settle
 from scheduler.core.cluster import WorkerView
 from scheduler.core.request import Band, DataClass, Request
 from scheduler.core.rules import Rules
@@ -150,10 +150,10 @@ class World:
                     self._preempted.add(attempt_id.rpartition("-")[0])
                     self.counts["preemptions"] += 1
                     self._finish(attempt_id, Outcome.ABORTED, "preempted")
-                case Reject() | Finish() | Abort():
-                    pass
+                case Settle(attempt_id=attempt_id):
+                    self._running.pop(attempt_id, None)
                 case _:
-                    self._running.pop(action.attempt_id, None)
+                    pass
 
     # -- inside
 

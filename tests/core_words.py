@@ -14,7 +14,8 @@ from scheduler.core.actions import Action
 from scheduler.core.cluster import WorkerView
 from scheduler.core.request import Request
 from scheduler.core.scheduler import Scheduler
-from workers.types import Outcome, Progress, StepCurves, UsageRecord, WorkerState
+from workers.step_curves import StepCurves
+from workers.types import Outcome, Progress, UsageRecord, WorkerState
 
 MODEL = "m"
 

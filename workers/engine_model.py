@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from workers.curve import Curve, Floats
 from workers.curve_fit import Bunches, Fit, fit, predict
-from workers.types import StepCurves
+from workers.step_curves import StepCurves
 
 MAX_WINDOWS = 64
 """Windows kept for fitting."""

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from workers.step_curves import PowerStates, StepCurves
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -51,6 +53,8 @@ class Outcome(StrEnum):
 class WorkerState(StrEnum):
     STARTING = "starting"
     READY = "ready"
+    PARKED = "parked"
+    """Its engine is stopped, and starts again when it is told."""
     SICK = "sick"
     DRAINING = "draining"
     STOPPED = "stopped"
@@ -372,15 +376,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     health: tuple[str, ...] = ()
     """XID, ECC, throttle reasons, downgrades: in words."""
     curves: StepCurves | None = None
-
-
-class StepCurves(msgspec.Struct, frozen=True, kw_only=True):
-    """The worker's own fitted step curves, for placement: time_s = t[0] + t[1]·prefill + t[2]·decode + t[3]·context."""
-
-    time_s: tuple[float, float, float, float]
-    energy_joules: tuple[float, float, float, float]
-    idle_watts: float
-    source: str = "prior"
+    power_states: PowerStates | None = None
+    """None: its engine cannot be parked."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

@@ -129,4 +129,20 @@ class Finish:
     cause: str
 
 
-Action = Dispatch | Abort | Settle | Reject | Finish
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Park:
+    """Stop the worker's engine; nothing runs there."""
+
+    worker_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wake:
+    """Start the engine of a worker that is parked."""
+
+    worker_id: str
+    reason: str
+
+
+Action = Dispatch | Abort | Settle | Reject | Finish | Park | Wake

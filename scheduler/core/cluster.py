@@ -37,7 +37,8 @@ from scheduler.core.table import (
     Row,
     write,
 )
-from workers.types import StepCurves, WorkerState, WorkerStatus
+from workers.step_curves import PowerStates, StepCurves
+from workers.types import WorkerState, WorkerStatus
 
 DEFAULT_MAX_RUNNING = 256
 
@@ -81,6 +82,8 @@ class WorkerView:
     num_waiting: int = 0
     kv_used_tokens: int = 0
     curves: StepCurves | None = None
+    power_states: PowerStates | None = None
+    """None: its engine cannot be parked."""
 
     @staticmethod
     def of(status: WorkerStatus, *, max_running: int = DEFAULT_MAX_RUNNING) -> WorkerView:
@@ -99,6 +102,7 @@ class WorkerView:
             num_waiting=status.num_waiting,
             kv_used_tokens=status.kv_used_tokens,
             curves=status.curves,
+            power_states=status.power_states,
         )
 
 

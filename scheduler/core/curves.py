@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from workers.types import StepCurves
+from workers.step_curves import StepCurves
 
 PRIOR = "prior"
 """Source of curves that nobody has fitted or published: of energy they say nothing."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from scheduler.core.actions import Abort, Dispatch, Finish, Reject, Settle, Tokens
+from scheduler.core.actions import Abort, Action, Dispatch, Finish, Reject, Settle, Tokens
 from scheduler.core.admission import Limits
 from scheduler.core.request import DataClass, Request
 from scheduler.core.rules import Rules
@@ -247,7 +247,7 @@ class Books:
         if self.waiting.pop(asked.request.request_id, None) is not None:
             self.crowd[line_of(asked.request), asked.request.tenant][0] -= 1
 
-    def _decide(self, action: Dispatch | Abort | Settle | Reject | Finish) -> None:
+    def _decide(self, action: Action) -> None:
         match action:
             case Dispatch():
                 self._dispatch(action)

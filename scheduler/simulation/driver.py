@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from scheduler.core.actions import Abort, Action, Dispatch, Settle, Tokens
+from scheduler.core.actions import Abort, Action, Dispatch, Finish, Reject, Settle, Tokens
 from scheduler.core.cluster import WorkerView
 from scheduler.core.request import Request
 from scheduler.core.rules import Rules
@@ -203,7 +203,7 @@ class Simulation:
                 self._site.send_abort(action)
             elif isinstance(action, Settle):
                 self._settle(action)
-            else:
+            elif isinstance(action, Reject | Finish):
                 self._open.discard(action.request_id)
 
     # -- what attempts took

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from scheduler.core.request import DEFAULT_SLO, Slo
 from scheduler.core.scheduler import Scheduler
 from scheduler.simulation.baselines import LeastRequests, PowerOfTwo, RoundRobin
-from scheduler.simulation.fleet import CoreRouter, Fleet, FleetWorker, Router
+from scheduler.simulation.core_router import CoreRouter
+from scheduler.simulation.fleet import Fleet, FleetWorker, Router
 from scheduler.simulation.results import Results
 from scheduler.simulation.traces import Arrival, TraceRow, first, scaled
 from workers.engines.simulated_options import SimulatedOptions

@@ -16,7 +16,8 @@ from scheduler.core.cluster import WorkerView
 from scheduler.simulation.scenario import Arrival, WorkerSetup
 from workers.engines.simulated_core import SimulatedCore
 from workers.engines.simulated_plan import Plan, SimulatedSequence
-from workers.types import Outcome, Progress, StepCurves, UsageRecord, WorkerState
+from workers.step_curves import StepCurves
+from workers.types import Outcome, Progress, UsageRecord, WorkerState
 
 MAX_STEPS = 32
 """Equal steps that are taken at once while nothing happens."""

@@ -18,7 +18,8 @@ from scheduler.core.request import Rates, Request
 from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
 from tests.core_words import MODEL, assert_idle, progress, usage, view
-from workers.types import Outcome, StepCurves
+from workers.step_curves import StepCurves
+from workers.types import Outcome
 
 NUM_TENANTS, NUM_CONNECTIONS = 100, 16
 NUM_WORKERS, MAX_RUNNING = 4, 150

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from scheduler.core.curves import PRIOR_CURVES, PRIOR_WATTS_PER_GPU, beyond_idle, is_sound
-from workers.types import StepCurves
+from workers.step_curves import StepCurves
 
 H100 = StepCurves(
     time_s=(0.006672, 3.25e-5, 8.94604e-5, 0.0),

@@ -9,7 +9,7 @@ import pytest
 from scheduler.core.cluster import WorkerView
 from scheduler.core.energy_bounds import MIN_SAMPLES, EnergyBound, EnergyBounds, RatioQuantile
 from tests.core_words import request, view
-from workers.types import StepCurves
+from workers.step_curves import StepCurves
 
 CHEAP = StepCurves(time_s=(0.01, 1e-4, 1e-3, 0.0), energy_joules=(2.0, 0.01, 0.1, 0.0), idle_watts=50.0)
 DEAR = StepCurves(time_s=(0.02, 1e-4, 1e-3, 0.0), energy_joules=(4.0, 0.02, 0.1, 0.0), idle_watts=50.0)

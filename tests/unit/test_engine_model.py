@@ -5,7 +5,7 @@ import pytest
 
 from workers.curve import Curve, Floats
 from workers.engine_model import IDLE_BAND_WATTS, MAX_GROUPS, MAX_WINDOWS, NUM_IDLE_MOVES, EngineModel
-from workers.types import StepCurves
+from workers.step_curves import StepCurves
 
 IDLE_WATTS = 119.0
 TRUTH = Curve.affine((3.16, 0.0216, 0.0665, 2e-5))

@@ -11,7 +11,8 @@ from scheduler.core.holds import Holds
 from scheduler.core.request import CostPlus, Rates
 from scheduler.core.rules import Rules
 from tests.core_words import progress, request, view
-from workers.types import Outcome, StepCurves
+from workers.step_curves import StepCurves
+from workers.types import Outcome
 
 TENANT = Level("tenant", "t")
 HOUR = Window.parse("1h")

@@ -17,7 +17,8 @@ from scheduler.core.request import Rates
 from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
 from tests.core_words import MODEL, assert_idle, curves, kinds, of_kind, progress, request, thorough, usage, view
-from workers.types import Outcome, StepCurves, WorkerState
+from workers.step_curves import StepCurves
+from workers.types import Outcome, WorkerState
 
 
 def a_core(*workers: str, max_running: int = 4, **limits: object) -> Scheduler:

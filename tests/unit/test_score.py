@@ -14,7 +14,7 @@ from scheduler.core.slack import UNDERWAY, Promise
 from scheduler.core.table import STEP_PROMPT_TOKENS, Floats
 from tests.core_words import curves, request, thorough, view
 from tests.placement_words import chosen, cluster_of, own
-from workers.types import StepCurves
+from workers.step_curves import StepCurves
 
 VALUE = 1e9
 SAME_PRICES = Prices()

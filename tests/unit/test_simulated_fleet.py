@@ -8,13 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.core.actions import Action, Park, Wake
 from scheduler.core.scheduler import Scheduler
 from scheduler.simulation.baselines import Baseline, LeastRequests, PowerOfTwo, RoundRobin
-from scheduler.simulation.fleet import CoreRouter, Fleet, FleetWorker, Router, curves_of
+from scheduler.simulation.core_router import CoreRouter, curves_of
+from scheduler.simulation.fleet import Fleet, FleetWorker, Router
 from scheduler.simulation.power import EngineState
 from scheduler.simulation.traces import Arrival
 from tests.core_words import thorough
 from workers.engines.simulated_options import SimulatedOptions
+from workers.types import WorkerState
 
 MODEL = "m"
 FAST = SimulatedOptions(kv_tokens=20_000, max_sequences=32)
@@ -163,6 +166,29 @@ def test_engines_do_not_touch_each_other(drawn: list[tuple[float, int, int, int]
 
 
 # -- parked and woken
+
+
+class Clockwork(Scheduler):
+    """The core, with orders to park and to wake by the clock."""
+
+    def tick(self, now_s: float) -> list[Action]:
+        actions = super().tick(now_s)
+        state = self.cluster.workers["w-1"].view.state
+        if state is WorkerState.READY and not self.cluster.workers["w-1"].claims and now_s < 20.0:
+            actions.append(Park(worker_id="w-1", reason="by the clock"))
+        elif state is WorkerState.PARKED and now_s >= 20.0:
+            actions.append(Wake(worker_id="w-1", reason="by the clock"))
+        return actions
+
+
+def test_the_core_parks_and_wakes_engines_and_hears_their_states() -> None:
+    """Between its orders and the engine's return nothing is placed there."""
+    router = CoreRouter(Clockwork(models=(MODEL,)), model=MODEL)
+    found = Fleet(workers(FAST, SLOW), [arrival(0.2 + 0.5 * number) for number in range(200)], router).run()
+    assert 1 == found.num_wakes
+    assert 200.0 * 45.0 == pytest.approx(found.joules.starting)
+    assert not math.isnan(found.ended_s.max())
+    assert {0} == set(found.worker[found.arrival_s < 65.0].tolist())
 
 
 class Sleeper(RoundRobin):
