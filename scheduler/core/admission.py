@@ -80,7 +80,7 @@ class Admission:
 
     def observe_output(self, request: Request, output_tokens: int) -> None:
         """A request ended by itself with so many tokens, all its sequences together."""
-        self.estimates_of(request.model).output.add(-(-output_tokens // request.num_sequences))
+        self.estimates_of(request.model).observe_output(-(-output_tokens // request.num_sequences))
 
     def left_queue(self, band: int, now_s: float) -> None:
         """A request of the band was started."""

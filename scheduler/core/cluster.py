@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.curves import PRIOR_CURVES, beyond_idle, is_sound
+from scheduler.core.estimates import DrainRate
 from scheduler.core.request import Band
 from scheduler.core.slack import NO_SUMMARY, UNDERWAY, Pace, Promise, Promises
 from scheduler.core.table import (
@@ -41,6 +42,12 @@ from workers.step_curves import PowerStates, StepCurves
 from workers.types import WorkerState, WorkerStatus
 
 DEFAULT_MAX_RUNNING = 256
+
+PROMPTS_MEMORY_S = 10.0
+"""Over which time it is looked at how many prompts come to a worker."""
+
+MAX_PROMPTS_RATIO = 0.9
+"""Of an engine's time, prompts count for so much at most: no pace is predicted from more."""
 
 
 class Slowest(NamedTuple):
@@ -135,6 +142,8 @@ class Worker:
     """Sums over the claims, in the order of the table's rows; written there when somebody reads it."""
     owned_view: Ints = field(init=False)
     """The same memory, as loops read it."""
+    prompts: DrainRate = field(default_factory=lambda: DrainRate(memory_s=PROMPTS_MEMORY_S))
+    """Prompt tokens that were sent there to be computed."""
     last_foreign: tuple[int, int] = (0, 0)
     idle_since_s: float | None = None
     """Since when it reports that nothing runs or waits there."""
@@ -226,6 +235,7 @@ class Cluster:
         self.workers[view.worker_id] = worker
         self._by_column[worker.column] = worker
         self._table[SLACK_ROWS, worker.column] = NO_SUMMARY
+        self._table[Row.STRETCH, worker.column] = 1.0
         for order, worker_id in enumerate(sorted(self.workers)):
             self._table[Row.ORDER, self.workers[worker_id].column] = order
         self._forget_order()
@@ -340,13 +350,16 @@ class Cluster:
         if self._unsummarised:
             table = self.table
             for column, worker in self._unsummarised.items():
+                busy_ratio = min(worker.prompts.per_s(now_s) * table[Row.T_PREFILL_S, column], MAX_PROMPTS_RATIO)
+                table[Row.STRETCH, column] = 1.0 / (1.0 - busy_ratio)
                 worker.promises.summarise(table, column, now_s)
             self._unsummarised.clear()
 
     def pace(self, column: int, backlog_row: int = Row.PREFILL) -> Pace:
         """How the worker there computes as things stand; the backlog is what the row counts."""
         item = self.table.item
-        return Pace(item(Row.STEP_S, column), item(Row.T_PREFILL_S, column), item(backlog_row, column))
+        step_s = item(Row.STEP_S, column) * item(Row.STRETCH, column)
+        return Pace(step_s, item(Row.T_PREFILL_S, column), item(backlog_row, column))
 
     # -- what placement reads
 

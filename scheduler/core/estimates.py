@@ -59,12 +59,19 @@ class ModelEstimates:
 
     def __init__(self) -> None:
         self.output = OutputQuantile()
+        self.mean_output_tokens = float(PRIOR_OUTPUT_TOKENS)
+        self._num_outputs = 0
         self._tokens_per_byte = PRIOR_TOKENS_PER_BYTE
 
     def prompt_tokens(self, request: Request) -> int:
         """Expected prompt, never above the bound, at least one token; of a body of unknown size the bound."""
         expected = math.ceil(request.body_bytes * self._tokens_per_byte)
         return max(min(expected or request.prompt_tokens_bound, request.prompt_tokens_bound), 1)
+
+    def observe_output(self, output_tokens: int) -> None:
+        self.output.add(output_tokens)
+        self._num_outputs += 1
+        self.mean_output_tokens += (output_tokens - self.mean_output_tokens) / min(self._num_outputs, 500)
 
     def output_tokens(self, request: Request) -> int:
         """Expected output of all its sequences, each capped by the request's own limit."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from scheduler.core.budget_accounts import Budget, Level
 from scheduler.core.fairness import WorkWeights
+from scheduler.core.parking import ParkingRules
 from scheduler.core.request import DataClass
 from scheduler.core.score import DEFAULT_PLACEMENT, PlacementRules
 
@@ -37,6 +38,7 @@ class Rules:
     ageing_s: float = 30.0
     """A lower band whose first has waited so long gets every ``ageing_every``-th start."""
     ageing_every: int = 16
+    parking: ParkingRules = ParkingRules()
     placement: PlacementRules = DEFAULT_PLACEMENT
     """What a delay and a GPU-second weigh where a worker is chosen."""
 

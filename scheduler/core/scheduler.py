@@ -35,6 +35,7 @@ from scheduler.core.fairness import Fairness
 from scheduler.core.history import what_if_of
 from scheduler.core.holds import Holds
 from scheduler.core.lives import Lives
+from scheduler.core.parking import Parking
 from scheduler.core.queue import Queue
 from scheduler.core.request import Request, is_late
 from scheduler.core.rules import Rules
@@ -66,6 +67,7 @@ class Scheduler:
             ageing_every=self.rules.ageing_every,
         )
         self.holds = Holds(self.rules)
+        self._parking = Parking(self.cluster, self.rules.parking)
         self._lives = Lives(self._waiting, self.holds, self.stats)
         self._entries = self._lives.open
         self._now_s = 0.0
@@ -78,6 +80,9 @@ class Scheduler:
         entry = self._lives.begin(request, now_s)
         if (rejection := self.admission.refusal(request, now_s) or self.holds.hold(entry)) is not None:
             return [self._reject(request.request_id, rejection)]
+        estimates = self.admission.estimates_of(request.model)
+        mean_tokens = min(estimates.mean_output_tokens, request.max_output_tokens) * request.num_sequences
+        self._parking.arrived(request.model, estimates.prompt_tokens(request), mean_tokens, now_s)
         turn = self._waiting.turn_of_newcomer(entry, now_s)
         dispatch = None if turn is None else self._starter.start(turn, now_s)
         actions: list[Action] = []
@@ -224,7 +229,8 @@ class Scheduler:
             actions += self._give_up(attempt, "no_sign", now_s)
         for attempt in self._running.unsettled(now_s):
             actions += self._lose(attempt, "usage_missing", now_s)
-        return actions + self._place_waiting(now_s)
+        actions += self._place_waiting(now_s)
+        return actions + self._parking.tick(self.queue.models, now_s)
 
     # -- what drivers ask
 

@@ -191,7 +191,8 @@ def _forecast(
     added_s += table[Row.T_DECODE_S, column] * num_sequences
     near = min(table[Row.SLACK_NEAR, column], output_tokens)
     slowdown_s = near * added_s + min(uncached_s, table[Row.SLACK_REACH_S, column])
-    return uncached_s, first_s, added_s, step_s + added_s, slowdown_s
+    pace_s = (step_s + added_s) * table[Row.STRETCH, column]
+    return uncached_s, first_s, added_s, pace_s, slowdown_s
 
 
 @compiled(types.FLOAT, types.TABLE, types.INT, types.FLOAT)

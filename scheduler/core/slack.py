@@ -147,7 +147,7 @@ def _summarise(
         left_tokens,
         value_nano,
         token_s,
-        table[Row.STEP_S, column],
+        table[Row.STEP_S, column] * table[Row.STRETCH, column],
         table[Row.T_PREFILL_S, column],
         table[Row.PREFILL, column],
         now_s,

@@ -78,6 +78,7 @@ class Starter:
         entry.tries.append(attempt)
         entry.end_wait(now_s)
         self._running.start(attempt)
+        decision.worker.prompts.add(now_s, max(work.prompt_tokens - decision.cached_tokens, 0))
         self._prefixes.add(decision.worker, request, work.prompt_tokens)
         self._evidence.drop(request.request_id)
         self._evidence.keep(attempt.attempt_id, decision)

@@ -25,7 +25,7 @@ NO_FLOATS: Floats = np.empty(0)
 STEP_PROMPT_TOKENS = 2048
 """Prompt tokens that one step takes at most: the default budget of vLLM's scheduler."""
 
-HORIZON_TOKENS = 8.0
+HORIZON_TOKENS = 24.0
 """Whatever length is expected, an answer may end soon: its promise must hold if it ended after so many tokens more."""
 
 BACKLOG_S = 0.5
@@ -120,10 +120,13 @@ class Rows(NamedTuple):
     DECODE_JOULES: int = 49
     CONTEXT_JOULES: int = 50
 
+    STRETCH: int = 51
+    """A step with the prompts that come as they came lately, in steps without one; 1 where none came."""
+
 
 Row = Rows()
 
-NUM_ROWS = Row.CONTEXT_JOULES + 1
+NUM_ROWS = Row.STRETCH + 1
 
 FIXED_ROWS = slice(Row.FOREIGN_SEQUENCES, Row.T_CONTEXT_S + 1)
 CURVE_ROWS = slice(Row.T0_S, Row.T_CONTEXT_S + 1)
