@@ -18,6 +18,7 @@ from scheduler.core.estimates import DrainRate, ModelEstimates, retry_after_s
 from scheduler.core.placement import least_wait_s
 from scheduler.core.queue import BANDS, Queue, QueueLimits
 from scheduler.core.request import Request
+from workers.types import UsageRecord
 
 CLEAR_RATIO = 0.25
 """A deadline is clearly infeasible when even a quarter of the least prefill time is too long: prompt bounds overstate,
@@ -78,9 +79,11 @@ class Admission:
         if request.num_sequences == 1:
             self.estimates_of(request.model).observe_prompt(request, prompt_tokens)
 
-    def observe_output(self, request: Request, output_tokens: int) -> None:
-        """A request ended by itself with so many tokens, all its sequences together."""
-        self.estimates_of(request.model).observe_output(-(-output_tokens // request.num_sequences))
+    def observe_end(self, request: Request, usage: UsageRecord) -> None:
+        """A request ended by itself, all its sequences together."""
+        estimates = self.estimates_of(request.model)
+        estimates.observe_output(-(-usage.output_tokens // request.num_sequences))
+        estimates.observe_cached(usage.input_tokens, usage.cached_tokens)
 
     def left_queue(self, band: int, now_s: float) -> None:
         """A request of the band was started."""

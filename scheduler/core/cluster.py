@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.core.curves import PRIOR_CURVES, beyond_idle, is_sound
-from scheduler.core.estimates import DrainRate
+from scheduler.core.curves import PRIOR_CURVES, Slowest, beyond_idle, is_sound
+from scheduler.core.estimates import PromptRate
 from scheduler.core.request import Band
 from scheduler.core.slack import NO_SUMMARY, UNDERWAY, Pace, Promise, Promises
 from scheduler.core.table import (
@@ -32,7 +32,6 @@ from scheduler.core.table import (
     NUM_ROWS,
     OWNED_ROWS,
     SLACK_ROWS,
-    STEP_PROMPT_TOKENS,
     Floats,
     Ints,
     Row,
@@ -42,24 +41,6 @@ from workers.step_curves import PowerStates, StepCurves
 from workers.types import WorkerState, WorkerStatus
 
 DEFAULT_MAX_RUNNING = 256
-
-PROMPTS_MEMORY_S = 10.0
-"""Over which time it is looked at how many prompts come to a worker."""
-
-MAX_PROMPTS_RATIO = 0.9
-"""Of an engine's time, prompts count for so much at most: no pace is predicted from more."""
-
-
-class Slowest(NamedTuple):
-    """The slowest that any worker ever was: a bound that spares looking at all of them."""
-
-    step_s: float = 0.0
-    prefill_s: float = 0.0
-
-    def alone_s(self, prompt_tokens: int) -> float:
-        """Time to the first token on an empty worker at most."""
-        return -(-prompt_tokens // STEP_PROMPT_TOKENS) * self.step_s + prompt_tokens * self.prefill_s
-
 
 NO_PROMISE = Promise(rank=UNDERWAY)
 """Nothing is known of what was promised: its prompt goes before everybody's, and no delay is priced."""
@@ -142,8 +123,8 @@ class Worker:
     """Sums over the claims, in the order of the table's rows; written there when somebody reads it."""
     owned_view: Ints = field(init=False)
     """The same memory, as loops read it."""
-    prompts: DrainRate = field(default_factory=lambda: DrainRate(memory_s=PROMPTS_MEMORY_S))
-    """Prompt tokens that were sent there to be computed."""
+    prompts: PromptRate = field(default_factory=PromptRate)
+    """That were sent there to be computed."""
     last_foreign: tuple[int, int] = (0, 0)
     idle_since_s: float | None = None
     """Since when it reports that nothing runs or waits there."""
@@ -350,8 +331,7 @@ class Cluster:
         if self._unsummarised:
             table = self.table
             for column, worker in self._unsummarised.items():
-                busy_ratio = min(worker.prompts.per_s(now_s) * table[Row.T_PREFILL_S, column], MAX_PROMPTS_RATIO)
-                table[Row.STRETCH, column] = 1.0 / (1.0 - busy_ratio)
+                table[Row.STRETCH, column] = worker.prompts.stretch(table.item(Row.T_PREFILL_S, column), now_s)
                 worker.promises.summarise(table, column, now_s)
             self._unsummarised.clear()
 

@@ -6,7 +6,9 @@ Called by ``scheduler.core.cluster``. Pure. It must never know a worker or a req
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
+from scheduler.core.table import STEP_PROMPT_TOKENS
 from workers.step_curves import StepCurves
 
 PRIOR = "prior"
@@ -37,3 +39,14 @@ def beyond_idle(curves: StepCurves, num_gpus: int) -> tuple[float, ...]:
         return tuple([PRIOR_WATTS_PER_GPU * num_gpus * time_s for time_s in curves.time_s])
     pairs = zip(curves.energy_joules, curves.time_s, strict=True)
     return tuple([max(joules - curves.idle_watts * time_s, 0.0) for joules, time_s in pairs])
+
+
+class Slowest(NamedTuple):
+    """The slowest that any worker ever was: a bound that spares looking at all of them."""
+
+    step_s: float = 0.0
+    prefill_s: float = 0.0
+
+    def alone_s(self, prompt_tokens: int) -> float:
+        """Time to the first token on an empty worker at most."""
+        return -(-prompt_tokens // STEP_PROMPT_TOKENS) * self.step_s + prompt_tokens * self.prefill_s

@@ -54,13 +54,21 @@ PRIOR_TOKENS_PER_BYTE = 0.3
 """Of a body, until the model's own ratio is learned: English has about 4 bytes a token, and JSON some more."""
 
 
+MEAN_SAMPLES = 500
+MEAN_PROMPT_TOKENS = 1_000_000
+"""Over so many outputs and prompt tokens a mean is taken."""
+
+
 class ModelEstimates:
     """Of one model: outputs to expect, and how many tokens a byte of a body becomes."""
 
     def __init__(self) -> None:
         self.output = OutputQuantile()
         self.mean_output_tokens = float(PRIOR_OUTPUT_TOKENS)
-        self._num_outputs = 0
+        """Of a sequence that ended by itself."""
+        self.cached_ratio = 0.0
+        """Of prompt tokens, those that a prefix cache had."""
+        self._num_outputs = self._num_prompt_tokens = 0
         self._tokens_per_byte = PRIOR_TOKENS_PER_BYTE
 
     def prompt_tokens(self, request: Request) -> int:
@@ -69,9 +77,16 @@ class ModelEstimates:
         return max(min(expected or request.prompt_tokens_bound, request.prompt_tokens_bound), 1)
 
     def observe_output(self, output_tokens: int) -> None:
+        """A sequence ended by itself with so many tokens."""
         self.output.add(output_tokens)
-        self._num_outputs += 1
-        self.mean_output_tokens += (output_tokens - self.mean_output_tokens) / min(self._num_outputs, 500)
+        self._num_outputs = min(self._num_outputs + 1, MEAN_SAMPLES)
+        self.mean_output_tokens += (output_tokens - self.mean_output_tokens) / self._num_outputs
+
+    def observe_cached(self, prompt_tokens: int, cached_tokens: int) -> None:
+        """Of a prompt so many tokens were not computed; long prompts count for more."""
+        self._num_prompt_tokens += prompt_tokens
+        self.cached_ratio += (cached_tokens - self.cached_ratio * prompt_tokens) / max(self._num_prompt_tokens, 1)
+        self._num_prompt_tokens = min(self._num_prompt_tokens, MEAN_PROMPT_TOKENS)
 
     def output_tokens(self, request: Request) -> int:
         """Expected output of all its sequences, each capped by the request's own limit."""
@@ -95,10 +110,10 @@ class DrainRate:
         self._at_s: float | None = None
         self._since_s = 0.0
 
-    def add(self, now_s: float, num_requests: int = 1) -> None:
+    def add(self, now_s: float, num: int = 1) -> None:
         if self._at_s is None:
             self._since_s = now_s
-        self._weight = self._decayed(now_s) + num_requests
+        self._weight = self._decayed(now_s) + num
         self._at_s = now_s
 
     def per_s(self, now_s: float) -> float:
@@ -112,6 +127,22 @@ class DrainRate:
         if self._at_s is None:
             return 0.0
         return self._weight * math.exp(-max(now_s - self._at_s, 0.0) / self._memory_s)
+
+
+PROMPTS_MEMORY_S = 10.0
+MAX_PROMPTS_RATIO = 0.9
+"""Of an engine's time, prompts count for so much at most: no pace is predicted from more."""
+
+
+class PromptRate(DrainRate):
+    """Prompt tokens a second that a worker is sent to compute. Where they keep coming, they come between its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__(memory_s=PROMPTS_MEMORY_S)
+
+    def stretch(self, prefill_s: float, now_s: float) -> float:
+        """A step with its part of such prompts, in steps without; 1 where none came. ``prefill_s`` is of one token."""
+        return 1.0 / (1.0 - min(self.per_s(now_s) * prefill_s, MAX_PROMPTS_RATIO))
 
 
 MAX_RETRY_AFTER_S = 120

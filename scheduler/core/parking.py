@@ -1,170 +1,251 @@
-"""Which engines are loaded: those that the load needs now and will need soon; the others are parked while it pays.
+"""Which engines are loaded: those that the load needs, now or before another could be awake. The others are parked.
 
 Called by ``scheduler.core.scheduler``. It must never know a request's way, a link or a clock.
+
+An engine is *surplus* while the others that are up would do for the forecast. It is parked when
+
+    surplus so far · (idle − parked watts) · price  >  start joules · price + ε·V·start time
+
+For how long an engine will be idle nobody knows; that it was surplus for so long already is the estimate (the longer it
+was, the longer it will be), and whoever stops by this rule never pays more than twice what who knows the future pays.
+What a wake would cost those who come meanwhile is not in this sum: a second beyond their target is worth millions of
+joules, so that a sum of both would never park. It is a bound instead: the forecast is the quantile of what may come
+before an engine could be awake, and by it a load exceeds what is up in one of ``1 / (1 − QUANTILE)`` looks.
+
+Wanted engines are taken in the order of what the load would cost on them, by their zone's price of energy. Nothing is
+parked where energy has no price: then there is nothing to save.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scheduler.core.actions import Park, Wake
-from scheduler.core.cluster import Cluster, Worker
-from scheduler.core.curves import PRIOR_CURVES, is_sound
+from scheduler.core.capacity import curves_of, engines, saved_watts, watts
+from scheduler.core.cluster import Cluster, Worker, WorkerView
+from scheduler.core.demand import WINDOW_S, Demand
+from scheduler.core.estimates import ModelEstimates
+from scheduler.core.request import DEFAULT_SLO, Request, Slo
+from scheduler.core.score import PlacementRules
 from workers.types import WorkerState
 
-PERIOD_S = 1.0
-WINDOW_S = 2.0
-MEAN_WINDOWS = 5
-SLACK_S = 1.0
-BIN = 0.125
-"""Of an engine: how exactly needs are counted."""
-HALF_LIFE_WINDOWS = 450
-TPOT_RATIO = 0.8
-"""Of the target pace, which an engine is planned to keep on average."""
-QUANTILE = 0.97
-MIN_WINDOWS = 15
+QUANTILE = 0.9
+MARGIN_S = 15.0
+"""An engine is told to wake so much earlier than it has to be: a load is only known after it came."""
+IDLE_S = 5.0
+"""Nothing ran on an engine for so long before it is stopped."""
+MAX_LOOKS = 600
+"""Forecasts that are kept, two seconds apart: nothing pays only after twenty minutes that does not pay at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParkingRules:
     """What operators set."""
 
-    warm: int = 1
-    """Engines of a model that are never parked."""
-    tpot_s: float = 0.05
+    warm: Mapping[str, int] = field(default_factory=dict)
+    """By model: so many engines are never parked. 0: all may be, and whoever comes first waits for a start."""
+    default_warm: int = 1
 
 
-@dataclass(slots=True)
-class _Demand:
-    """Of one model."""
+DEFAULT_PARKING = ParkingRules()
 
-    window_since_s: float
-    prompt_tokens: float = 0.0
-    output_tokens: float = 0.0
-    recent: list[tuple[float, float]] = field(default_factory=list)
-    """Tokens a second, of the last windows."""
-    counts: dict[int, float] = field(default_factory=dict)
-    """Windows by need, in bins; old ones fade."""
-    work: dict[int, float] = field(default_factory=dict)
-    """Likewise, by the work that came in them."""
-    num_windows: float = 0.0
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """How a model's engines stand against what is asked of them, in engines like its best one."""
+
+    level: float
+    forecast: float
+    up: float
+    """Ready or starting."""
+    parked: float
+
+
+class _Model:
+    """What is known of one model's load."""
+
+    def __init__(self, now_s: float) -> None:
+        self.demand = Demand(now_s)
+        self.slo: Slo = DEFAULT_SLO
+        self.forecasts: deque[tuple[float, float]] = deque(maxlen=MAX_LOOKS)
+        """When, and how much work a second."""
+        self.last_arrival_s = now_s
 
 
 class Parking:
-    """Looks once a second."""
+    """Looks every two seconds, model by model."""
 
     def __init__(self, cluster: Cluster, rules: ParkingRules) -> None:
+        self.outlooks: dict[str, Outlook] = {}
+        """By model, as of the last look."""
         self._cluster = cluster
         self._rules = rules
-        self._demands: dict[str, _Demand] = {}
+        self._models: dict[str, _Model] = {}
         self._next_s = 0.0
-        self._idle_since: dict[str, float] = {}
+        self._idle_since_s: dict[str, float] = {}
+        self._unix_offset_s: float | None = None
 
-    def arrived(self, model: str, prompt_tokens: float, output_tokens: float, now_s: float) -> None:
-        """A request, as expected."""
-        demand = self._demands.get(model)
-        if demand is None:
-            demand = self._demands[model] = _Demand(now_s)
-        demand.prompt_tokens += prompt_tokens
-        demand.output_tokens += output_tokens
+    def reload(self, rules: ParkingRules) -> None:
+        """Other rules from now on."""
+        self._rules = rules
 
-    def tick(self, waiting: Iterable[str], now_s: float) -> list[Park | Wake]:
-        """What to park and to wake."""
+    def arrived(self, request: Request, estimates: ModelEstimates, now_s: float) -> None:
+        """A request that may run; what it brings is counted as expected."""
+        model = self._model(request.model, now_s)
+        output_tokens = min(estimates.mean_output_tokens, request.max_output_tokens) * request.num_sequences
+        model.demand.add(estimates.prompt_tokens(request) * (1.0 - estimates.cached_ratio), output_tokens)
+        model.slo, model.last_arrival_s = request.slo, now_s
+        if request.arrival_unix_s:
+            self._unix_offset_s = request.arrival_unix_s - request.arrival_s
+
+    def tick(self, waiting: Collection[str], placement: PlacementRules, now_s: float) -> list[Park | Wake]:
+        """What to stop and to start. ``waiting``: models for which somebody waits."""
         if now_s < self._next_s:
             return []
-        self._next_s = now_s + PERIOD_S
-        by_model: dict[str, list[Worker]] = {}
-        for worker in self._cluster.workers.values():
-            if worker.claims or worker.view.state is not WorkerState.READY:
-                self._idle_since.pop(worker.worker_id, None)
-            else:
-                self._idle_since.setdefault(worker.worker_id, now_s)
-            if len(worker.view.models) == 1:
-                by_model.setdefault(worker.view.models[0], []).append(worker)
-        waits = set(waiting)
-        return [each for model, workers in by_model.items() for each in self._of_model(model, workers, model in waits, now_s)]
-
-    def _of_model(self, model: str, workers: list[Worker], is_waiting: bool, now_s: float) -> list[Park | Wake]:
-        demand = self._demands.get(model)
-        if demand is None:
-            demand = self._demands[model] = _Demand(now_s)
-        workers = sorted(workers, key=lambda worker: worker.worker_id)
-        while now_s - demand.window_since_s >= WINDOW_S:
-            self._close_window(demand, workers)
-        if demand.num_windows < MIN_WINDOWS:
-            return []
-        up = [each for each in workers if each.view.state in (WorkerState.READY, WorkerState.STARTING)]
-        parked = [each for each in workers if each.view.state is WorkerState.PARKED]
-        need = max(self._quantile(demand), self._now(demand, workers), float(self._rules.warm))
-        wanted = math.ceil(need - 1e-9)
-        if len(up) < wanted or is_waiting:
-            return [Wake(worker_id=each.worker_id, reason="needed") for each in parked[: max(wanted - len(up), 1)]]
+        self._next_s = now_s + WINDOW_S
         actions: list[Park | Wake] = []
-        num_up = len(up)
-        for worker in reversed(up):
-            power = worker.view.power_states
-            if num_up <= wanted or power is None:
-                break
-            idle_since_s = self._idle_since.get(worker.worker_id)
-            if idle_since_s is None or now_s - idle_since_s < 5.0 or worker.view.state is not WorkerState.READY:
-                continue
-            curves = worker.view.curves or PRIOR_CURVES
-            saved_watts = curves.idle_watts - power.parked_watts
-            start_j = power.start_s * (power.start_watts - power.parked_watts)
-            if saved_watts * self._until(demand, num_up - 1) > start_j:
-                actions.append(Park(worker_id=worker.worker_id, reason="idle"))
-                num_up -= 1
+        for name, workers in self._by_model(now_s).items():
+            look = _Look(self._model(name, now_s), workers, placement, now_s, self._unix_s(now_s))
+            warm = self._rules.warm.get(name, self._rules.default_warm)
+            actions += look.wakes(warm, is_waiting=name in waiting) or look.parks(warm, self._idle_since_s)
+            self.outlooks[name] = look.outlook()
         return actions
 
-    def _close_window(self, demand: _Demand, workers: list[Worker]) -> None:
-        x, y = demand.prompt_tokens / WINDOW_S, demand.output_tokens / WINDOW_S
-        demand.prompt_tokens = demand.output_tokens = 0.0
-        demand.window_since_s += WINDOW_S
-        demand.recent = [*demand.recent[-MEAN_WINDOWS + 1:], (x, y)]
-        need = self._needed(demand, workers)
-        fade = 0.5 ** (1 / HALF_LIFE_WINDOWS)
-        for each in (demand.counts, demand.work):
-            for index in each:
-                each[index] *= fade
-        index = math.ceil(need / BIN)
-        demand.counts[index] = demand.counts.get(index, 0.0) + 1.0
-        demand.work[index] = demand.work.get(index, 0.0) + x
-        demand.num_windows = demand.num_windows * fade + 1.0
+    def _by_model(self, now_s: float) -> dict[str, list[Worker]]:
+        """Workers of models of which some engine can be parked; who serves several models is left alone."""
+        by_model: dict[str, list[Worker]] = {}
+        for worker in self._cluster.workers.values():
+            if worker.claims or worker.view.num_running or worker.view.state is not WorkerState.READY:
+                self._idle_since_s.pop(worker.worker_id, None)
+            else:
+                self._idle_since_s.setdefault(worker.worker_id, now_s)
+            if len(worker.view.models) == 1:
+                by_model.setdefault(worker.view.models[0], []).append(worker)
+        for worker_id in self._idle_since_s.keys() - self._cluster.workers.keys():
+            del self._idle_since_s[worker_id]
+        return {
+            name: workers
+            for name, workers in by_model.items()
+            if any(worker.view.power_states is not None for worker in workers)
+        }
 
-    def _need(self, x: float, y: float, workers: list[Worker]) -> float:
-        """Engines, the first ones first."""
-        left, num = 1.0, 0.0
-        for worker in workers:
-            curves = worker.view.curves if worker.view.curves is not None and is_sound(worker.view.curves) else PRIOR_CURVES
-            t0_s, prefill_s, decode_s, _ = curves.time_s
-            share = (1.0 - t0_s / (TPOT_RATIO * self._rules.tpot_s)) / max(x * prefill_s + y * decode_s, 1e-12)
-            if share >= left:
-                return num + left / share
-            left -= max(share, 0.0)
-            num += 1.0
-        return num + 1.0
+    def _model(self, name: str, now_s: float) -> _Model:
+        model = self._models.get(name)
+        if model is None:
+            model = self._models[name] = _Model(now_s)
+        return model
 
-    def _now(self, demand: _Demand, workers: list[Worker]) -> float:
-        """By the last windows."""
-        return self._needed(demand, workers)
+    def _unix_s(self, now_s: float) -> float | None:
+        return None if self._unix_offset_s is None else now_s + self._unix_offset_s
 
-    def _needed(self, demand: _Demand, workers: list[Worker]) -> float:
-        x = sum(each[0] for each in demand.recent) / len(demand.recent)
-        y = sum(each[1] for each in demand.recent) / len(demand.recent)
-        burst = demand.recent[-1][0] * WINDOW_S / (WINDOW_S + SLACK_S)
-        return max(self._need(x, y, workers), self._need(burst * (1.0 - 0.0067 / 0.04), 0.0, workers))
 
-    def _quantile(self, demand: _Demand) -> float:
-        total, seen = sum(demand.work.values()), 0.0
-        for index in sorted(demand.work, reverse=True):
-            seen += demand.work[index]
-            if seen > (1 - QUANTILE) * total:
-                return index * BIN
-        return 0.0
+class _Look:
+    """One look at one model. Work and forecasts are in the seconds of ``Demand``; capacities are work a second."""
 
-    def _until(self, demand: _Demand, num_engines: int) -> float:
-        """Seconds until more than so many engines are needed, as it was so far."""
-        beyond = sum(count for index, count in demand.counts.items() if index * BIN > num_engines)
-        return WINDOW_S * (demand.num_windows + 1.0) / (beyond + 1.0)
+    def __init__(
+        self,
+        model: _Model,
+        workers: Sequence[Worker],
+        placement: PlacementRules,
+        now_s: float,
+        unix_s: float | None,
+    ) -> None:
+        self._model, self._nano_per_joule, self._now_s = model, placement.nano_per_joule, now_s
+        self._delay_nano_per_s = placement.delay_ratio * model.slo.value_nano_per_s
+        ahead_s = max(each.view.power_states.start_s for each in workers if each.view.power_states) + MARGIN_S
+        prefill_s, decode_s = curves_of(workers[0].view).time_s[1:3]
+        demand = model.demand
+        demand.advance(now_s, weights=(prefill_s, decode_s), ahead_s=ahead_s, unix_s=unix_s)
+        self._forecast_s = demand.forecast_s(QUANTILE, ahead_s=ahead_s, unix_s=unix_s)
+        model.forecasts.append((now_s, self._forecast_s))
+        taken = {each.worker_id: engines(each.view, demand.mix, model.slo.tpot_s) for each in workers}
+        self._capacity = {worker_id: 1.0 / each if each > 0.0 else math.inf for worker_id, each in taken.items()}
+        self._workers = sorted(workers, key=lambda each: (self._cost(each.view), each.worker_id))
+        self._up = [each for each in self._workers if each.view.state in (WorkerState.READY, WorkerState.STARTING)]
+        self._up_capacity = self._sum(self._up)
+
+    def wakes(self, warm: int, *, is_waiting: bool) -> list[Park | Wake]:
+        """The cheapest that sleep, until all that are up would do; one where somebody waits and nobody starts yet."""
+        is_starting = any(each.view.state is WorkerState.STARTING for each in self._up)
+        capacity, num_up, actions = self._up_capacity, len(self._up), list[Park | Wake]()
+        for worker in self._parked:
+            if capacity < self._forecast_s:
+                reason = f"{1.0 - capacity / self._forecast_s:.0%} of the load that may come has no engine"
+            elif num_up < warm:
+                reason = f"{num_up} of {warm} warm engines are up"
+            elif is_waiting and not is_starting and not actions:
+                reason = "requests wait"
+            else:
+                break
+            actions.append(Wake(worker_id=worker.worker_id, reason=reason))
+            capacity += self._capacity[worker.worker_id]
+            num_up += 1
+        return actions
+
+    def parks(self, warm: int, idle_since_s: Mapping[str, float]) -> list[Park | Wake]:
+        """The dearest of which nothing has run for a while, as long as that pays."""
+        num_up, capacity, actions = len(self._up), self._up_capacity, list[Park | Wake]()
+        for worker in reversed(self._up):
+            view, idle_s = worker.view, self._now_s - idle_since_s.get(worker.worker_id, math.inf)
+            if num_up <= warm:
+                break
+            if idle_s < IDLE_S:
+                continue
+            left = capacity - self._capacity[worker.worker_id] if num_up > 1 else 0.0
+            surplus_s = self._surplus_s(left)
+            if pays(view, surplus_s, self._nano_per_joule.get(view.zone, 0.0), self._delay_nano_per_s):
+                actions.append(Park(worker_id=worker.worker_id, reason=f"not needed for {surplus_s:.0f} s"))
+                num_up, capacity = num_up - 1, left
+        return actions
+
+    def outlook(self) -> Outlook:
+        """In engines like the cheapest."""
+        unit = self._capacity[self._workers[0].worker_id]
+        if unit == math.inf:
+            return Outlook(level=0.0, forecast=0.0, up=float(len(self._up)), parked=float(len(self._parked)))
+        return Outlook(
+            level=self._model.demand.level_s / unit,
+            forecast=self._forecast_s / unit,
+            up=self._up_capacity / unit,
+            parked=self._sum(self._parked) / unit,
+        )
+
+    @property
+    def _parked(self) -> list[Worker]:
+        return [each for each in self._workers if each.view.state is WorkerState.PARKED]
+
+    def _surplus_s(self, capacity: float) -> float:
+        """For how long so much would have done for every forecast; nothing does while nobody comes."""
+        if not capacity:
+            return self._now_s - self._model.last_arrival_s
+        since_s = self._now_s
+        for at_s, forecast_s in reversed(self._model.forecasts):
+            if capacity < forecast_s:
+                break
+            since_s = at_s
+        return self._now_s - since_s
+
+    def _sum(self, workers: Sequence[Worker]) -> float:
+        return sum(self._capacity[each.worker_id] for each in workers)
+
+    def _cost(self, view: WorkerView) -> float:
+        """Of the load on engines like this, in money a second; what they draw where nothing has a price."""
+        price = self._nano_per_joule.get(view.zone, 0.0)
+        drawn = watts(view, self._model.demand.mix, self._model.slo.tpot_s)
+        return drawn * price if price else drawn
+
+
+def pays(view: WorkerView, surplus_s: float, nano_per_joule: float, delay_nano_per_s: float) -> bool:
+    """Whether an engine that was surplus for so long is better parked: the inequality of the module's head.
+
+    ``delay_nano_per_s`` is what a second within the target is worth, ε·V.
+    """
+    states = view.power_states
+    if states is None:
+        return False
+    start_joules = states.start_s * max(states.start_watts - states.parked_watts, 0.0)
+    start_nano = start_joules * nano_per_joule + states.start_s * delay_nano_per_s
+    return surplus_s * saved_watts(view) * nano_per_joule > max(start_nano, 0.0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from scheduler.core.budget_accounts import Budget, Level
 from scheduler.core.fairness import WorkWeights
-from scheduler.core.parking import ParkingRules
+from scheduler.core.parking import DEFAULT_PARKING, ParkingRules
 from scheduler.core.request import DataClass
 from scheduler.core.score import DEFAULT_PLACEMENT, PlacementRules
 
@@ -38,7 +38,8 @@ class Rules:
     ageing_s: float = 30.0
     """A lower band whose first has waited so long gets every ``ageing_every``-th start."""
     ageing_every: int = 16
-    parking: ParkingRules = ParkingRules()
+    parking: ParkingRules = DEFAULT_PARKING
+    """Which engines may be stopped while nobody needs them."""
     placement: PlacementRules = DEFAULT_PLACEMENT
     """What a delay and a GPU-second weigh where a worker is chosen."""
 

@@ -67,7 +67,7 @@ class Scheduler:
             ageing_every=self.rules.ageing_every,
         )
         self.holds = Holds(self.rules)
-        self._parking = Parking(self.cluster, self.rules.parking)
+        self.parking = Parking(self.cluster, self.rules.parking)
         self._lives = Lives(self._waiting, self.holds, self.stats)
         self._entries = self._lives.open
         self._now_s = 0.0
@@ -80,9 +80,7 @@ class Scheduler:
         entry = self._lives.begin(request, now_s)
         if (rejection := self.admission.refusal(request, now_s) or self.holds.hold(entry)) is not None:
             return [self._reject(request.request_id, rejection)]
-        estimates = self.admission.estimates_of(request.model)
-        mean_tokens = min(estimates.mean_output_tokens, request.max_output_tokens) * request.num_sequences
-        self._parking.arrived(request.model, estimates.prompt_tokens(request), mean_tokens, now_s)
+        self.parking.arrived(request, self.admission.estimates_of(request.model), now_s)
         turn = self._waiting.turn_of_newcomer(entry, now_s)
         dispatch = None if turn is None else self._starter.start(turn, now_s)
         actions: list[Action] = []
@@ -114,6 +112,7 @@ class Scheduler:
         self.fairness.reload(rules.weights, rules.work)
         self._policy.reload(rules.zones, rules.model_zones)
         self._starter.reload(rules)
+        self.parking.reload(rules.parking)
         self._waiting.reload(ageing_s=rules.ageing_s, ageing_every=rules.ageing_every)
         self._waiting.freed(self.queue.models)
         return self._refuse_misplaced() + self._place_waiting(now_s)
@@ -203,7 +202,7 @@ class Scheduler:
             return []
         self._running.note_end(attempt, usage.outcome, usage.cause, now_s)
         if usage.outcome is Outcome.COMPLETED and usage.output_tokens:
-            self.admission.observe_output(attempt.entry.request, usage.output_tokens)
+            self.admission.observe_end(attempt.entry.request, usage)
         return self._close(attempt, attempt.counted(usage), is_exact=True, now_s=now_s) + self._place_waiting(now_s)
 
     def on_energy(self, attempt_id: str, energy_mj: int, gpu_us: int) -> EnergyBound | None:
@@ -230,7 +229,7 @@ class Scheduler:
         for attempt in self._running.unsettled(now_s):
             actions += self._lose(attempt, "usage_missing", now_s)
         actions += self._place_waiting(now_s)
-        return actions + self._parking.tick(self.queue.models, now_s)
+        return actions + self.parking.tick(self.queue.models, self.rules.placement, now_s)
 
     # -- what drivers ask
 

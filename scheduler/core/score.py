@@ -57,8 +57,9 @@ MISSES_ITS_OWN, MISSES_OTHERS = 1, 2
 class PlacementRules:
     """What operators may weigh."""
 
-    delay_ratio: float = 0.01
-    """A second of delay within the target, as a share of a second beyond it."""
+    delay_ratio: float = 1e-6
+    """A second of delay within the target, as a share of a second beyond it: next to nothing, so that whatever has a
+    price decides there. Where nothing has one, its size does not matter."""
     pace_ratio: float = 0.1
     """A second by which an answer comes slower, as a share of a second by which its first token comes later: the
     targets of whole answers are that much longer."""

@@ -8,7 +8,7 @@ from scheduler.core.data_policy import DataPolicy
 from scheduler.core.queue import Queue, QueueLimits
 from scheduler.core.request import DataClass
 from tests.core_words import MODEL, curves, request, view
-from workers.types import WorkerState
+from workers.types import Outcome, UsageRecord, WorkerState
 
 
 class Gate:
@@ -137,7 +137,7 @@ def test_outputs_are_learned_per_sequence(num_sequences: int, expected: int) -> 
     """Four choices of ten tokens are ten tokens each."""
     gate, asked = Gate(), request(num_sequences=num_sequences, max_output_tokens=1000)
     for _ in range(50):
-        gate.admission.observe_output(asked, 40)
+        gate.admission.observe_end(asked, UsageRecord(attempt_id="a", outcome=Outcome.COMPLETED, output_tokens=40))
     tokens = gate.admission.estimates_of(MODEL).output_tokens(asked) / num_sequences
     assert expected <= tokens <= 1.25 * expected
 

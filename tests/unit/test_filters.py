@@ -222,9 +222,9 @@ def test_whose_target_is_lost_goes_where_it_breaks_no_other_s() -> None:
 def test_where_every_promise_would_be_broken_it_still_goes_somewhere() -> None:
     """Where it costs least, and not never."""
     cluster = cluster_of(view("a"), view("b"))
-    busy(cluster, "a", due_s=0.1681)  # 8 steps of the prior curve's 21 ms
-    busy(cluster, "b", due_s=0.1761)
-    busy(cluster, "b", due_s=0.1761)  # 8 steps of 22 ms for both by now
+    busy(cluster, "a", due_s=0.5041)  # 24 steps of the prior curve's 21 ms
+    busy(cluster, "b", due_s=0.5281)
+    busy(cluster, "b", due_s=0.5281)  # 24 steps of 22 ms for both by now
     decision = decides(cluster, request(arrival_s=-100.0), WORK)
     assert {"a": None, "b": None} == filters(decision)
     assert decision.worker is not None
@@ -234,7 +234,7 @@ def test_no_pile_of_prompts_grows_while_another_worker_has_room() -> None:
     """Who waits there would get its first tokens between the prompts behind it; alone a long prompt piles on nobody."""
     steep = curves(t0_s=0.01, prefill_s=1e-4)
     cluster = cluster_of(*(view(name, kv_tokens=10**6, curves=steep) for name in "ab"))
-    long = Work(prompt_tokens=3_000, output_tokens=50)
+    long = Work(prompt_tokens=9_000, output_tokens=50)
     own(cluster, "a", prefill_tokens=500)
     assert {"a": "slows_others", "b": None} == filters(decides(cluster, work=long))
     own(cluster, "b", prefill_tokens=500)

@@ -49,7 +49,7 @@ def lateness_by_hand(each: list[Promise], pace: Pace, burden: Burden, now_s: flo
 
 def test_what_a_newcomer_breaks_is_summed_over_everybody() -> None:
     """One with slack enough, one with half of it, one that is late already and pays in full."""
-    promises = promises_of(decoding(10.0), decoding(0.13, value=2.0), decoding(0.01, value=3.0))
+    promises = promises_of(decoding(10.0), decoding(0.29, value=2.0), decoding(0.01, value=3.0))
     burden = Burden(prefill_tokens=1000, steps=0, step_s=0.0)  # 0.1 s
     assert promises.lateness_nano(IDLE, burden, 0.0) == pytest.approx(2.0 * 0.05 + 3.0 * 0.1)
 
@@ -88,9 +88,9 @@ def test_tokens_that_came_leave_the_due_of_the_rest() -> None:
 
 def test_the_summary_names_the_least_slack_that_is_left_and_what_is_late() -> None:
     """Steps of 10 ms: one has a second of slack, one more than that, one is late."""
-    promises = promises_of(decoding(1.08, value=5.0), decoding(1.7, 5, value=7.0), decoding(0.01, value=9.0))
-    reach_s = 8 * STEP_PROMPT_TOKENS * IDLE.prefill_s
-    assert promises.summary(IDLE, 0.0) == pytest.approx((1.0, 8.0, 5.0, reach_s, 9.0))
+    promises = promises_of(decoding(1.24, value=5.0), decoding(1.7, 5, value=7.0), decoding(0.01, value=9.0))
+    reach_s = 24 * STEP_PROMPT_TOKENS * IDLE.prefill_s
+    assert promises.summary(IDLE, 0.0) == pytest.approx((1.0, 24.0, 5.0, reach_s, 9.0))
     assert promises_of(Promise(rank=1)).summary(IDLE, 0.0) == NO_SUMMARY
 
 
