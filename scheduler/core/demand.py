@@ -20,7 +20,7 @@ from scheduler.core.day_profile import DayProfile
 
 WINDOW_S = 2.0
 LEVEL_S = 60.0
-"""Over which time the level forgets."""
+"""Over which time the level forgets; after so much silence it is nothing."""
 NEAR_WINDOWS = 10
 """The load that engines are sized for is a mean of so many windows: what is above it waits for a moment."""
 MIN_WINDOWS = 30
@@ -57,7 +57,7 @@ class Demand:
         """Of the open window."""
         self._open = Load()
         self._near: deque[Load] = deque(maxlen=NEAR_WINDOWS)
-        self._num_windows = 0
+        self._num_windows = self._num_silent = 0
         self._ahead: deque[_Ahead] = deque()
         self._bins = [0.0] * NUM_BINS
         self._bins[_bin(PRIOR_RATIO)] = PRIOR_WINDOWS
@@ -85,6 +85,9 @@ class Demand:
         # Young, it is the plain mean of what there was; then it forgets.
         gain = max(1.0 / self._num_windows, 1.0 - math.exp(-WINDOW_S / LEVEL_S))
         self.level = Load(*[was + gain * (new - was) for was, new in zip(self.level, load, strict=True)])
+        self._num_silent = 0 if load.requests else self._num_silent + 1
+        if self._num_silent * WINDOW_S >= LEVEL_S:
+            self.level = Load()
         near_s = sum(_work_s(each, weights) for each in self._near) / len(self._near)
         self._ahead = deque([each._replace(highest_s=max(each.highest_s, near_s)) for each in self._ahead])
         while self._ahead and self._ahead[0].closed_s + ahead_s <= self._since_s:

@@ -37,6 +37,8 @@ MARGIN_S = 15.0
 """An engine is told to wake so much earlier than it has to be: a load is only known after it came."""
 IDLE_S = 5.0
 """Nothing ran on an engine for so long before it is stopped."""
+LEAST_ENGINES = 1e-12
+"""That a second of work takes, where none ever came."""
 MAX_LOOKS = 600
 """Forecasts that are kept, two seconds apart: nothing pays only after twenty minutes that does not pay at all."""
 
@@ -72,7 +74,6 @@ class _Model:
         self.slo: Slo = DEFAULT_SLO
         self.forecasts: deque[tuple[float, float]] = deque(maxlen=MAX_LOOKS)
         """When, and how much work a second."""
-        self.last_arrival_s = now_s
 
 
 class Parking:
@@ -97,7 +98,7 @@ class Parking:
         model = self._model(request.model, now_s)
         output_tokens = min(estimates.mean_output_tokens, request.max_output_tokens) * request.num_sequences
         model.demand.add(estimates.prompt_tokens(request) * (1.0 - estimates.cached_ratio), output_tokens)
-        model.slo, model.last_arrival_s = request.slo, now_s
+        model.slo = request.slo
         if request.arrival_unix_s:
             self._unix_offset_s = request.arrival_unix_s - request.arrival_s
 
@@ -110,7 +111,9 @@ class Parking:
         for name, workers in self._by_model(now_s).items():
             look = _Look(self._model(name, now_s), workers, placement, now_s, self._unix_s(now_s))
             warm = self._rules.warm.get(name, self._rules.default_warm)
-            actions += look.wakes(warm, is_waiting=name in waiting) or look.parks(warm, self._idle_since_s)
+            is_waiting = name in waiting
+            wakes = look.wakes(warm, is_waiting=is_waiting)
+            actions += wakes if wakes or is_waiting else look.parks(warm, self._idle_since_s)
             self.outlooks[name] = look.outlook()
         return actions
 
@@ -162,7 +165,7 @@ class _Look:
         self._forecast_s = demand.forecast_s(QUANTILE, ahead_s=ahead_s, unix_s=unix_s)
         model.forecasts.append((now_s, self._forecast_s))
         taken = {each.worker_id: engines(each.view, demand.mix, model.slo.tpot_s) for each in workers}
-        self._capacity = {worker_id: 1.0 / each if each > 0.0 else math.inf for worker_id, each in taken.items()}
+        self._capacity = {worker_id: 1.0 / max(each, LEAST_ENGINES) for worker_id, each in taken.items()}
         self._workers = sorted(workers, key=lambda each: (self._cost(each.view), each.worker_id))
         self._up = [each for each in self._workers if each.view.state in (WorkerState.READY, WorkerState.STARTING)]
         self._up_capacity = self._sum(self._up)
@@ -194,7 +197,7 @@ class _Look:
                 break
             if idle_s < IDLE_S:
                 continue
-            left = capacity - self._capacity[worker.worker_id] if num_up > 1 else 0.0
+            left = capacity - self._capacity[worker.worker_id] if num_up > 1 else 0.0  # exactly
             surplus_s = self._surplus_s(left)
             if pays(view, surplus_s, self._nano_per_joule.get(view.zone, 0.0), self._delay_nano_per_s):
                 actions.append(Park(worker_id=worker.worker_id, reason=f"not needed for {surplus_s:.0f} s"))
@@ -204,7 +207,7 @@ class _Look:
     def outlook(self) -> Outlook:
         """In engines like the cheapest."""
         unit = self._capacity[self._workers[0].worker_id]
-        if unit == math.inf:
+        if not self._forecast_s:
             return Outlook(level=0.0, forecast=0.0, up=float(len(self._up)), parked=float(len(self._parked)))
         return Outlook(
             level=self._model.demand.level_s / unit,
@@ -218,9 +221,7 @@ class _Look:
         return [each for each in self._workers if each.view.state is WorkerState.PARKED]
 
     def _surplus_s(self, capacity: float) -> float:
-        """For how long so much would have done for every forecast; nothing does while nobody comes."""
-        if not capacity:
-            return self._now_s - self._model.last_arrival_s
+        """For how long so much would have done for every forecast."""
         since_s = self._now_s
         for at_s, forecast_s in reversed(self._model.forecasts):
             if capacity < forecast_s:
@@ -244,8 +245,8 @@ def pays(view: WorkerView, surplus_s: float, nano_per_joule: float, delay_nano_p
     ``delay_nano_per_s`` is what a second within the target is worth, ε·V.
     """
     states = view.power_states
-    if states is None:
+    if states is None or nano_per_joule <= 0.0:
         return False
     start_joules = states.start_s * max(states.start_watts - states.parked_watts, 0.0)
     start_nano = start_joules * nano_per_joule + states.start_s * delay_nano_per_s
-    return surplus_s * saved_watts(view) * nano_per_joule > max(start_nano, 0.0)
+    return surplus_s * saved_watts(view) * nano_per_joule > start_nano

@@ -9,7 +9,10 @@ prompt tokens that are computed before its own and C tokens of context, by the w
     step      = t0 + t2·n + t3·C                       what a step takes without it
     added     = t2·s + t3·s·(prompt + q/2)             what it adds to each step in which it decodes
     first     = (P + p)·(t1 + step/B) + step           until its first token; B prompt tokens fit in a step
-    decoding  = (q − 1)·(step + added)                 from its first token to its last
+    decoding  = (q − 1)·(step + added)·σ               from its first token to its last
+
+σ = 1 / (1 − t1·the prompt tokens that came there a second lately): where prompts keep coming, they take their part of
+the time in which it decodes, as others' prompts did of the time of those who decode now.
 
 The terms, in 10⁻⁹ currency units; V is what a second beyond its target costs (its objective's ``value_nano_per_s``), ε
 how much of that a second within the target counts (``delay_ratio``):

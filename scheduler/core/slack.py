@@ -7,9 +7,10 @@ Only requests that have their first token are here: a newcomer's prompt stretche
 whoever still waits for a first token is computed before the newcomer, or gives way to it by its band. One that decodes
 is looked at ``near`` tokens ahead (what is left of it, at most ``HORIZON_TOKENS``). By what is known it is there at
 
-    now + t1·min(P, near·B) + near·(t0 + t2·n + t3·C)
+    now + t1·min(P, near·B) + near·(t0 + t2·n + t3·C)·σ
 
-where P prompt tokens are before the newcomer, at most B of them in a step. Its slack is what that token is due minus
+where P prompt tokens are before the newcomer, at most B of them in a step, and σ is what prompts that keep coming make
+of a step (``scheduler.core.score``). Its slack is what that token is due minus
 that. The newcomer delays it by
 
     t1·min(p, max(near·B − P, 0)) + min(near, q)·(what one of the newcomer's tokens adds to a step)

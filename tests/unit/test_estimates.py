@@ -9,13 +9,17 @@ from hypothesis import strategies as st
 from scheduler.core.estimates import (
     BUCKET_RATIO,
     HALF_LIFE_SAMPLES,
+    MAX_PROMPTS_RATIO,
     MAX_RETRY_AFTER_S,
+    MEAN_PROMPT_TOKENS,
+    MEAN_SAMPLES,
     MIN_SAMPLES,
     PRIOR_OUTPUT_TOKENS,
     UNKNOWN_RETRY_AFTER_S,
     DrainRate,
     ModelEstimates,
     OutputQuantile,
+    PromptRate,
     retry_after_s,
 )  # fmt: skip
 from tests.core_words import request, thorough
@@ -124,6 +128,42 @@ def test_a_drain_that_stopped_is_forgotten() -> None:
 def test_retry_after_is_whole_seconds_in_bounds(num_ahead: int, drain_per_s: float) -> None:
     """One second to two minutes."""
     assert 1 <= retry_after_s(num_ahead, drain_per_s) <= MAX_RETRY_AFTER_S
+
+
+def test_prompts_that_keep_coming_stretch_a_step_by_their_part_of_the_time() -> None:
+    """By hand: 2,000 tokens a second at 0.2 ms are two fifths of it; and what nobody could compute is bounded."""
+    rate = PromptRate()
+    assert 1.0 == rate.stretch(2e-4, 0.0)
+    for number in range(400):
+        rate.add(number / 4, 500)
+    assert rate.stretch(2e-4, 100.0) == pytest.approx(1 / 0.6, rel=0.02)
+    assert rate.stretch(1.0, 100.0) == pytest.approx(1 / (1 - MAX_PROMPTS_RATIO))
+    assert rate.stretch(2e-4, 200.0) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_mean_output_follows_what_ends() -> None:
+    """The prior counts for nothing once something is known; after many the latest still counts."""
+    estimates = ModelEstimates()
+    assert PRIOR_OUTPUT_TOKENS == estimates.mean_output_tokens
+    for tokens in (10, 20, 60):
+        estimates.observe_output(tokens)
+    assert 30.0 == pytest.approx(estimates.mean_output_tokens)
+    for _ in range(20 * MEAN_SAMPLES):
+        estimates.observe_output(500)
+    assert estimates.mean_output_tokens == pytest.approx(500.0, rel=1e-3)
+
+
+def test_the_cached_part_of_prompts_is_counted_by_tokens() -> None:
+    """A long prompt counts for more, an empty one for nothing, and what was long ago fades."""
+    estimates = ModelEstimates()
+    estimates.observe_cached(0, 0)
+    assert 0.0 == estimates.cached_ratio
+    estimates.observe_cached(900, 900)
+    estimates.observe_cached(100, 0)
+    assert 0.9 == pytest.approx(estimates.cached_ratio)
+    for _ in range(100):
+        estimates.observe_cached(MEAN_PROMPT_TOKENS, 0)
+    assert estimates.cached_ratio < 1e-3
 
 
 def test_retry_after_says_when_those_ahead_have_left() -> None:

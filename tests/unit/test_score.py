@@ -136,6 +136,17 @@ def test_no_engine_takes_less_than_it_draws_idle() -> None:
     assert 0.0 == found["energy"]
 
 
+def test_where_prompts_keep_coming_its_tokens_come_slower() -> None:
+    """1,000 tokens a second at 0.1 ms are a tenth of the time: nine steps become ten."""
+    quiet, busy = (cluster_of(view(kv_tokens=10**6, curves=FULL_CURVES)) for _ in range(2))
+    for number in range(1_000):
+        busy.workers["w"].prompts.add(number / 10, 100)
+    asked, work = request(arrival_s=100.0), Work(prompt_tokens=100, output_tokens=20)
+    before, after = (terms(each, asked, work, now_s=100.0) for each in (quiet, busy))
+    assert after["decode"] / before["decode"] == pytest.approx(1 / 0.9, rel=0.01)
+    assert before["wait"] == after["wait"]
+
+
 def test_within_its_targets_nothing_is_late() -> None:
     """A first token in time at the promised pace costs only its delay."""
     found = terms(cluster_of(view()), request(), Work(prompt_tokens=100, output_tokens=50))
