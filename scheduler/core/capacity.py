@@ -18,7 +18,7 @@ from scheduler.core.cluster import WorkerView
 from scheduler.core.curves import PRIOR_CURVES, beyond_idle, is_sound
 from workers.step_curves import StepCurves
 
-PACE_RATIO = 0.8
+PACE_RATIO = 0.9
 """Of the promised pace, which an engine is planned to keep on average: prompts come in bursts."""
 
 LEAST_ROOM = 0.1
