@@ -32,7 +32,7 @@ from scheduler.config_tenants import TenantConfig, ZoneConfig, problem_of
 from workers.cache import model_folder
 from workers.types import MeterSpec, WorkerSpec
 
-__all__ = ["BUILTIN_WEIGHTS", "Config", "ConfigError", "load_config", "weights_folder", "worker_specs"]
+__all__ = ["BUILTIN_WEIGHTS", "Config", "ConfigError", "load_config", "read_sections", "weights_folder", "worker_specs"]
 
 ENVIRONMENT_PREFIX = "JOULEWAY_"
 """``JOULEWAY_SERVER__PORT=9000`` sets ``server.port``; two underscores go one level down."""
@@ -194,7 +194,7 @@ def load_config(path: Path | str) -> Config:
     Raises: ConfigError, which names the file and every wrong key with its path, never a value that could be a secret.
     """
     path = Path(path)
-    raw = _read(path)
+    raw = read_sections(path)
     if unknown := unknown_variables(os.environ):
         raise ConfigError(str(path), unknown)
     if isinstance(raw.get("prices"), str):
@@ -227,7 +227,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
 
 def _read_prices(path: Path) -> dict[str, Any]:
     """A section of prices in a file of its own. Raises: ConfigError, which names that file."""
-    raw = _read(path)
+    raw = read_sections(path)
     try:
         PricesConfig.model_validate(raw)
     except ValidationError as error:
@@ -235,7 +235,8 @@ def _read_prices(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_sections(path: Path, *, sections: str = "server, models, workers, tenants…") -> dict[str, Any]:
+    """A YAML file's mapping, unchecked. Raises: ConfigError, which names the file and never a value of it."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
@@ -263,7 +264,7 @@ def _read(path: Path) -> dict[str, Any]:
             str(path), ["bad YAML: a number or a date that cannot be, or a key that is no word"]
         ) from None
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
-        raise ConfigError(str(path), ["must be a mapping of sections (server, models, workers, tenants…)"])
+        raise ConfigError(str(path), [f"must be a mapping of sections ({sections})"])
     return raw
 
 
