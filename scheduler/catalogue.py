@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from pydantic import ValidationError
 
 from scheduler.catalogue_sections import CatalogueConfig, CurveConfig, GpuConfig, ModelFactsConfig, key_of
@@ -19,6 +20,7 @@ from scheduler.shipped import shipped_config
 from scheduler.simulation.power import Draw
 from workers.engines.simulated_options import SimulatedOptions
 from workers.step_curves import StepCurves
+from workers.types import WorkerSpec
 
 SOURCE = "catalogue"
 """Source of curves that come from here."""
@@ -98,6 +100,17 @@ class Catalogue:
         if curve is None or curve.gpus_per_engine != num_gpus:
             return None
         return _engine(*pair, self.gpus[pair[0]], curve).curves
+
+    def curves_by_gpu(self, names: Iterable[str], *, num_gpus: int) -> dict[str, StepCurves]:
+        """The same of every GPU, by each of its names, for a model of any of these names."""
+        models = list(names)
+        return {
+            alias: curves
+            for gpu, facts in self.gpus.items()
+            for model in models
+            if (curves := self.curves_for(gpu, model, num_gpus=num_gpus)) is not None
+            for alias in (gpu, *facts.aliases)
+        }
 
     def kinds(self) -> tuple[EngineKind, ...]:
         """Every engine that has a curve, in the file's order."""
@@ -179,6 +192,7 @@ def _engine(gpu_name: str, model_name: str, gpu: GpuConfig, curve: CurveConfig) 
             energy_joules=(curve.e0_joules, curve.prefill_joules, curve.e1_joules, 0.0),
             idle_watts=idle_watts,
             source=f"{SOURCE}: {model_name} on {num_gpus} × {gpu_name}",
+            batch_range=(curve.batch_min, curve.batch_max),
         ),
         batch_range=(curve.batch_min, curve.batch_max),
         time_error_ratio=curve.time_error_ratio,
@@ -186,3 +200,27 @@ def _engine(gpu_name: str, model_name: str, gpu: GpuConfig, curve: CurveConfig) 
         basis=curve.basis,
         usd_per_gpu_hour=gpu.usd_per_gpu_hour,
     )
+
+
+def with_published_curves(
+    groups: Iterable[Iterable[WorkerSpec]], weights: Mapping[str, str | None], path: Path | None = None
+) -> list[list[WorkerSpec]]:
+    """The same workers; those with GPUs are told where their curves start. ``weights`` by model may name one, too.
+
+    Raises: ConfigError of the catalogue, which is only read where somebody has a GPU.
+    """
+    listed = [list(group) for group in groups]
+    if not any(_has_gpus(spec) for group in listed for spec in group):
+        return listed
+    catalogue = load_catalogue(path)
+
+    def told(spec: WorkerSpec) -> WorkerSpec:
+        names = (spec.model, weights.get(spec.model) or "")
+        curves = catalogue.curves_by_gpu(names, num_gpus=spec.num_gpus) if _has_gpus(spec) else {}
+        return msgspec.structs.replace(spec, prior_curves=curves)
+
+    return [[told(spec) for spec in group] for group in listed]
+
+
+def _has_gpus(spec: WorkerSpec) -> bool:
+    return spec.engine != "simulated" and spec.num_gpus > 0

@@ -75,6 +75,8 @@ class Config(BaseSettings):
     tenants: Annotated[tuple[TenantConfig, ...], Field(min_length=1)]
     directory: Literal["file", "api"] = "file"
     """Who owns tenants, projects, keys and budgets: this file, or the admin API, which starts from this file once."""
+    catalogue: Path | None = None
+    """Curves by GPU and model, where workers' own start; None: the one that we ship."""
     state_dir: Path = Field(default_factory=lambda: _default_state_dir())
     """Admin key, ledger and its signing key."""
     generate_keys: bool = False
@@ -315,6 +317,7 @@ def _with_paths(config: Config, folder: Path) -> Config:
             "ledger": ledger.model_copy(
                 update={name: full(getattr(ledger, name)) for name in ("url_file", "key_file", "checkpoint_dir")}
             ),
+            "catalogue": full(config.catalogue),
             "state_dir": full(config.state_dir),
             "models": {name: weights(model) for name, model in config.models.items()},
             "tenants": tenants,
