@@ -128,7 +128,7 @@ class Catalogue:
         if facts.is_moe:
             return (
                 f"{model} is a mixture of experts: how many experts a step touches saturates with its sequences, so an"
-                " affine curve errs by 8-40 % and must never be extrapolated; a worker fits its own as it runs"
+                " affine curve errs by up to 18 % where it was fitted and must never be extrapolated: workers fit them"
             )
         room_gb = facts.fewest_gpus(of) * of.memory_gb
         return (
