@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from scheduler.catalogue_sections import CatalogueConfig, CurveConfig, GpuConfig, ModelFactsConfig, key_of
 from scheduler.config import read_sections
 from scheduler.config_errors import ConfigError, problems_of
+from scheduler.config_sections import ModelConfig
 from scheduler.shipped import shipped_config
 from scheduler.simulation.power import Draw
 from workers.engines.simulated_options import SimulatedOptions
@@ -203,9 +204,9 @@ def _engine(gpu_name: str, model_name: str, gpu: GpuConfig, curve: CurveConfig) 
 
 
 def with_published_curves(
-    groups: Iterable[Iterable[WorkerSpec]], weights: Mapping[str, str | None], path: Path | None = None
+    groups: Iterable[Iterable[WorkerSpec]], models: Mapping[str, ModelConfig], path: Path | None = None
 ) -> list[list[WorkerSpec]]:
-    """The same workers; those with GPUs are told where their curves start. ``weights`` by model may name one, too.
+    """The same workers; those with GPUs are told where their curves start. A model's weights may name it, too.
 
     Raises: ConfigError of the catalogue, which is only read where somebody has a GPU.
     """
@@ -215,7 +216,7 @@ def with_published_curves(
     catalogue = load_catalogue(path)
 
     def told(spec: WorkerSpec) -> WorkerSpec:
-        names = (spec.model, weights.get(spec.model) or "")
+        names = (spec.model, models[spec.model].weights or "")
         curves = catalogue.curves_by_gpu(names, num_gpus=spec.num_gpus) if _has_gpus(spec) else {}
         return msgspec.structs.replace(spec, prior_curves=curves)
 

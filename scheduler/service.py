@@ -89,8 +89,7 @@ class Service:
         self._noted_prices: set[str] = set()
         self._relay: RelayApp | None = None
         self._retaining: asyncio.Task[None] | None = None
-        weights = {name: model.weights for name, model in config.models.items()}
-        specs = with_published_curves(worker_specs(config), weights, config.catalogue)
+        specs = with_published_curves(worker_specs(config), config.models, config.catalogue)
         self._server_socket = bind("server", config.server.host, config.server.port)
         try:
             self._admin_socket = bind("admin", config.admin.host, config.admin.port)

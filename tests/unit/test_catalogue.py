@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scheduler import shipped
 from scheduler.catalogue import Catalogue, CatalogueError, EngineKind, load_catalogue, with_published_curves
 from scheduler.config_errors import ConfigError
+from scheduler.config_sections import ModelConfig
 from workers.engines.simulated_options import SimulatedOptions
 from workers.types import WorkerSpec
 
@@ -256,6 +257,9 @@ def test_watts_of_an_engine_are_of_all_its_gpus(tmp_path: Path) -> None:
 
 # -- where workers start
 
+MODELS = {"chat": ModelConfig(weights="meta-llama/Llama-3.1-8B-Instruct")}
+MODELS |= {name: ModelConfig() for name in ("llama-3.1-8b", "unknown", "gpt-oss-20b", "M")}
+
 
 def spec(**fields: object) -> WorkerSpec:
     words: dict[str, object] = {"worker_id": "w-0", "engine": "vllm", "model": "chat", "num_gpus": 1, **fields}
@@ -264,10 +268,10 @@ def spec(**fields: object) -> WorkerSpec:
 
 def test_workers_with_gpus_are_told_by_every_name_of_the_gpu() -> None:
     """The model by the name it is served under, or by its weights'."""
-    [[found]] = with_published_curves([[spec()]], {"chat": "meta-llama/Llama-3.1-8B-Instruct"})
+    [[found]] = with_published_curves([[spec()]], MODELS)
     assert {"H100", "B200", "NVIDIA H100 80GB HBM3", "NVIDIA B200"} < set(found.prior_curves)
     assert CATALOGUE.engine("B200", "llama-3.1-8b").curves == found.prior_curves["NVIDIA B200"]
-    [[found]] = with_published_curves([[spec(model="llama-3.1-8b")]], {})
+    [[found]] = with_published_curves([[spec(model="llama-3.1-8b")]], MODELS)
     assert CATALOGUE.engine("H100", "llama-3.1-8b").curves == found.prior_curves["NVIDIA H100 80GB HBM3"]
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(found), type=WorkerSpec) == found
 
@@ -275,21 +279,21 @@ def test_workers_with_gpus_are_told_by_every_name_of_the_gpu() -> None:
 @pytest.mark.parametrize("fields", [{"num_gpus": 8}, {"model": "unknown"}, {"model": "gpt-oss-20b"}])
 def test_engines_that_nobody_measured_are_told_nothing(fields: dict[str, object]) -> None:
     """Another number of GPUs is another curve; a mixture of experts has none."""
-    [[found]] = with_published_curves([[spec(**{"model": "llama-3.1-8b", **fields})]], {})
+    [[found]] = with_published_curves([[spec(**{"model": "llama-3.1-8b", **fields})]], MODELS)
     assert {} == found.prior_curves
 
 
 def test_without_gpus_no_catalogue_is_read(tmp_path: Path) -> None:
     """A laptop needs none; who has a GPU hears what is wrong with his."""
     cpu = [[spec(num_gpus=0)], [spec(engine="simulated")]]
-    assert cpu == with_published_curves(cpu, {}, tmp_path / "none.yaml")
+    assert cpu == with_published_curves(cpu, MODELS, tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match=r"none\.yaml: there is no such file"):
-        with_published_curves([*cpu, [spec()]], {}, tmp_path / "none.yaml")
+        with_published_curves([*cpu, [spec()]], MODELS, tmp_path / "none.yaml")
 
 
 def test_an_operators_own_catalogue_is_taken(tmp_path: Path) -> None:
     """Whole, in place of ours."""
     (tmp_path / "c.yaml").write_text(GOOD)
-    [[found]] = with_published_curves([[spec(model="M", num_gpus=2)]], {}, tmp_path / "c.yaml")
+    [[found]] = with_published_curves([[spec(model="M", num_gpus=2)]], MODELS, tmp_path / "c.yaml")
     assert {"G", "GPU of G"} == set(found.prior_curves)
     assert (8.0, 64.0) == found.prior_curves["G"].batch_range
