@@ -32,7 +32,7 @@ from scheduler.config_tenants import TenantConfig, ZoneConfig, problem_of
 from workers.cache import model_folder
 from workers.types import MeterSpec, WorkerSpec
 
-__all__ = ["BUILTIN_WEIGHTS", "Config", "ConfigError", "load_config", "weights_folder", "worker_specs"]
+__all__ = ["BUILTIN_WEIGHTS", "Config", "ConfigError", "load_config", "read_sections", "weights_folder", "worker_specs"]
 
 ENVIRONMENT_PREFIX = "JOULEWAY_"
 """``JOULEWAY_SERVER__PORT=9000`` sets ``server.port``; two underscores go one level down."""
@@ -75,6 +75,8 @@ class Config(BaseSettings):
     tenants: Annotated[tuple[TenantConfig, ...], Field(min_length=1)]
     directory: Literal["file", "api"] = "file"
     """Who owns tenants, projects, keys and budgets: this file, or the admin API, which starts from this file once."""
+    catalogue: Path | None = None
+    """Curves by GPU and model, where workers' own start; None: the one that we ship."""
     state_dir: Path = Field(default_factory=lambda: _default_state_dir())
     """Admin key, ledger and its signing key."""
     generate_keys: bool = False
@@ -194,7 +196,7 @@ def load_config(path: Path | str) -> Config:
     Raises: ConfigError, which names the file and every wrong key with its path, never a value that could be a secret.
     """
     path = Path(path)
-    raw = _read(path)
+    raw = read_sections(path)
     if unknown := unknown_variables(os.environ):
         raise ConfigError(str(path), unknown)
     if isinstance(raw.get("prices"), str):
@@ -227,7 +229,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
 
 def _read_prices(path: Path) -> dict[str, Any]:
     """A section of prices in a file of its own. Raises: ConfigError, which names that file."""
-    raw = _read(path)
+    raw = read_sections(path)
     try:
         PricesConfig.model_validate(raw)
     except ValidationError as error:
@@ -235,7 +237,8 @@ def _read_prices(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_sections(path: Path, *, sections: str = "server, models, workers, tenants…") -> dict[str, Any]:
+    """A YAML file's mapping, unchecked. Raises: ConfigError, which names the file and never a value of it."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
@@ -263,7 +266,7 @@ def _read(path: Path) -> dict[str, Any]:
             str(path), ["bad YAML: a number or a date that cannot be, or a key that is no word"]
         ) from None
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
-        raise ConfigError(str(path), ["must be a mapping of sections (server, models, workers, tenants…)"])
+        raise ConfigError(str(path), [f"must be a mapping of sections ({sections})"])
     return raw
 
 
@@ -314,6 +317,7 @@ def _with_paths(config: Config, folder: Path) -> Config:
             "ledger": ledger.model_copy(
                 update={name: full(getattr(ledger, name)) for name in ("url_file", "key_file", "checkpoint_dir")}
             ),
+            "catalogue": full(config.catalogue),
             "state_dir": full(config.state_dir),
             "models": {name: weights(model) for name, model in config.models.items()},
             "tenants": tenants,

@@ -27,6 +27,7 @@ from scheduler.api.directory import directory_routes
 from scheduler.api.limits import RelayLimits, ServedModel
 from scheduler.api.outcomes import OutcomeDesk
 from scheduler.api.usage import UsageDesk
+from scheduler.catalogue import with_published_curves
 from scheduler.config import Config, worker_specs
 from scheduler.core.admission import Limits
 from scheduler.core.queue import QueueLimits
@@ -62,6 +63,7 @@ RESTART_SECTIONS = (
     "limits",
     "models",
     "workers",
+    "catalogue",
     "state_dir",
     "generate_keys",
     "directory",
@@ -87,6 +89,7 @@ class Service:
         self._noted_prices: set[str] = set()
         self._relay: RelayApp | None = None
         self._retaining: asyncio.Task[None] | None = None
+        specs = with_published_curves(worker_specs(config), config.models, config.catalogue)
         self._server_socket = bind("server", config.server.host, config.server.port)
         try:
             self._admin_socket = bind("admin", config.admin.host, config.admin.port)
@@ -111,7 +114,7 @@ class Service:
         )
         self._metrics.set_source(self.dispatcher.snapshot)
         self.fleet = Fleet(
-            worker_specs(config),
+            specs,
             cluster=self.cluster,
             links=self.dispatcher,
             last_counter_mj=self.settlement.durable_counter_mj,

@@ -5,6 +5,7 @@ Called by ``workers.host`` and by tests that want a worker without Ray. It must 
 
 from __future__ import annotations
 
+import logging
 import os
 
 import msgspec
@@ -13,8 +14,11 @@ from workers.engine import Engine, EngineLoad, EngineSink, Receive, Scope, Send
 from workers.engine_model import EngineModel
 from workers.errors import EngineStartError, WorkerError
 from workers.power.choose import open_meter
+from workers.step_curves import StepCurves
 from workers.types import Call, EngineInfo, Progress, WorkerSpec
 from workers.worker import OpenedMeter, Worker
+
+logger = logging.getLogger("jouleway.worker")
 
 
 class UnbuiltEngine:
@@ -78,7 +82,21 @@ def build_worker(spec: WorkerSpec) -> Worker:
         )
         return OpenedMeter(meter=meter, notes=notes)
 
-    return Worker(spec, engine, open_meter=open_for, model=EngineModel())
+    return Worker(spec, engine, open_meter=open_for, model=EngineModel(published=published_curves(spec)))
+
+
+def published_curves(spec: WorkerSpec) -> StepCurves | None:
+    """What the control plane has for GPUs of this name; None where they are unlike, unknown or without a driver."""
+    if not spec.prior_curves or not spec.gpu_uuids:
+        return None
+    from workers.power.nvml import names_of
+
+    try:
+        names = set(names_of(spec.gpu_uuids))
+    except WorkerError as error:
+        logger.warning("worker %s starts without a published curve: %s", spec.worker_id, error)
+        return None
+    return spec.prior_curves.get(names.pop()) if len(names) == 1 else None
 
 
 def with_gpu_uuids(spec: WorkerSpec) -> WorkerSpec:

@@ -11,6 +11,7 @@ identified its shape is taken from the time curve (a device draws roughly consta
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -108,11 +109,17 @@ class EngineModel:
 
     Mixtures of experts need it; a dense engine is not hurt by it. Without it the fit is affine.
 
-    ``prior`` may come from an earlier run or a catalogue; without one the first windows (calibration) set the level.
+    ``prior`` comes from an earlier run of this engine. ``published`` is of somebody else's: it gives the fits their
+    shape, and placement all it has until the first window; a level, by which joules are split and clamped, only windows
+    set (calibration), and an idle draw likewise.
     """
 
-    def __init__(self, *, prior: StepCurves | None = None, curved: bool = True) -> None:
+    def __init__(
+        self, *, prior: StepCurves | None = None, published: StepCurves | None = None, curved: bool = True
+    ) -> None:
         self._is_curved = curved
+        is_measured = prior is not None
+        prior = prior or published
         self._time = DEFAULT_TIME if prior is None else Curve.affine(prior.time_s)
         self._time_prior = self._time
         self._prior = None if prior is None else Curve.affine(prior.energy_joules)
@@ -120,10 +127,12 @@ class EngineModel:
         self._affine_time, self._affine_energy = self._time, self._energy
         self._is_identified = False
         self._idle_watts = 0.0 if prior is None else prior.idle_watts
-        self._is_idle_known = prior is not None and prior.idle_watts > 0
-        self._is_learned = prior is not None
+        self._is_idle_known = is_measured and self._idle_watts > 0
+        self._has_level = self._is_learned = is_measured
+        """Whether the prior has one."""
         self._is_frozen = True
         self._source = "prior" if prior is None else prior.source
+        self._batch_range = (0.0, math.inf) if prior is None else prior.batch_range
         self._windows: list[_Seen] = []
         self._num_windows = 0
         self._idle_elsewhere: list[float] = []
@@ -154,7 +163,20 @@ class EngineModel:
             energy_joules=(energy.base, energy.prefill, energy.decode, energy.context),
             idle_watts=self._idle_watts,
             source=self._source,
+            batch_range=self._batch_range,
         )
+
+    def health(self, num_running: int) -> tuple[str, ...]:
+        """Of what placement is told: that nobody has measured it here, or not with so many sequences."""
+        words = []
+        if self._source == "prior":
+            words.append("curve_unknown: nobody measured this model on this device: it counts as its whole board power")
+        elif not self._is_learned:
+            words.append(f"curve_published: nothing was measured here yet; {self._source}")
+        low, high = self._batch_range
+        if num_running and self.curves().is_extrapolated(num_running):
+            words.append(f"curve_extrapolated: {num_running} run, and it was measured at {low:g} to {high:g}")
+        return tuple(words)
 
     # -- what it learns
 
@@ -264,9 +286,9 @@ class EngineModel:
         if bunches is None:
             return
         prior = self._prior
-        if prior is None:
+        if prior is None or not self._has_level:
             # A device draws about constant watts while it works: the time curve gives the shape, the windows the level.
-            prior = _levelled(self._affine_time, replace(bunches, has_gaps=False))
+            prior = _levelled(prior or self._affine_time, replace(bunches, has_gaps=False))
         found = fit(bunches, prior=prior, prior_weight=PRIOR_WEIGHT)
         self._is_frozen = found.condition > MAX_CONDITION
         if self._is_frozen and self._is_identified:
@@ -278,6 +300,8 @@ class EngineModel:
             self._idle_watts = best.gap
         self._is_identified = not self._is_frozen
         self._is_learned, self._source = True, "windows"
+        decodes = np.concatenate([window.features[:, 1] for window in self._windows])
+        self._batch_range = (0.0, float(decodes.max()))
 
     def _energy_bunches(self) -> Bunches | None:
         """Windows as observations; idle energy is taken off where the idle watts are known, else fitted."""

@@ -5,6 +5,8 @@ Part of the values that cross the boundary (``workers.types``). It must never kn
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 
@@ -26,3 +28,9 @@ class StepCurves(msgspec.Struct, frozen=True, kw_only=True):
     energy_joules: tuple[float, float, float, float]
     idle_watts: float
     source: str = "prior"
+    batch_range: tuple[float, float] = (0.0, math.inf)
+    """Sequences of a step between which it was measured; a step of fewer or more is extrapolated."""
+
+    def is_extrapolated(self, num_sequences: float) -> bool:
+        """Whether a step of so many was never measured."""
+        return not self.batch_range[0] <= num_sequences <= self.batch_range[1]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 """Raised with every change of a struct that crosses the boundary."""
 
 
@@ -105,6 +105,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str] = {}
     last_counter_mj: int | None = None
     """Last durable reading of this counter: the first window starts there (the gap is unattributed, worker_lost)."""
+    prior_curves: dict[str, StepCurves] = {}
+    """Where its curve starts until it has measured its own, by what NVML calls the GPU."""
     last_counter_id: str = ""
     """That reading is of this counter, and no other goes on from it; empty: of whichever this worker reads."""
 

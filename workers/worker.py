@@ -292,7 +292,8 @@ class Worker:
         )
         if self._metering is None:
             return status
-        return msgspec.structs.replace(self._metering.told(status), curves=self._model.curves())
+        told, health = self._metering.told(status), self._model.health(load.num_running)
+        return msgspec.structs.replace(told, curves=self._model.curves(), health=(*told.health, *health))
 
     # -- the engine's side: sink
 

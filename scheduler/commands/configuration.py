@@ -5,26 +5,21 @@ Called by the commands. It must never start anything, and it says an error with 
 
 from __future__ import annotations
 
-import sysconfig
 from pathlib import Path
 
 from scheduler.commands.exits import CommandError, ExitCode
 from scheduler.config import Config, ConfigError, load_config, weights_folder
-
-ROOT = Path(__file__).resolve().parents[2]
-INSTALLED_CONFIGS = Path("share") / "jouleway" / "configs"
-"""Where a wheel puts ``configs/*.yaml``, below the environment's data folder."""
+from scheduler.shipped import shipped_config
 
 
 def demo_path() -> Path:
     """The demo's configuration: of the checkout, else as installed. Raises: CommandError."""
-    candidates = (ROOT / "configs" / "demo.yaml", Path(sysconfig.get_path("data")) / INSTALLED_CONFIGS / "demo.yaml")
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise CommandError(
-        f"the demo's configuration is missing: {candidates[0]}", code=ExitCode.NOT_FOUND, remedy="give --config PATH"
-    )
+    try:
+        return shipped_config("demo.yaml")
+    except FileNotFoundError as error:
+        raise CommandError(
+            f"the demo's configuration is missing: {error}", code=ExitCode.NOT_FOUND, remedy="give --config PATH"
+        ) from None
 
 
 def load(path: Path) -> Config:

@@ -14,6 +14,9 @@ from scheduler.commands.output import print_lines, print_table
 
 Story = Mapping[str, Any]
 
+MEASURED = "windows"
+"""The curve of a worker that measured its own."""
+
 
 def show(story: Story) -> None:
     """Everything, on standard output."""
@@ -114,6 +117,17 @@ def _show_decision(decision: Story | None, *, chosen: str | None, with_reason: b
     columns = ("worker", "zone", "filter", *names, "= score")
     rows = [_worker(worker, names, is_chosen=worker["worker_id"] == chosen) for worker in decision["workers"]]
     print_table("terms in 10⁻⁹ currency units; the lowest sum wins", columns, rows, numeric_from=3)
+    print_lines(list(_curves(decision["workers"])))
+
+
+def _curves(workers: Sequence[Story]) -> Iterator[str]:
+    """Who was not placed by what was measured there."""
+    named: dict[str, list[str]] = {}
+    for worker in workers:
+        named.setdefault(worker.get("curve") or MEASURED, []).append(worker["worker_id"])
+    for curve, names in named.items():
+        if curve != MEASURED:
+            yield f"  curve of {', '.join(names)}: {curve}"
 
 
 def term_names(workers: Sequence[Story]) -> tuple[str, ...]:

@@ -37,10 +37,9 @@ from scheduler.core.table import (
     Row,
     write,
 )
-from workers.step_curves import PowerStates, StepCurves
-from workers.types import WorkerState, WorkerStatus
-
-DEFAULT_MAX_RUNNING = 256
+from scheduler.core.worker_view import DEFAULT_MAX_RUNNING as DEFAULT_MAX_RUNNING
+from scheduler.core.worker_view import WorkerView as WorkerView
+from workers.types import WorkerState
 
 NO_PROMISE = Promise(rank=UNDERWAY)
 """Nothing is known of what was promised: its prompt goes before everybody's, and no delay is priced."""
@@ -50,48 +49,6 @@ _SEQUENCES, _KV, _FIRST, _SECOND = (
     row - OWNED_ROWS.start for row in (Row.SEQUENCES, Row.KV, Row.FIRST_PREFILL, Row.SECOND_PREFILL)
 )
 """Where a worker's sums stand in its list."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerView:
-    """What the core needs of a worker's report."""
-
-    worker_id: str
-    state: WorkerState
-    models: tuple[str, ...] = ()
-    zone: str = "local"
-    kv_tokens: int = 0
-    max_sequences: int = 1
-    max_running: int = DEFAULT_MAX_RUNNING
-    """Attempts the worker accepts at once."""
-    num_gpus: int = 1
-    """That count in GPU-seconds."""
-    num_running: int = 0
-    num_waiting: int = 0
-    kv_used_tokens: int = 0
-    curves: StepCurves | None = None
-    power_states: PowerStates | None = None
-    """None: its engine cannot be parked."""
-
-    @staticmethod
-    def of(status: WorkerStatus, *, max_running: int = DEFAULT_MAX_RUNNING) -> WorkerView:
-        """From a status; before the engine is up a worker serves no model and is not ready."""
-        info = status.info
-        return WorkerView(
-            worker_id=status.worker_id,
-            state=status.state if info is not None or status.state is not WorkerState.READY else WorkerState.STARTING,
-            models=info.models if info is not None else (),
-            zone=status.zone,
-            kv_tokens=info.kv_tokens if info is not None else 0,
-            max_sequences=max(info.max_sequences, 1) if info is not None else 1,
-            max_running=max_running,
-            num_gpus=info.num_gpus if info is not None else 1,
-            num_running=status.num_running,
-            num_waiting=status.num_waiting,
-            kv_used_tokens=status.kv_used_tokens,
-            curves=status.curves,
-            power_states=status.power_states,
-        )
 
 
 class Claim(NamedTuple):
@@ -153,7 +110,7 @@ class Cluster:
         """Every zone that a worker was ever in; the table holds indices into it."""
         self._columns: dict[str, NDArray[np.intp]] = {}
         self._serving: dict[str, NDArray[np.bool_]] = {}
-        self._ids: tuple[tuple[str, str], ...] | None = None
+        self._ids: tuple[tuple[str, str, str], ...] | None = None
         self.slowest = Slowest()
         self.memo: dict[Hashable, NDArray[Any]] = {}
         """What placement works out from who is ready, where and for which model; empty after each change of that."""
@@ -172,6 +129,8 @@ class Cluster:
             worker = self._take_in(view)
         elif (worker.view.models, worker.view.zone) != (view.models, view.zone):
             self._forget_order()
+        if worker.view.curve_word != view.curve_word:
+            self._ids = None
         worker.view = view
         table, column = self._table, worker.column
         curves = view.curves if view.curves is not None and is_sound(view.curves) else PRIOR_CURVES
@@ -194,10 +153,7 @@ class Cluster:
         table, column, view = self._table, worker.column, worker.view
         owned = worker.owned
         reported = view.num_running + view.num_waiting
-        foreign = (
-            max(reported - owned[_SEQUENCES], 0),
-            max(view.kv_used_tokens - owned[_KV], 0),
-        )
+        foreign = (max(reported - owned[_SEQUENCES], 0), max(view.kv_used_tokens - owned[_KV], 0))
         table[Row.FOREIGN_SEQUENCES, column] = min(foreign[0], worker.last_foreign[0])
         table[Row.FOREIGN_KV, column] = min(foreign[1], worker.last_foreign[1])
         worker.last_foreign = foreign
@@ -361,12 +317,12 @@ class Cluster:
             self._serving[model] = serving
         return serving
 
-    def ids(self) -> tuple[tuple[str, str], ...]:
-        """(worker id, zone) of every column, empty ones included; the same object until a worker comes or goes."""
+    def ids(self) -> tuple[tuple[str, str, str], ...]:
+        """(worker id, zone, whose curve) of every column, empty ones included; the same object until one changes."""
         if self._ids is None:
-            names = [("", "")] * self._table.shape[1]
+            names = [("", "", "")] * self._table.shape[1]
             for worker in self.workers.values():
-                names[worker.column] = (worker.worker_id, worker.view.zone)
+                names[worker.column] = (worker.worker_id, worker.view.zone, worker.view.curve_word)
             self._ids = tuple(names)
         return self._ids
 

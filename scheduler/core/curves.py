@@ -19,14 +19,24 @@ PRIOR_CURVES = StepCurves(
 )
 """Until a worker has fitted its own."""
 
-PRIOR_WATTS_PER_GPU = 700.0
-"""Where energy is not known: an H100's whole board power whenever it computes, and nothing idle. No such GPU draws
-more, so that it is not chosen for what nobody has measured."""
+PRIOR_WATTS_PER_GPU = 1000.0
+"""Where energy is not known: a B200's whole board power whenever it computes, and nothing idle. No GPU of the catalogue
+draws more, so that none is chosen for what nobody has measured."""
 
 
 def is_sound(curves: StepCurves) -> bool:
     """Whether placement can compute with its times: one NaN would win every comparison."""
     return all(0.0 <= coefficient < math.inf for coefficient in curves.time_s)
+
+
+def said_of(curves: StepCurves | None, num_running: int) -> str:
+    """Whose curve a worker is placed by, where so many run already, in words for ``explain``."""
+    if curves is None or curves.source == PRIOR or not is_sound(curves):
+        return f"none: {PRIOR_WATTS_PER_GPU:g} W a GPU"
+    if not curves.is_extrapolated(num_running + 1):
+        return curves.source
+    low, high = curves.batch_range
+    return f"{curves.source}, extrapolated: measured at {low:g} to {high:g} sequences"
 
 
 def beyond_idle(curves: StepCurves, num_gpus: int) -> tuple[float, ...]:

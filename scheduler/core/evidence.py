@@ -27,8 +27,8 @@ OVERHEAD_BYTES = 512
 class Evidence(NamedTuple):
     """One column a worker, as in the cluster's table when it was decided."""
 
-    ids: tuple[tuple[str, str], ...]
-    """(worker id, zone); shared between decisions."""
+    ids: tuple[tuple[str, str, str], ...]
+    """(worker id, zone, whose curve it was placed by); shared between decisions."""
     codes: Codes
     terms: NDArray[np.float32] | None
     """Shape (terms, columns), in 10⁻⁹ currency units; None where nobody passed."""
@@ -40,12 +40,13 @@ class Evidence(NamedTuple):
 
     def workers(self) -> list[dict[str, Any]]:
         """Every worker by id: the filter that it did not pass, or its terms and their sum."""
-        order = sorted((name, zone, column) for column, (name, zone) in enumerate(self.ids) if name)
-        return [self._worker(name, zone, column) for name, zone, column in order]
+        order = sorted((name, column) for column, (name, _, _) in enumerate(self.ids) if name)
+        return [self._worker(column) for _, column in order]
 
-    def _worker(self, name: str, zone: str, column: int) -> dict[str, Any]:
+    def _worker(self, column: int) -> dict[str, Any]:
         word = Filter(int(self.codes[column])).word
-        told: dict[str, Any] = {"worker_id": name, "zone": zone, "filter": word, "terms": None, "score": None}
+        told: dict[str, Any] = dict(zip(("worker_id", "zone", "curve"), self.ids[column], strict=True))
+        told |= {"filter": word, "terms": None, "score": None}
         if word is None and self.terms is not None:
             # Whole units of 10⁻⁹: what a reader adds up is the score that he reads.
             terms = [round(float(term)) for term in self.terms[:, column]]

@@ -139,6 +139,11 @@ int nvmlDeviceGetUUID(void *device, char *uuid, unsigned size) {
     return check(device);
 }
 
+int nvmlDeviceGetName(void *device, char *name, unsigned size) {
+    snprintf(name, size, "%s", device == &gpus[0] ? "NVIDIA H100 80GB HBM3" : "NVIDIA B200");
+    return check(device);
+}
+
 int nvmlDeviceGetMigMode(void *device, unsigned *current, unsigned *pending) {
     *current = *pending = ((Gpu *)device)->mig == 1;
     return ((Gpu *)device)->mig < 0 ? NOT_SUPPORTED : check(device);

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from workers import build
-from workers.build import UnbuiltEngine, build_engine, build_worker, with_gpu_uuids
+from workers.build import UnbuiltEngine, build_engine, build_worker, published_curves, with_gpu_uuids
 from workers.engines.simulated import SimulatedEngine
-from workers.errors import EngineStartError, WorkerError
+from workers.errors import EngineStartError, MeterUnavailable, WorkerError
 from workers.power import nvml
+from workers.step_curves import StepCurves
 from workers.types import Call, MeterSpec, WorkerSpec, WorkerState
 from workers.worker import Worker
 
@@ -107,3 +108,46 @@ class TestGpus:
 
         monkeypatch.setattr(nvml, "uuids_of_visible_devices", none)
         assert "no GPU is visible" in await cause_of(build_worker(spec_of("vllm", num_gpus=1)))
+
+
+class TestPublishedCurves:
+    """A worker takes the curve of the GPU that it has, by the driver's name for it."""
+
+    CURVES = {
+        name: StepCurves(time_s=(0.1, 0.0, 0.0, 0.0), energy_joules=(1.0, 0.0, 0.0, 0.0), idle_watts=1.0, source=name)
+        for name in ("NVIDIA H100 80GB HBM3", "NVIDIA B200")
+    }
+
+    def of(self, monkeypatch: pytest.MonkeyPatch, *names: str, **fields: Any) -> StepCurves | None:
+        monkeypatch.setattr(nvml, "names_of", lambda uuids: names)
+        spec = {"gpu_uuids": tuple(f"GPU-{place}" for place, _ in enumerate(names)), "prior_curves": self.CURVES}
+        return published_curves(spec_of("vllm", num_gpus=len(names), **{**spec, **fields}))
+
+    def test_of_its_own_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However many, if they are alike."""
+        for names in (["NVIDIA B200"], ["NVIDIA B200", "NVIDIA B200"]):
+            assert self.CURVES["NVIDIA B200"] == self.of(monkeypatch, *names)
+
+    def test_gpus_unlike_or_unknown_have_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A slice of a GPU has a name of its own."""
+        assert self.of(monkeypatch, "NVIDIA B200", "NVIDIA H100 80GB HBM3") is None
+        assert self.of(monkeypatch, "NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
+
+    def test_who_has_no_gpu_or_was_told_nothing_asks_nobody(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """CPU engines, and models that no catalogue knows."""
+        monkeypatch.setattr(nvml, "names_of", lambda uuids: 1 / 0)
+        assert published_curves(spec_of("vllm", prior_curves=self.CURVES)) is None
+        assert published_curves(spec_of("vllm", num_gpus=1, gpu_uuids=("GPU-x",))) is None
+
+    def test_without_a_driver_it_starts_without(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A curve is no reason not to start; the log says why there is none."""
+
+        def none(uuids: tuple[str, ...]) -> tuple[str, ...]:
+            raise MeterUnavailable("NVML cannot be used")
+
+        monkeypatch.setattr(nvml, "names_of", none)
+        spec = spec_of("vllm", num_gpus=1, gpu_uuids=("GPU-x",), prior_curves=self.CURVES)
+        assert published_curves(spec) is None
+        assert "w-0 starts without a published curve: NVML cannot be used" in caplog.text

@@ -3,6 +3,7 @@
 import math
 import random
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -214,3 +215,16 @@ def test_only_a_ready_worker_takes_work(state: WorkerState) -> None:
     cluster = Cluster()
     assert (state is WorkerState.READY) == cluster.is_ready(cluster.update(view(state=state), 0.0))
     assert np.array_equal(cluster.columns_of(MODEL), [0])
+
+
+def test_ids_say_whose_curve_it_is_now() -> None:
+    """Shared between decisions until a word changes; a report that changes none changes nothing."""
+    cluster = Cluster()
+    known = msgspec.structs.replace(curves(), source="catalogue: m on 1 × H100", batch_range=(2.0, 4.0))
+    seen = []
+    for num_running in (0, 1, 3, 4):
+        cluster.update(view(curves=known, num_running=num_running), 0.0)
+        seen.append(cluster.ids())
+    assert seen[1] is seen[2]
+    inside, outside = known.source, f"{known.source}, extrapolated: measured at 2 to 4 sequences"
+    assert [outside, inside, inside, outside] == [ids[cluster.workers["w"].column][2] for ids in seen]

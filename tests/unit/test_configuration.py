@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from scheduler import shipped
 from scheduler.commands import configuration
 from scheduler.commands.exits import CommandError, ExitCode
 
@@ -37,8 +38,8 @@ def test_the_demos_configuration_is_found_and_loads() -> None:
 
 def test_without_a_checkout_the_installed_one_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """And where there is none either, the remedy is to name one."""
-    monkeypatch.setattr(configuration, "ROOT", tmp_path / "nowhere")
-    monkeypatch.setattr(configuration.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr(shipped, "ROOT", tmp_path / "nowhere")
+    monkeypatch.setattr(shipped.sysconfig, "get_path", lambda _: str(tmp_path))
     with pytest.raises(CommandError) as caught:
         configuration.demo_path()
     assert ExitCode.NOT_FOUND == caught.value.code

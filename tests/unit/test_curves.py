@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from scheduler.core.curves import PRIOR_CURVES, PRIOR_WATTS_PER_GPU, beyond_idle, is_sound
+from scheduler.catalogue import load_catalogue
+from scheduler.core.curves import PRIOR_CURVES, PRIOR_WATTS_PER_GPU, beyond_idle, is_sound, said_of
 from workers.step_curves import StepCurves
 
 H100 = StepCurves(
@@ -51,3 +52,34 @@ def test_times_that_cannot_be_are_not_computed_with(wrong: float) -> None:
     """Whatever its energy says."""
     assert is_sound(H100)
     assert not is_sound(changed(time_s=(0.01, wrong, 0.0, 0.0)))
+
+
+def test_no_board_of_the_catalogue_draws_more_than_is_assumed_of_the_unknown() -> None:
+    """Else the one GPU that nobody has measured would be the cheapest."""
+    assert PRIOR_WATTS_PER_GPU == max(gpu.board_watts for gpu in load_catalogue().gpus.values())
+
+
+@pytest.mark.parametrize(
+    ("curves", "num_running", "words"),
+    [
+        (H100, 10**9, "simulation_constants.csv"),
+        (changed(batch_range=(8.0, 691.0)), 7, "simulation_constants.csv"),
+        (changed(batch_range=(8.0, 691.0)), 690, "simulation_constants.csv"),
+        (
+            changed(batch_range=(8.0, 691.0)),
+            6,
+            "simulation_constants.csv, extrapolated: measured at 8 to 691 sequences",
+        ),
+        (
+            changed(batch_range=(8.0, 691.0)),
+            691,
+            "simulation_constants.csv, extrapolated: measured at 8 to 691 sequences",
+        ),
+        (None, 0, "none: 1000 W a GPU"),
+        (PRIOR_CURVES, 0, "none: 1000 W a GPU"),
+        (changed(time_s=(math.nan, 0.0, 0.0, 0.0)), 0, "none: 1000 W a GPU"),
+    ],
+)
+def test_whose_curve_a_worker_is_placed_by(curves: StepCurves | None, num_running: int, words: str) -> None:
+    """The newcomer counts: with it one more runs there."""
+    assert words == said_of(curves, num_running)

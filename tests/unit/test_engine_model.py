@@ -101,9 +101,9 @@ def test_one_window_sets_the_level() -> None:
 
 
 def test_a_prior_is_used_at_once() -> None:
-    """From an earlier run or a catalogue; its source is kept until windows speak."""
+    """From an earlier run; its source is kept until windows speak."""
     prior = StepCurves(
-        time_s=(6e-3, 3e-5, 9e-5, 0.0), energy_joules=(3.0, 0.02, 0.07, 0.0), idle_watts=100.0, source="catalogue"
+        time_s=(6e-3, 3e-5, 9e-5, 0.0), energy_joules=(3.0, 0.02, 0.07, 0.0), idle_watts=100.0, source="yesterday"
     )
     model = EngineModel(prior=prior)
     assert prior == model.curves()
@@ -218,3 +218,63 @@ def test_the_idle_band_has_a_least_width() -> None:
     """A tenth of 3 W would be below what any counter can tell."""
     assert IDLE_BAND_WATTS == EngineModel().idle_band_watts()
     assert taught(Device()).idle_band_watts() == pytest.approx(11.9, rel=1e-2)
+
+
+PUBLISHED = StepCurves(
+    time_s=(7e-3, 3e-5, 8e-5, 0.0), energy_joules=(4.0, 0.02, 0.05, 0.0), idle_watts=60.0,
+    source="catalogue: m on 1 × H100", batch_range=(8.0, 691.0),
+)  # fmt: skip
+
+
+def test_a_published_curve_is_told_and_splits_no_joules() -> None:
+    """Placement has it at once; a level or an idle draw that nobody measured here may not clamp a bill."""
+    model = EngineModel(published=PUBLISHED)
+    assert PUBLISHED == model.curves()
+    assert not model.freeze().is_learned
+    assert model.idle_watts is None
+    assert ("curve_published: nothing was measured here yet; catalogue: m on 1 × H100",) == model.health(0)
+
+
+@pytest.mark.parametrize("level_ratio", [0.5, 1.0, 2.0])
+def test_a_published_curve_gives_the_first_window_its_shape(level_ratio: float) -> None:
+    """And not its level: another release of the engine burns half or twice as much, by the same curve."""
+    truth = Curve.affine(tuple(level_ratio * each for each in PUBLISHED.energy_joules))  # type: ignore[arg-type]
+    device, model = Device(truth), EngineModel(published=PUBLISHED)
+    model.observe_window(np.zeros((0, 3)), 5.0, round(IDLE_WATTS * 5_000))
+    device.teach(model, (0, 16))
+    assert model.is_frozen
+    assert "windows" == model.curves().source
+    assert worst_error(model, device) < 0.03
+    assert IDLE_WATTS == pytest.approx(model.idle_watts or 0.0)
+
+
+def test_windows_take_a_wrong_published_curve_to_the_truth() -> None:
+    """It is where the curve begins, not where it ends."""
+    wrong = StepCurves(
+        time_s=(0.05, 1e-4, 1e-5, 0.0), energy_joules=(30.0, 0.001, 0.7, 0.0), idle_watts=500.0, source="x"
+    )
+    device, model = Device(), EngineModel(published=wrong, curved=False)
+    model.observe_window(np.zeros((0, 3)), 5.0, round(IDLE_WATTS * 5_000))
+    for load in LOADS * 4:
+        device.teach(model, load)
+    assert worst_error(model, device) < 0.05
+
+
+def test_without_any_curve_its_health_says_so() -> None:
+    """Until the first window."""
+    model = EngineModel()
+    assert ["curve_unknown"] == [word.split(":")[0] for word in model.health(3)]
+    Device().teach(model, (0, 16))
+    assert () == model.health(3)
+
+
+def test_more_sequences_than_were_measured_are_extrapolated_and_said() -> None:
+    """Its own windows measure up to what they held; an idle worker extrapolates nothing."""
+    model = EngineModel(published=PUBLISHED)
+    assert "curve_extrapolated: 7 run, and it was measured at 8 to 691" == model.health(7)[-1]
+    assert 1 == len(model.health(8)) == len(model.health(0))
+    for load in [(0, 4), (0, 16)]:
+        Device().teach(model, load)
+    assert (0.0, 16.0) == model.curves().batch_range
+    assert () == model.health(16)
+    assert ("curve_extrapolated: 17 run, and it was measured at 0 to 16",) == model.health(17)

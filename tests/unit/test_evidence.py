@@ -12,7 +12,7 @@ from workers.types import WorkerState
 
 def decision(num_columns: int = 4, reason: str = "") -> Decision:
     evidence = Evidence(
-        (("", ""),) * num_columns, np.zeros(num_columns, np.uint8), np.zeros((len(TERMS), num_columns), np.float32)
+        (("", "", ""),) * num_columns, np.zeros(num_columns, np.uint8), np.zeros((len(TERMS), num_columns), np.float32)
     )
     return Decision(worker=None, reason=reason, cached_tokens=0, first_s=0.0, due_s=0.0, evidence=evidence)
 
@@ -38,7 +38,10 @@ def test_who_was_out_has_no_score_even_where_others_have() -> None:
     """And where nobody passed there are no terms at all."""
     cluster = cluster_of(view("a", state=WorkerState.SICK))
     told = decides(cluster).explain()
-    assert [{"worker_id": "a", "zone": "local", "filter": "not_ready", "terms": None, "score": None}] == told["workers"]
+    curve = "none: 1000 W a GPU"
+    assert [
+        {"worker_id": "a", "zone": "local", "curve": curve, "filter": "not_ready", "terms": None, "score": None}
+    ] == told["workers"]
     assert "1 not_ready" in told["reason"]
     assert Filter.PASSED.word is None
 

@@ -68,6 +68,16 @@ def test_everything_that_is_known_is_said(capsys: pytest.CaptureFixture[str]) ->
     assert "tenant acme concurrency at once 16 1 0" in lines
 
 
+def test_who_was_placed_by_a_curve_of_others_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """Alike ones in one line; who measured his own needs no word, nor does a story from before they were told."""
+    words = ["windows", "catalogue: m on 1 × H100", "catalogue: m on 1 × H100"]
+    workers = [{**worker, "curve": curve} for worker, curve in zip(WORKERS, words, strict=True)]
+    text = shown(capsys, attempts=[], decision={"reason": "r", "workers": workers})
+    assert "  curve of w-1, w-2: catalogue: m on 1 × H100\n" in text
+    assert "w-0: " not in text
+    assert "curve of" not in shown(capsys)
+
+
 def test_what_waits_says_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
     """The last look for a place, with every filter."""
     text = shown(
@@ -140,7 +150,7 @@ def test_what_the_core_tells_adds_up() -> None:
 
     rng = np.random.default_rng(4)
     evidence = Evidence(
-        ids=tuple((f"w-{n}", "z") for n in range(50)),
+        ids=tuple((f"w-{n}", "z", "windows") for n in range(50)),
         codes=np.zeros(50, dtype=np.uint8),
         terms=rng.normal(0, 1e9, (len(CORE_TERMS), 50)).astype(np.float32),
     )

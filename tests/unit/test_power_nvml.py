@@ -13,7 +13,7 @@ import pytest
 
 from workers.errors import MeterUnavailable, WorkerError
 from workers.power.device_meter import STALLED_AFTER_S, DeviceLost, DeviceMeter
-from workers.power.nvml import NvmlLibrary, open_nvml, uuids_of_visible_devices, wrong_distribution
+from workers.power.nvml import NvmlLibrary, names_of, open_nvml, uuids_of_visible_devices, wrong_distribution
 from workers.types import Grade
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -524,4 +524,22 @@ def test_visible_devices_that_were_lost_say_so(gpus: StandIn) -> None:
     gpus.set(lost=1)
     with pytest.raises(MeterUnavailable, match="GPUs cannot be listed"):
         uuids_of_visible_devices("0")
+    assert (0, 0) == gpus.num_open
+
+
+def test_gpus_are_named_in_the_order_that_was_asked(gpus: StandIn) -> None:
+    """As the driver spells them, which is how a catalogue knows them; NVML is given back."""
+    gpus.clear(2)
+    assert ("NVIDIA B200", "NVIDIA H100 80GB HBM3") == names_of((SECOND, FIRST))
+    assert (0, 0) == gpus.num_open
+
+
+@pytest.mark.parametrize("trouble", ["unknown", "lost", "no driver"])
+def test_gpus_that_cannot_be_named_say_so(gpus: StandIn, trouble: str) -> None:
+    """One error for whoever wants to go on without a name; NVML is given back all the same."""
+    if trouble == "no driver":
+        gpus.driver_absent()
+    gpus.set(lost=trouble == "lost")
+    with pytest.raises(MeterUnavailable, match=r"remedy: nvidia-smi must work here"):
+        names_of(("GPU-nowhere" if trouble == "unknown" else FIRST,))
     assert (0, 0) == gpus.num_open

@@ -322,6 +322,18 @@ def uuids_of_visible_devices(visible: str) -> tuple[str, ...]:
     return uuids
 
 
+def names_of(uuids: Sequence[str]) -> tuple[str, ...]:
+    """What the driver calls these GPUs. Raises: MeterUnavailable without NVML, or where it does not know one."""
+    library = NvmlLibrary()
+    try:
+        api = library.api
+        return tuple(api.nvmlDeviceGetName(api.nvmlDeviceGetHandleByUUID(uuid)) for uuid in uuids)
+    except library.error as error:
+        raise MeterUnavailable(f"GPUs cannot be named: {error}; remedy: nvidia-smi must work here") from error
+    finally:
+        library.close()
+
+
 def _uuid_of(entry: str, known: Sequence[str]) -> str:
     if entry.startswith("MIG-"):
         return entry
