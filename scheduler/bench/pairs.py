@@ -86,7 +86,7 @@ def verdict(ratio: Interval | None, *, is_more_better: bool) -> str:
     """What a ratio second ÷ first shows of the second."""
     num = 0 if ratio is None else ratio.num
     if ratio is None or ratio.low is None or ratio.high is None or num < MIN_PAIRS:
-        return f"nothing: {num} valid pairs, at least {MIN_PAIRS}"
+        return f"nothing: {num} of the {MIN_PAIRS} valid pairs that it takes"
     if ratio.low <= 1 <= ratio.high:
         return "no difference shown"
     return "better" if (ratio.low > 1) is is_more_better else "worse"

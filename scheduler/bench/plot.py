@@ -82,7 +82,7 @@ def dress(panel: Axes, title: str, x: str, y: str) -> None:
         panel.spines[side].set_visible(False)
 
 
-def _log_axis(axis: Axis, low: float, high: float) -> None:
+def log_axis(axis: Axis, low: float, high: float) -> None:
     """Ticks at 1, 2 and 5 of each decade, in plain numbers; where that is too many, at the decades alone."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -106,7 +106,7 @@ def _distribution(panel: Axes, completed: Sequence[Exchange], slo: Slo | None) -
         if target_s is not None:
             panel.axvline(target_s, color=colour, linestyle="--", linewidth=1, label=f"{name} target {target_s:g} s")
     panel.set_xscale("log")
-    _log_axis(panel.xaxis, *panel.get_xlim())
+    log_axis(panel.xaxis, *panel.get_xlim())
     panel.set_ylim(0, 1.01)
     if panel.get_legend_handles_labels()[0]:
         panel.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="best")
@@ -191,7 +191,7 @@ def _quantiles(panel: Axes, report: Report) -> None:
     panel.set_xticks(range(len(rows)), [name.upper() for name in names])
     if rows:
         panel.set_yscale("log")
-        _log_axis(panel.yaxis, *panel.get_ylim())
+        log_axis(panel.yaxis, *panel.get_ylim())
         panel.legend(fontsize=8, frameon=False)
     joules = "" if report.energy is None else f" · energy by {_energy_title(report.energy)}"
     dress(panel, f"Quantiles{joules}", "", "seconds (log)")

@@ -44,9 +44,9 @@ SettingOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME[:KEY=VALUE,…]",
-        help="A curve of its own: short:output_tokens=16,max_in_flight=4 or bare:url=http://…; repeat. Keys: url, "
-        "model, api_key_env, service_tier, input_tokens, output_tokens, length_spread, cv, max_in_flight, exact_output, "
-        "metrics_url, admin_key_env, local_meter, gpu.",
+        help="A curve of its own: short:output_tokens=16,max_in_flight=4 or bare:url=http://…; repeat. "
+        "Keys: url, model, api_key_env, service_tier, input_tokens, output_tokens, length_spread, cv, max_in_flight, "
+        "exact_output, metrics_url, admin_key_env, local_meter, gpu.",
     ),
 ]
 ApiKeyOption = Annotated[str | None, typer.Option(envvar="JOULEWAY_API_KEY", show_envvar=True, help="Bearer key.")]
@@ -97,6 +97,7 @@ def sweep(
     gpu: Annotated[list[str] | None, typer.Option(help="UUID of a GPU for --local-meter nvml; repeat.")] = None,
     json_path: JsonOption = None,
     png: Annotated[Path | None, typer.Option("--png", "--plot", metavar="PATH", help="Draw the curves.")] = None,
+    redo_invalid: Annotated[bool, typer.Option("--redo-invalid", help="Measure points again that are void.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the points and how long they take.")] = False,
 ) -> None:
     """Energy sweep: arrival rates × settings, goodput per watt with its knee, idle watts and the balance of joules.
@@ -126,7 +127,7 @@ def sweep(
         )  # fmt: skip
     except ValueError as error:
         fail(str(error), USAGE)
-    raise typer.Exit(_run(asked, json_path=json_path, png=png, dry_run=dry_run))
+    raise typer.Exit(_run(asked, json_path=json_path, png=png, redo_invalid=redo_invalid, dry_run=dry_run))
 
 
 def _asked(
@@ -153,7 +154,7 @@ def _asked(
     return asked
 
 
-def _run(asked: Sweep, *, json_path: Path | None, png: Path | None, dry_run: bool) -> int:
+def _run(asked: Sweep, *, json_path: Path | None, png: Path | None, redo_invalid: bool, dry_run: bool) -> int:
     """Measure what is missing, write after each point, show; returns the exit code."""
     from scheduler.bench import sweep_screen
     from scheduler.bench.sweep import document_of
@@ -165,6 +166,8 @@ def _run(asked: Sweep, *, json_path: Path | None, png: Path | None, dry_run: boo
         before = () if file is None else measured_before(file, asked)
     except ResumeError as error:
         fail(str(error), USAGE)
+    if redo_invalid:
+        before = tuple(point for point in before if point.usable)
     if dry_run:
         sweep_screen.show_plan(asked, num_had=len(before))
         return OK

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scheduler.bench.intervals import Interval
-from scheduler.bench.plot import BAD, GOOD, INK, LINE, MUTED, dress, new_figure
+from scheduler.bench.plot import BAD, GOOD, INK, LINE, MUTED, dress, log_axis, new_figure
 from scheduler.bench.sweep_report import Curve, Document, Row
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def draw_sweep(document: Document, path: Path) -> None:
     dress(panels[1][1], "Latency, median", rate, "seconds (log)")
     if _has(document, lambda row: row.ttft_p50_s):
         panels[1][1].set_yscale("log")
+        log_axis(panels[1][1].yaxis, *panels[1][1].get_ylim())
     for panel in panels.flat:
         if panel is not panels[1][1]:
             panel.set_ylim(bottom=0)
@@ -103,6 +104,9 @@ def _marks(panel: Axes, curve: Curve, colour: str) -> None:
         panel.plot(
             [curve.knee.rate_rps], [curve.knee.good_tokens_per_joule], "D", color=colour, markersize=10, alpha=0.55
         )
+    void = [row.rate_rps for row in curve.rows if row.num_measured and not row.num_usable]
+    if void:
+        panel.plot(void, [0] * len(void), "x", color=colour, label=f"{curve.setting}: may not be quoted", clip_on=False)
     if curve.largest_rate_within_slo_rps is not None:
         panel.axvline(curve.largest_rate_within_slo_rps, color=colour, linestyle="--", linewidth=1, alpha=0.7)
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scheduler.bench.pairs import MEASURES
 from scheduler.bench.screen import console
 from scheduler.bench.screen import progress as progress_of_run
 
@@ -85,7 +86,7 @@ def _curve(curve: Curve) -> Table:
             spread(row.good_tokens_per_s),
             "–" if row.good_ratio is None else f"{row.good_ratio.mean:.1%}",
             spread(row.steady_watts),
-            spread(row.idle_watts),
+            "–" if row.idle_watts is None else f"{row.idle_watts.mean:.4g}",
             spread(row.good_tokens_per_joule),
             *("–" if value is None else f"{value.mean * 1000:,.0f} ms" for value in (row.ttft_p50_s, row.tpot_p50_s)),
             runs + ("" if row.num_steady == row.num_usable else " not steady"),
@@ -155,7 +156,7 @@ def _accounts(point: Measured) -> list[str]:
     known = [part for part in parts if part is not None]
     whole = sum(known) if len(known) == len(parts) else None
     return [
-        "–" if value is None else f"{value:.4g}"
+        "–" if value is None else f"{value + 0.0:.4g}"
         for value in (*parts, whole, energy.meter_joules, energy.difference_joules)
     ]
 
@@ -183,6 +184,8 @@ def _comparison(comparison: Comparison) -> Table:
         table.add_column(name, justify="left" if name in ("measure", f"{comparison.second} is") else "right")
     for each in comparison.ratios:
         ratio = each.ratio
+        if each.rate_rps is not None and len(comparison.ratios) > len(MEASURES) and (ratio is None or ratio.num < 2):
+            continue  # one pair of one rate has no interval; it is in the JSON
         bounds = "–" if ratio is None or ratio.low is None else f"{ratio.low:.3f} … {ratio.high:.3f}"
         table.add_row(
             each.measure,
