@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from benchmarks.record import ROOT, record
 OPTIONS = (
     "--repeats 2 --input-tokens 32 --output-tokens 16 --duration-s 25 --warmup-s 5 --idle-s 12 --cooldown-s 2 "
     "--slo-ttft-s 1 --slo-tpot-s 0.2"
-).split()
+)
 
 
 def compact(document: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def main() -> int:
         path, picture = Path(folder) / "sweep.json", Path(folder) / "sweep.png"
         with serving(configuration, Path(folder), environment=VLLM_ENVIRONMENT, timeout_s=300) as server:
             command = [sys.executable, "-m", "scheduler.cli", "bench", "sweep", server.url, "--rates", arguments.rates]
-            command += [*OPTIONS, "--metrics-url", f"{server.admin_url}/metrics"]
+            command += [*shlex.split(OPTIONS), "--metrics-url", f"{server.admin_url}/metrics"]
             keys = {"JOULEWAY_API_KEY": OPERATOR_KEY, "JOULEWAY_ADMIN_KEY": ADMIN_KEY, "PYTHONPATH": str(ROOT)}
             done = subprocess.run(
                 [*command, "--json", str(path), "--png", str(picture)], env={**os.environ, **keys}, check=False

@@ -149,9 +149,7 @@ def _asked(
     )
     parsed = [parse_setting(text) for text in settings]
     variants = tuple(variant_of(name, wish, base, dict(os.environ)) for name, wish in parsed)
-    asked = Sweep(variants=variants or (base,), rates=parse_rates(rates), **others)
-    asked.points()  # a length or limit below 1 is told before anything is sent
-    return asked
+    return Sweep(variants=variants or (base,), rates=parse_rates(rates), **others)
 
 
 def _run(asked: Sweep, *, json_path: Path | None, png: Path | None, redo_invalid: bool, dry_run: bool) -> int:

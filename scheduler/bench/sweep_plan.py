@@ -60,6 +60,12 @@ class Variant:
     max_in_flight: int
     source: EnergySource
 
+    def __post_init__(self) -> None:
+        if not self.cv > 0:
+            raise ValueError(f"setting {self.name}: cv must be above 0, not {self.cv:g}")
+        if self.max_in_flight < 1:
+            raise ValueError(f"setting {self.name}: max_in_flight must be at least 1, not {self.max_in_flight}")
+
     def conditions(self) -> dict[str, Condition]:
         """Everything that decides its figures, without any key."""
         target, source = self.target, self.source
