@@ -24,8 +24,8 @@ from benchmarks.jouleway_server import ADMIN_KEY, OPERATOR_KEY, serving, vllm_co
 from benchmarks.record import ROOT, record
 
 OPTIONS = (
-    "--repeats 2 --input-tokens 32 --output-tokens 16 --duration-s 25 --warmup-s 5 --idle-s 12 --cooldown-s 2 "
-    "--slo-ttft-s 1 --slo-tpot-s 0.2"
+    "--repeats 1 --input-tokens 32 --output-tokens 8 --duration-s 40 --warmup-s 5 --idle-s 12 --cooldown-s 2 "
+    "--slo-ttft-s 2 --slo-tpot-s 0.5"
 )
 
 
@@ -55,7 +55,7 @@ def compact(document: dict[str, Any]) -> dict[str, Any]:
 def main() -> int:
     """Serve, sweep, record; the sweep's own exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rates", default="1.5,3,6")
+    parser.add_argument("--rates", default="0.8,1.6,3.2")
     arguments = parser.parse_args()
     load_before = os.getloadavg()[0]
     configuration, _ = vllm_configuration()

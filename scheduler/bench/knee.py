@@ -38,6 +38,8 @@ def knee(points: Sequence[tuple[float, float]]) -> Knee:
     if len(curve) < 3:
         return Knee(reason=f"{len(curve)} rates have a value; a knee needs three")
     top = max(range(len(curve)), key=lambda index: (curve[index][1], -index))
+    if curve[top][1] <= 0:
+        return Knee(reason="no rate has a good token")
     if top == 0:
         return Knee(reason=f"the lowest rate, {curve[0][0]:g}/s, is the most efficient: begin the sweep below it")
     if top == 1:

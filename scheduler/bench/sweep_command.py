@@ -49,7 +49,6 @@ SettingOption = Annotated[
         "exact_output, metrics_url, admin_key_env, local_meter, gpu.",
     ),
 ]
-ApiKeyOption = Annotated[str | None, typer.Option(envvar="JOULEWAY_API_KEY", show_envvar=True, help="Bearer key.")]
 JsonOption = Annotated[
     Path | None,
     typer.Option("--json", metavar="PATH", help="Written after each point, and gone on with; '-' = stdout."),
@@ -70,7 +69,6 @@ def sweep(
     repeats: Annotated[int, typer.Option(help="How often each point is measured; 3 for a comparison.", min=1)] = 1,
     order: Annotated[OrderName, typer.Option(help="Of the rates, in each repeat anew.")] = OrderName.RANDOM,
     model: Annotated[str, typer.Option(help="Model name; default: the first that the server lists.")] = "",
-    api_key: ApiKeyOption = None,
     endpoint: Annotated[EndpointName, typer.Option(help="Which endpoint to stream from.")] = EndpointName.CHAT,
     cv: Annotated[float, typer.Option(help="Burstiness: CV of the gaps; 1 = Poisson.", min=0.01)] = 1.0,
     input_tokens: Annotated[int, typer.Option(help="Mean prompt tokens.", min=1)] = 128,
@@ -92,7 +90,6 @@ def sweep(
         float, typer.Option(help="Good requests for a rate to keep the SLO.", min=0.01, max=1)
     ] = 0.99,
     metrics_url: Annotated[str | None, typer.Option(help="Jouleway's /metrics on its admin listener: joules.")] = None,
-    admin_key: Annotated[str | None, typer.Option(envvar="JOULEWAY_ADMIN_KEY", help="Key of --metrics-url.")] = None,
     local_meter: Annotated[MeterName | None, typer.Option(help="Read a meter of this machine for joules.")] = None,
     gpu: Annotated[list[str] | None, typer.Option(help="UUID of a GPU for --local-meter nvml; repeat.")] = None,
     json_path: JsonOption = None,
@@ -104,7 +101,8 @@ def sweep(
 
     Each point: idle watts, warm-up, steady window, idle watts. With several settings they alternate at each rate (A B,
     then B A) with the same arrivals, and each is compared with the first one pair by pair. The same command with the
-    same --json goes on where a sweep was cut, or adds rates, settings and repeats to it.
+    same --json goes on where a sweep was cut, or adds rates, settings and repeats to it. Keys are read from the
+    environment: JOULEWAY_API_KEY, and JOULEWAY_ADMIN_KEY for --metrics-url.
     """
     if json_path is not None and json_path == png:
         fail("--json and --png name the same file", USAGE)
@@ -113,11 +111,15 @@ def sweep(
     from scheduler.bench.session import EnergySource
 
     target = Target(
-        base_url=base_url(url), model=model, api_key=api_key, endpoint=endpoint.value, exact_output=exact_output,
+        base_url=base_url(url), model=model, api_key=os.environ.get("JOULEWAY_API_KEY"),
+        endpoint=endpoint.value, exact_output=exact_output,
         temperature=temperature, timeout_s=timeout_s,
     )  # fmt: skip
     meter: MeterKind | None = None if local_meter is None else local_meter.value
-    source = EnergySource(metrics_url=metrics_url, admin_key=admin_key, gpu_uuids=tuple(gpu or ()), local_meter=meter)
+    source = EnergySource(
+        metrics_url=metrics_url, admin_key=os.environ.get("JOULEWAY_ADMIN_KEY"), local_meter=meter,
+        gpu_uuids=tuple(gpu or ()),
+    )  # fmt: skip
     slo = Slo(ttft_s=slo_ttft_s, tpot_s=slo_tpot_s, e2e_s=slo_e2e_s)
     try:
         asked = _asked(

@@ -19,6 +19,8 @@ from scheduler.bench.sweep_plan import Condition, Sweep
 from scheduler.bench.watts import Watts
 
 SCHEMA = "jouleway-sweep/1"
+OVERLOAD = {"drift", "too_short_for_requests"}
+"""Findings of a server that is offered more than it can take: a queue that grows, requests as long as the run."""
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,8 +62,9 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def usable(self) -> bool:
-        """Whether it may stand on a curve: nothing voids it but a drift, which overload has by its nature."""
-        return not any(finding.voids and finding.reason != "drift" for finding in self.report.verdict.findings)
+        """Whether it may stand on a curve: nothing voids it, or only what overload brings with it by its nature."""
+        reasons = {finding.reason for finding in self.report.verdict.findings if finding.voids}
+        return not reasons or ("drift" in reasons and reasons <= OVERLOAD)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,6 +40,7 @@ def test_what_lies_beyond_the_peak_does_not_move_the_knee() -> None:
     [
         ([], "0 rates have a value"),
         ([(1, 1), (2, 2)], "a knee needs three"),
+        ([(1, 0), (2, 0), (3, 0)], "no rate has a good token"),
         ([(1, 3), (2, 2), (3, 1)], "the lowest rate, 1/s, is the most efficient"),
         ([(1, 2), (2, 2), (3, 2)], "the lowest rate, 1/s, is the most efficient"),
         ([(1, 1), (2, 3), (3, 1)], "no rate lies between the lowest and the most efficient one, 2/s"),

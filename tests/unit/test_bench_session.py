@@ -97,6 +97,12 @@ def test_an_open_plan_covers_warm_up_and_measurement() -> None:
     assert notes == ()
 
 
+def test_other_texts_are_asked_at_the_same_moments() -> None:
+    """So that a sweep can send the same load to one server twice and meet no prefix cache."""
+    plans = [make_plan(Load(rate_rps=60, lengths=SHORT, texts=texts)) for texts in ("", "1/s 0", "1/s 1")]
+    assert plans[0] == plans[1] == plans[2]
+
+
 def test_a_cut_trace_is_noted(tmp_path: Path) -> None:
     """The verdict will say that lengths were cut."""
     path = tmp_path / "t.jsonl"

@@ -1,6 +1,7 @@
 """The face of the sweep: exit codes, what reaches the runner, the files it writes and goes on with."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -252,3 +253,11 @@ def test_a_key_is_never_shown(runs: Callable[..., Runner]) -> None:
     runs()
     result = invoke("--rates", "1", "--json", "-", JOULEWAY_API_KEY="sk-secret", JOULEWAY_ADMIN_KEY="ak-secret")
     assert "secret" not in result.stdout + result.stderr
+
+
+def test_keys_are_no_flags() -> None:
+    """A flag is seen by everyone who lists processes."""
+    result = invoke("--help")
+    assert 0 == result.exit_code
+    assert not re.search(r"--[a-z-]*(key|secret|password)\b", result.stdout)
+    assert "JOULEWAY_API_KEY" in result.stdout

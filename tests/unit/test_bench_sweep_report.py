@@ -54,6 +54,22 @@ def test_a_point_knows_what_it_is() -> None:
     assert (True, False) == (bound.steady_state, bound.usable)
 
 
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [
+        ((), True),
+        (("drift",), True),
+        (("drift", "too_short_for_requests"), True),
+        (("too_short_for_requests",), False),
+        (("drift", "client_bound"), False),
+        (("too_few_requests",), False),
+    ],
+)
+def test_overload_alone_is_no_reason_to_leave_a_point_out(reasons: tuple[str, ...], expected: bool) -> None:
+    """Requests as long as the run are overload only where the queue grew too."""
+    assert expected is measured(SWEEP, reasons=reasons).usable
+
+
 def test_no_key_is_in_the_document() -> None:
     """Neither the server's nor the admin listener's."""
     secret = variant(
