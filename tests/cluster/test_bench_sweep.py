@@ -17,16 +17,18 @@ from benchmarks.jouleway_server import ADMIN_KEY, OPERATOR_KEY, serving, simulat
 from benchmarks.servers import Server
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = (("--duration-s 60", "--duration-s 12"), ("--warmup-s 10", "--warmup-s 2"), ("--rates 0.5,1,2,4", "--rates 4"))
+SHORT = (("--duration-s 60", "--duration-s 6"), ("--warmup-s 10", "--warmup-s 1"), ("--rates 0.5,1,2,4", "--rates 4"))
 """What the guide recommends takes half an hour; here the shape is tested, not the figures."""
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """`jouleway serve` with one engine, its Ray in a short path."""
+    """`jouleway serve` with one engine, its Ray in a short path; windows of a second, so that idle spans are short."""
+    configuration = simulated_configuration(0.01)
+    worker = configuration["workers"][0]  # type: ignore[index]
     folder = Path(tempfile.mkdtemp(prefix="jw", dir="/tmp"))
     try:
-        with serving(simulated_configuration(0.01), folder) as running:
+        with serving({**configuration, "workers": [{**worker, "window_s": 1}]}, folder) as running:
             yield running
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -45,7 +47,7 @@ def run(server: Server, folder: Path, *, rates: str = "4") -> subprocess.Complet
     changes = (
         *SHORT, ("--rates 4", f"--rates {rates}"), ("http://127.0.0.1:8000", server.url),
         ("http://127.0.0.1:8001", server.admin_url), (".venv/bin/jouleway", f"{sys.executable} -m scheduler.cli"),
-        ("--repeats 3", "--repeats 1"), ("--idle-s 20", "--idle-s 16"), ("--cooldown-s 10", "--cooldown-s 0"),
+        ("--repeats 3", "--repeats 1"), ("--idle-s 20", "--idle-s 5"), ("--cooldown-s 10", "--cooldown-s 0"),
     )  # fmt: skip
     for old, new in changes:
         assert old in words, old
