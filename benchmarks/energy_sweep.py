@@ -28,6 +28,12 @@ OPTIONS = (
     "--slo-ttft-s 2 --slo-tpot-s 0.5"
 )
 
+NOTE = (
+    "measured beside other work on shared cores, niced: with a load above the number of cores the engine is starved and "
+    "points are overloaded at rates that a quiet machine takes; watts are of grade D: modelled from CPU-seconds, no "
+    "device was read. Runs that may not be quoted say so in their findings and are on no curve."
+)
+
 
 def compact(document: dict[str, Any]) -> dict[str, Any]:
     """What a result keeps of a sweep: options, curves, and of each point the joules, watts and verdict."""
@@ -76,8 +82,7 @@ def main() -> int:
             "exit_code": done.returncode,
             "load_1min_before": round(load_before, 2),
             "load_1min_after": round(os.getloadavg()[0], 2),
-            "note": "measured beside other work on shared cores; watts are of grade D where a point says so: modelled "
-            "from CPU-seconds, no device was read",
+            "note": NOTE,
         },
         what="jouleway bench sweep of real vLLM (SmolLM2-135M) behind Jouleway: good output tokens per joule of the "
         "meter over the arrival rate, idle watts before and after each point, balance of joules",
