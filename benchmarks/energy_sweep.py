@@ -29,9 +29,9 @@ OPTIONS = (
 )
 
 NOTE = (
-    "measured beside other work on shared cores, niced: with a load above the number of cores the engine is starved and "
-    "points are overloaded at rates that a quiet machine takes; watts are of grade D: modelled from CPU-seconds, no "
-    "device was read. Runs that may not be quoted say so in their findings and are on no curve."
+    "measured beside other work on shared cores, niced: where the load exceeds the cores the engine is starved, and "
+    "rates are overload that are a tenth of what it did alone (engine_tax_vllm.json: about 250 tokens/s); watts are of "
+    "grade D: modelled from CPU-seconds, no device was read. Runs that may not be quoted are on no curve."
 )
 
 
