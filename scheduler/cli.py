@@ -15,8 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from scheduler.bench.command import EPILOG as BENCH_EPILOG
-from scheduler.bench.command import bench
+from scheduler.bench.group import bench_app
 from scheduler.cli_accounts import models, outcome, usage
 from scheduler.cli_ledger import ledger_app, receipt, reconcile, rerate, trace
 from scheduler.commands.directory_command import admin_keys, audit, budgets, keys, tenants
@@ -247,7 +246,7 @@ def doctor(config: ConfigOption = None, as_json: JsonFlag = False) -> None:
 for _command in (usage, models, outcome, receipt, trace, reconcile, rerate):
     app.command(epilog=EXIT_CODES_HELP)(_command)
 app.add_typer(ledger_app)
-app.command(epilog=BENCH_EPILOG)(bench)
+app.add_typer(bench_app)
 for group in (tenants, keys, admin_keys, budgets):
     app.add_typer(group)
 app.command(epilog=EXIT_CODES_HELP)(audit)

@@ -52,6 +52,7 @@ class Target:
     endpoint: Endpoint = "chat"
     exact_output: bool = True
     temperature: float | None = None
+    service_tier: str | None = None
     timeout_s: float = 300.0
     extra_headers: tuple[tuple[str, str], ...] = ()
 
@@ -207,6 +208,7 @@ class Client:
             output_tokens=output_tokens,
             exact_output=target.exact_output,
             temperature=target.temperature,
+            service_tier=target.service_tier,
         )
 
     async def exchange(self, seen: Exchange, payload: bytes, *, origin_s: float) -> Exchange:

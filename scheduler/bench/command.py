@@ -1,6 +1,7 @@
 """`jouleway bench`: options in, a table, a JSON file and a picture out, and an exit code.
 
-Called by ``scheduler.cli``. It must import nothing heavy before it runs; what is measured is decided in ``session``.
+Called by ``scheduler.bench.group``. It must import nothing heavy before it runs; what is measured is decided in
+``session``.
 """
 
 from __future__ import annotations
@@ -83,10 +84,10 @@ def bench(
     """Benchmark any OpenAI server: latencies from the scheduled send, goodput under an SLO, tokens per joule.
 
     Give one of --rate (open loop), --concurrency (closed loop) and --trace (replay). Ends with a verdict on whether
-    the run may be quoted: too short, client-bound, errors, drift.
+    the run may be quoted: too short, client-bound, errors, drift. Many rates and settings: `jouleway bench sweep`.
     """
     if json_path is not None and plot is not None and json_path == plot:
-        _fail("--json and --plot name the same file", USAGE)
+        fail("--json and --plot name the same file", USAGE)
     from scheduler.bench.client import Target
     from scheduler.bench.report import Slo
     from scheduler.bench.session import EnergySource, Load
@@ -100,9 +101,9 @@ def bench(
             warmup_s=warmup_s, seed=seed, max_in_flight=max_in_flight,
         )  # fmt: skip
     except ValueError as error:
-        _fail(str(error), USAGE)
+        fail(str(error), USAGE)
     target = Target(
-        base_url=_base_url(url), model=model, api_key=api_key, endpoint=endpoint.value, exact_output=exact_output,
+        base_url=base_url(url), model=model, api_key=api_key, endpoint=endpoint.value, exact_output=exact_output,
         temperature=temperature, timeout_s=timeout_s,
     )  # fmt: skip
     wanted = (slo_ttft_s, slo_tpot_s, slo_e2e_s)
@@ -130,16 +131,16 @@ def _run(
                 measure(target, load, slo=slo, source=source, on_state=on_state, on_change=on_change)
             )
     except TraceError as error:
-        _fail(str(error), NOT_FOUND)
+        fail(str(error), NOT_FOUND)
     except ValueError as error:
-        _fail(str(error), USAGE)
+        fail(str(error), USAGE)
     except (TargetError, MeterUnavailable) as error:
-        _fail(str(error), UNAVAILABLE)
+        fail(str(error), UNAVAILABLE)
     try:
         _write(report, run, json_path, plot_path)
     except (OSError, TargetError) as error:
         screen.show(report, to_stderr=json_path == Path("-"))
-        _fail(f"the result could not be written: {error}", FAILURE)
+        fail(f"the result could not be written: {error}", FAILURE)
     screen.show(report, to_stderr=json_path == Path("-"))
     if run.interrupted:
         return INTERRUPTED
@@ -161,14 +162,15 @@ def _write(report: Report, run: Run, json_path: Path | None, plot_path: Path | N
         draw(report, run, plot_path)
 
 
-def _base_url(url: str) -> str:
+def base_url(url: str) -> str:
     """The server's root; leaves with a usage error for anything but http(s)."""
     try:
         return root_of(url)
     except ValueError as error:
-        _fail(str(error), USAGE)
+        fail(str(error), USAGE)
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def fail(message: str, code: int) -> NoReturn:
+    """Leave with a message on standard error."""
     sys.stderr.write(f"error: {message}\n")
     raise typer.Exit(code)

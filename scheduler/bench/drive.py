@@ -46,6 +46,8 @@ class Run:
     exchanges: list[Exchange] = field(default_factory=list)
     warmup_s: float
     duration_s: float
+    origin_s: float = 0.0
+    """The client's clock when the run began: what its seconds count from."""
     ended_s: float = 0.0
     lag_s: list[float] = field(default_factory=list)
     """How late the client's own event loop woke, sampled every 20 ms."""
@@ -100,7 +102,7 @@ class Driver:
     async def _watched(self, sending: Awaitable[None]) -> Run:
         """Run the sender beside the lag watch, then wait for what is open (each request has its own time limit)."""
         run, watch = self._run, asyncio.create_task(self._watch())
-        self._origin_s = self._client.clock()
+        self._origin_s = run.origin_s = self._client.clock()
         cpu_s = time.process_time()
         try:
             await sending

@@ -91,7 +91,8 @@ async def scrape(session: aiohttp.ClientSession, url: str, admin_key: str | None
                 raise TargetError(f"GET {url} answered {response.status}{remedy}")
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise TargetError(f"{url} cannot be reached: {error or type(error).__name__}") from error
-    found = reading(text, at_s=time.monotonic())
+    # In a thread: the page of a large fleet takes long enough to read to look like a slow server.
+    found = await asyncio.to_thread(reading, text, at_s=time.monotonic())
     if found is None:
         raise TargetError(f"{url} has no {METER_METRIC}: is it the admin listener of a Jouleway control plane?")
     return found

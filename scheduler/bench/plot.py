@@ -1,7 +1,7 @@
 """Draws one run as a PNG: latency distributions, the course of the run, and where the joules went.
 
-Called by ``scheduler.bench.session``; the only file that imports matplotlib, when it is used. It must never compute a
-figure that the report does not have.
+Called by ``scheduler.bench.command``; the only file that opens matplotlib, when it is used (``sweep_plot`` draws on
+it). It must never compute a figure that the report does not have.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from scheduler.bench.report import Energy, Report, Slo, open_requests
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 INK, GOOD, BAD, MUTED, LINE = "#1d2733", "#1b7f5c", "#c2412d", "#8a94a0", "#2f6db3"
 MAX_POINTS = 5_000
@@ -27,14 +28,7 @@ MAX_POINTS = 5_000
 
 def draw(report: Report, run: Run, path: Path) -> None:
     """Write the picture of a run to ``path``. Raises: TargetError when matplotlib is missing, OSError on a bad path."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise TargetError("matplotlib is missing: pip install 'jouleway[bench]'") from error
-
-    figure = Figure(figsize=(12, 7.6), dpi=110, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure()
     panels = figure.subplots(2, 2)
     figure.subplots_adjust(left=0.055, right=0.985, bottom=0.065, top=0.87, wspace=0.3, hspace=0.32)
     slo = report.goodput.slo if report.goodput else None
@@ -48,6 +42,18 @@ def draw(report: Report, run: Run, path: Path) -> None:
         _quantiles(panels[1][1], report)
     figure.suptitle(_title(report), fontsize=11, color=INK, x=0.012, y=0.985, ha="left")
     figure.savefig(path, format="png")
+
+
+def new_figure() -> Figure:
+    """An empty figure of the size of all our pictures, drawn without a screen. Raises: TargetError."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise TargetError("matplotlib is missing: pip install 'jouleway[bench]'") from error
+    figure = Figure(figsize=(12, 7.6), dpi=110, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _title(report: Report) -> str:
@@ -64,7 +70,8 @@ def _title(report: Report) -> str:
     return f"{where} · {workload}\n{tokens}{good} · {state}"
 
 
-def _dress(panel: Axes, title: str, x: str, y: str) -> None:
+def dress(panel: Axes, title: str, x: str, y: str) -> None:
+    """Title, names of the axes, a quiet grid."""
     panel.set_title(title, fontsize=10, loc="left", color=INK)
     panel.set_xlabel(x, fontsize=9)
     panel.set_ylabel(y, fontsize=9)
@@ -75,7 +82,7 @@ def _dress(panel: Axes, title: str, x: str, y: str) -> None:
         panel.spines[side].set_visible(False)
 
 
-def _log_axis(axis: Axis, low: float, high: float) -> None:
+def log_axis(axis: Axis, low: float, high: float) -> None:
     """Ticks at 1, 2 and 5 of each decade, in plain numbers; where that is too many, at the decades alone."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -99,11 +106,11 @@ def _distribution(panel: Axes, completed: Sequence[Exchange], slo: Slo | None) -
         if target_s is not None:
             panel.axvline(target_s, color=colour, linestyle="--", linewidth=1, label=f"{name} target {target_s:g} s")
     panel.set_xscale("log")
-    _log_axis(panel.xaxis, *panel.get_xlim())
+    log_axis(panel.xaxis, *panel.get_xlim())
     panel.set_ylim(0, 1.01)
     if panel.get_legend_handles_labels()[0]:
         panel.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="best")
-    _dress(panel, "Latency from the scheduled send", "seconds (log)", "share of requests at or below")
+    dress(panel, "Latency from the scheduled send", "seconds (log)", "share of requests at or below")
 
 
 def _course(panel: Axes, run: Run, slo: Slo | None) -> None:
@@ -124,7 +131,7 @@ def _course(panel: Axes, run: Run, slo: Slo | None) -> None:
         panel.axhline(slo.ttft_s, color=LINE, linestyle="--", linewidth=1, label=f"TTFT target {slo.ttft_s:g} s")
     if panel.get_legend_handles_labels()[0]:
         panel.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="best")
-    _dress(panel, "TTFT over the run", "due at (s)", "TTFT (s)")
+    dress(panel, "TTFT over the run", "due at (s)", "TTFT (s)")
 
 
 def _load(panel: Axes, report: Report, run: Run) -> None:
@@ -147,7 +154,7 @@ def _load(panel: Axes, report: Report, run: Run) -> None:
     beside.set_ylabel("output tokens/s (line)", fontsize=9, color=LINE)
     beside.tick_params(labelsize=8, colors=LINE)
     beside.spines["top"].set_visible(False)
-    _dress(panel, f"Load: {report.rates.num_open_mean:.1f} open on average", "time (s)", "open requests (area)")
+    dress(panel, f"Load: {report.rates.num_open_mean:.1f} open on average", "time (s)", "open requests (area)")
 
 
 def _accounts(panel: Axes, figures: Energy) -> None:
@@ -160,7 +167,7 @@ def _accounts(panel: Axes, figures: Energy) -> None:
     panel.bar_label(bars, labels=[f" {value:.4g} J" for value in joules], fontsize=8)
     panel.invert_yaxis()
     panel.margins(x=0.18)
-    _dress(panel, f"Energy · {_energy_title(figures)}", "joules", "")
+    dress(panel, f"Energy · {_energy_title(figures)}", "joules", "")
     panel.grid(False, axis="y")
 
 
@@ -184,7 +191,7 @@ def _quantiles(panel: Axes, report: Report) -> None:
     panel.set_xticks(range(len(rows)), [name.upper() for name in names])
     if rows:
         panel.set_yscale("log")
-        _log_axis(panel.yaxis, *panel.get_ylim())
+        log_axis(panel.yaxis, *panel.get_ylim())
         panel.legend(fontsize=8, frameon=False)
     joules = "" if report.energy is None else f" · energy by {_energy_title(report.energy)}"
-    _dress(panel, f"Quantiles{joules}", "", "seconds (log)")
+    dress(panel, f"Quantiles{joules}", "", "seconds (log)")

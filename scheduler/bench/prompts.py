@@ -57,7 +57,7 @@ class TokenFit:
 class Prompts:
     """Prompt texts by seed. Blocks with equal ids are equal text, so that a server's prefix cache works as traced."""
 
-    def __init__(self, *, seed: int, fit: TokenFit | None = None) -> None:
+    def __init__(self, *, seed: int | str, fit: TokenFit | None = None) -> None:
         self.fit = fit or TokenFit()
         self._seed = seed
         self._pool = random.Random(f"{seed} pool").choices(WORDS, k=POOL_WORDS)
@@ -93,7 +93,14 @@ class Prompts:
 
 
 def body(
-    text: str, *, endpoint: Endpoint, model: str, output_tokens: int, exact_output: bool, temperature: float | None
+    text: str,
+    *,
+    endpoint: Endpoint,
+    model: str,
+    output_tokens: int,
+    exact_output: bool,
+    temperature: float | None,
+    service_tier: str | None = None,
 ) -> bytes:
     """The JSON body of one streaming request.
 
@@ -108,4 +115,6 @@ def body(
         fields |= {"ignore_eos": True, "min_tokens": output_tokens}
     if temperature is not None:
         fields["temperature"] = temperature
+    if service_tier is not None:
+        fields["service_tier"] = service_tier
     return msgspec.json.encode(fields)

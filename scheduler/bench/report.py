@@ -252,7 +252,7 @@ def energy(
         overhead_joules=accounts.get("overhead"),
         unattributed_joules=accounts.get("unattributed"),
         in_flight_joules=accounts.get("in_flight"),
-        difference_joules=None if meter is None or len(known) < len(parts) else round(meter - sum(known), 6),
+        difference_joules=None if meter is None or len(known) < len(parts) else round(meter - sum(known), 6) + 0.0,
         span_s=span_s,
         output_tokens=output_tokens,
         good_output_tokens=good_output_tokens,

@@ -49,6 +49,8 @@ class Load:
     duration_s: float = 60.0
     warmup_s: float = 5.0
     seed: int = 0
+    texts: str = ""
+    """Other words, other prompts with the same arrivals and lengths: what was sent before is in no prefix cache."""
     max_in_flight: int = 4096
 
     def __post_init__(self) -> None:
@@ -142,7 +144,7 @@ async def measure(
         target = replace(target, model=target.model or await find_model(target, session))
         client = Client(target, session)
         on_state("probing")
-        prompts = Prompts(seed=load.seed)
+        prompts = Prompts(seed=f"{load.seed} {load.texts}" if load.texts else load.seed)
         prompts.fit = await probe(client, prompts)
         notes += _fit_notes(prompts.fit)
         driver = Driver(client, prompts, max_in_flight=load.max_in_flight, on_change=on_change)
@@ -197,7 +199,7 @@ async def _with_energy(
     before: Reading | None = None
     if source.metrics_url is not None:
         before = await scrape(session, source.metrics_url, source.admin_key)
-    with _local_meter(source.local_meter, source.gpu_uuids) as meter:
+    with local_meter(source.local_meter, source.gpu_uuids) as meter:
         first = None if meter is None else await asyncio.to_thread(meter.read)
         on_state("running")
         run = await _drive(driver, plan, load)
@@ -227,7 +229,8 @@ def _fit_notes(fit: TokenFit) -> tuple[str, ...]:
 
 
 @contextmanager
-def _local_meter(kind: MeterKind | None, gpu_uuids: tuple[str, ...]) -> Iterator[PowerMeter | None]:
+def local_meter(kind: MeterKind | None, gpu_uuids: tuple[str, ...]) -> Iterator[PowerMeter | None]:
+    """A meter of this machine, closed on leaving; None where none is asked for. Raises: MeterUnavailable."""
     if kind is None:
         yield None
         return

@@ -144,6 +144,7 @@ def test_closed_loop_keeps_its_slots_full_until_the_end() -> None:
     assert most_open == 3
     assert len(run.exchanges) == 30
     assert run.ended_s == pytest.approx(10)
+    assert 100.0 == pytest.approx(run.origin_s)
     assert sorted(seen.planned.index for seen in run.exchanges) == list(range(30))
 
 

@@ -109,6 +109,14 @@ def test_a_chat_body_asks_for_a_stream_with_usage_and_the_exact_length() -> None
     }
 
 
+def test_a_service_tier_is_sent_where_one_is_asked_for() -> None:
+    """Absent otherwise: a server need not know it."""
+    words = {"endpoint": "chat", "model": "m", "output_tokens": 9, "exact_output": False, "temperature": None}
+    asked = [json.loads(body("hi", service_tier=tier, **words)) for tier in ("flex", None)]  # type: ignore[arg-type]
+    assert "flex" == asked[0]["service_tier"]
+    assert {key: value for key, value in asked[0].items() if key != "service_tier"} == asked[1]
+
+
 def test_a_completions_body_without_exact_output_has_only_standard_fields() -> None:
     """A server that knows nothing of vLLM's fields is asked in the standard's words."""
     asked = json.loads(

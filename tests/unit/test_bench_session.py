@@ -23,6 +23,21 @@ from workers.windows import MeterReading
 SHORT = Lengths(input_tokens=20, output_tokens=4)
 
 
+class Meter:
+    """A counter of this machine: 2 J more with every reading."""
+
+    name = "rapl:package-0"
+    counter_mj = 0
+    is_closed = False
+
+    def read(self) -> MeterReading:
+        self.counter_mj += 2_000
+        return MeterReading(at_s=self.counter_mj / 1000, counter_mj=self.counter_mj, grade=Grade.C)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
 async def answer(request: web.Request) -> web.StreamResponse:
     """Streams as many words as asked, with usage and joules."""
     asked = await request.json()
@@ -80,6 +95,12 @@ def test_an_open_plan_covers_warm_up_and_measurement() -> None:
     plan, notes = make_plan(Load(rate_rps=50, duration_s=4, warmup_s=2))
     assert 4 < max(planned.due_s or 0 for planned in plan) < 6
     assert notes == ()
+
+
+def test_other_texts_are_asked_at_the_same_moments() -> None:
+    """So that a sweep can send the same load to one server twice and meet no prefix cache."""
+    plans = [make_plan(Load(rate_rps=60, lengths=SHORT, texts=texts)) for texts in ("", "1/s 0", "1/s 1")]
+    assert plans[0] == plans[1] == plans[2]
 
 
 def test_a_cut_trace_is_noted(tmp_path: Path) -> None:
@@ -173,22 +194,10 @@ async def test_ctrl_c_ends_the_run_and_keeps_its_figures() -> None:
 async def test_a_local_meter_is_read_around_the_run_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two readings, one before and one after; the device is released."""
 
-    class TwoJoules:
-        name = "rapl:package-0"
-        counter_mj = 0
-        is_closed = False
-
-        def read(self) -> MeterReading:
-            self.counter_mj += 2_000
-            return MeterReading(at_s=self.counter_mj / 1000, counter_mj=self.counter_mj, grade=Grade.C)
-
-        def close(self) -> None:
-            self.is_closed = True
-
-    meter = TwoJoules()
+    meter = Meter()
     asked: list[tuple[str, tuple[str, ...]]] = []
 
-    def open_meter(spec: object, *, gpu_uuids: tuple[str, ...], **others: object) -> tuple[TwoJoules, tuple[str, ...]]:
+    def open_meter(spec: object, *, gpu_uuids: tuple[str, ...], **others: object) -> tuple[Meter, tuple[str, ...]]:
         asked.append((spec.kind, gpu_uuids))  # type: ignore[attr-defined]
         return meter, ()
 
