@@ -89,7 +89,11 @@ class Admission:
     def retry_after_s(self, band: int, now_s: float) -> int:
         """Seconds after which a refused request of this band may find room, from the measured drain rate."""
         drain_per_s = sum(rate.per_s(now_s) for rate in self._drain_rates[: band + 1])
-        return retry_after_s(sum(self._queue.num_waiting[: band + 1]), drain_per_s)
+        return retry_after_s(self.num_ahead(band), drain_per_s)
+
+    def num_ahead(self, band: int) -> int:
+        """How many wait in the band or a better one."""
+        return sum(self._queue.num_waiting[: band + 1])
 
     def refusal(self, request: Request, now_s: float) -> Rejection | None:
         """Why the request is refused at once, whatever the queue's length; None if it is not."""

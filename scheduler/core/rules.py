@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from scheduler.core.budget_accounts import Budget, Level
 from scheduler.core.fairness import WorkWeights
+from scheduler.core.price_plan import DEFAULT_DEFERRAL, DeferralRules
 from scheduler.core.request import DataClass
 from scheduler.core.score import DEFAULT_PLACEMENT, PlacementRules
 
@@ -39,6 +40,8 @@ class Rules:
     ageing_every: int = 16
     placement: PlacementRules = DEFAULT_PLACEMENT
     """What a delay and a GPU-second weigh where a worker is chosen."""
+    deferral: DeferralRules = DEFAULT_DEFERRAL
+    """How batch-class work with a stated deadline waits for cheaper hours."""
 
     def __post_init__(self) -> None:
         assert 0 <= self.reserve_ratio < 1, self.reserve_ratio
