@@ -15,8 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from math import inf
-
-import numpy as np
+from typing import NamedTuple
 
 from scheduler.core.admission import Admission, Limits
 from scheduler.core.attempts import Entry
@@ -27,7 +26,7 @@ from scheduler.core.price_plan import NO_SLOT, SLICE_S, DeferralRules, PricePlan
 from scheduler.core.request import Band, Request
 from scheduler.core.rules import Rules
 from scheduler.core.steps import Steps
-from scheduler.core.table import Floats, Row
+from scheduler.core.table import Row
 from workers.types import WorkerState
 
 CHEAPER_HOUR = "cheaper_hour"
@@ -36,6 +35,21 @@ HORIZON_S = 172_800.0
 """How far a plan looks; it is made anew when half of that is over."""
 COUNTED = frozenset({WorkerState.READY, WorkerState.STARTING, WorkerState.PARKED})
 """Engines that compute, or will when there is work."""
+
+
+class _Mean(NamedTuple):
+    """The mean engine of a model: its time curve and its room."""
+
+    step_s: float
+    prefill_s: float
+    decode_s: float
+    context_s: float
+    kv_tokens: float
+    max_sequences: float
+
+
+MEAN_ROWS = (Row.T0_S, Row.T_PREFILL_S, Row.T_DECODE_S, Row.T_CONTEXT_S, Row.KV_ROOM, Row.MAX_SEQUENCES)
+NO_MEAN = _Mean(*[0.0] * len(MEAN_ROWS))
 
 
 class Deferral:
@@ -55,10 +69,13 @@ class Deferral:
         self._limits = limits.queue
         self.rules = rules.deferral
         self._prices: Mapping[str, Steps[float]] = {}
+        self._has_steps = False
         self._entries: dict[str, Entry] = {}
         self._num_bytes = 0
         self._plans: dict[str, PricePlan] = {}
         """By model."""
+        self._means: dict[str, _Mean] = {}
+        """The engines that they were made for."""
         self._releases = Deadlines()
         self._looks_s = inf
         """When it is checked next that plans are still for the engines that there are."""
@@ -117,11 +134,8 @@ class Deferral:
     def set_prices(self, prices: Mapping[str, Steps[float]], now_s: float) -> None:
         """Other prices by zone: everybody is planned anew, and who shall begin now is due."""
         self._prices = prices
+        self._has_steps = not all(steps.is_flat for steps in prices.values())
         self._plan_anew(now_s)
-
-    @property
-    def _has_steps(self) -> bool:
-        return not all(steps.is_flat for steps in self._prices.values())
 
     def _look(self, now_s: float) -> None:
         """Once a slice, while there are plans."""
@@ -164,8 +178,8 @@ class Deferral:
         if latest_s <= now_s:
             return False
         plan = self._plan_of(request.model, now_s)
-        may_run = np.array([self._policy.may(request, zone) for zone in plan.zones], dtype=np.bool_)
-        if not may_run.any():
+        may_run = [self._policy.may(request, zone) for zone in plan.zones]
+        if not any(may_run):
             return False
         postponed = plan.put_off(self._work_s(request), may_run=may_run, now_s=now_s, latest_s=latest_s)
         if postponed is None:
@@ -176,6 +190,7 @@ class Deferral:
     def _plan_of(self, model: str, now_s: float) -> PricePlan:
         plan = self._plans.get(model)
         if plan is None:
+            self._means[model] = self._mean(model) if self._engines(model) else NO_MEAN
             self._looks_s = min(self._looks_s, now_s + SLICE_S)
             plan = self._plans[model] = PricePlan(
                 self._prices,
@@ -202,13 +217,13 @@ class Deferral:
 
     def _work_s(self, request: Request) -> float:
         """Seconds of a full engine that it is expected to take, by the mean curve of its model's engines."""
-        estimates = self._admission.estimates_of(request.model)
+        estimates, mean = self._admission.estimates_of(request.model), self._means[request.model]
         prompt_tokens = estimates.prompt_tokens(request)
         output_tokens = estimates.output_tokens(request)
-        columns: Floats = self._cluster.table[:, self._cluster.columns_of(request.model)]
-        mean: Floats = columns.mean(axis=1)
-        kv_tokens = prompt_tokens + output_tokens
-        num_sequences = max(min(mean[Row.MAX_SEQUENCES], mean[Row.KV_ROOM] / max(kv_tokens, 1)), 1.0)
-        context_s = mean[Row.T_CONTEXT_S] * (prompt_tokens + output_tokens / 2)
-        token_s = mean[Row.T_DECODE_S] + mean[Row.T0_S] / num_sequences + context_s
-        return float(mean[Row.T_PREFILL_S] * prompt_tokens + token_s * output_tokens)
+        num_sequences = max(min(mean.max_sequences, mean.kv_tokens / (prompt_tokens + output_tokens)), 1.0)
+        token_s = mean.decode_s + mean.step_s / num_sequences + mean.context_s * (prompt_tokens + output_tokens / 2)
+        return mean.prefill_s * prompt_tokens + token_s * output_tokens
+
+    def _mean(self, model: str) -> _Mean:
+        table, columns = self._cluster.table, self._cluster.columns_of(model)
+        return _Mean(*[float(table[row, columns].mean()) for row in MEAN_ROWS])

@@ -15,10 +15,8 @@ from math import ceil
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scheduler.core.steps import Steps
-from scheduler.core.table import Floats
 
 SLICE_S = 900.0
 """The longest slice: what is put off to one comes in at its beginning, and waits for an engine within it."""
@@ -86,44 +84,46 @@ class PricePlan:
         size = len(self.zones)
         price = np.array([[steps.at(at_s) for at_s in starts] for steps in self._steps]).reshape(size, len(starts))
         order = np.lexsort((np.tile(starts, size), price.ravel()))
-        self._price: Floats = price.ravel()[order]
-        self._start: Floats = np.tile(starts, size)[order]
-        self._zone: NDArray[np.intp] = np.repeat(np.arange(size), len(starts))[order]
+        # Plain lists from the cheapest slice on: most requests look at one or two of them.
+        self._price: list[float] = price.ravel()[order].tolist()
+        self._start: list[float] = np.tile(starts, size)[order].tolist()
+        self._zone: list[int] = np.repeat(np.arange(size), len(starts))[order].tolist()
         each = np.array([float(self._engines[zone]) for zone in self.zones])
-        self._room: Floats = (capacity_ratio * np.outer(each, lengths)).ravel()[order]
+        self._room: list[float] = (capacity_ratio * np.outer(each, lengths)).ravel()[order].tolist()
+        self._first = 0
+        """Before it every slice is full or over."""
 
     def is_for(self, engines: Mapping[str, int]) -> bool:
         """Whether it was made for so many engines."""
         return self._engines == {zone: number for zone, number in engines.items() if number}
 
-    def put_off(self, work_s: float, *, may_run: NDArray[np.bool_], now_s: float, latest_s: float) -> Postponed | None:
+    def put_off(self, work_s: float, *, may_run: Sequence[bool], now_s: float, latest_s: float) -> Postponed | None:
         """The cheapest slice with room, in time, and cheaper than beginning now; its room is taken. None: begin now.
 
-        ``may_run``: in which of ``zones``, shape (zones,), at least in one. Of equal prices the earlier slice.
+        ``may_run``: in which of ``zones``, at least in one. Of equal prices the earlier slice.
         """
-        now_price = min(steps.at(now_s) for steps, may in zip(self._steps, may_run, strict=True) if may)
+        now_price = min([steps.at(now_s) for steps, may in zip(self._steps, may_run, strict=True) if may])
         dearest = now_price - MIN_SAVING_RATIO * abs(now_price)
-        end = int(np.searchsorted(self._price, dearest))  # prices below it
-        fits = (
-            may_run[self._zone[:end]]
-            & (self._start[:end] > now_s)
-            & (self._start[:end] <= latest_s)
-            & (self._room[:end] > 0.0)
-        )
-        slot = int(fits.argmax()) if end else 0
-        if not end or not fits[slot]:
-            return None
-        self._room[slot] -= work_s
-        return Postponed(
-            until_s=float(self._start[slot]),
-            latest_s=latest_s,
-            now_nano_per_joule=now_price,
-            then_nano_per_joule=float(self._price[slot]),
-            work_s=work_s,
-            slot=slot,
-        )
+        price, start, room, size = self._price, self._start, self._room, len(self._price)
+        while self._first < size and (room[self._first] <= 0.0 or start[self._first] <= now_s):
+            self._first += 1
+        slot = self._first
+        while slot < size and price[slot] < dearest:
+            if now_s < start[slot] <= latest_s and room[slot] > 0.0 and may_run[self._zone[slot]]:
+                room[slot] -= work_s
+                return Postponed(
+                    until_s=start[slot],
+                    latest_s=latest_s,
+                    now_nano_per_joule=now_price,
+                    then_nano_per_joule=price[slot],
+                    work_s=work_s,
+                    slot=slot,
+                )
+            slot += 1
+        return None
 
     def give_back(self, postponed: Postponed) -> None:
         """Whoever stood in this plan left before its time."""
         if postponed.slot != NO_SLOT:
             self._room[postponed.slot] += postponed.work_s
+            self._first = min(self._first, postponed.slot)

@@ -234,7 +234,8 @@ def test_fewer_engines_spread_what_waits_over_more_hours() -> None:
     """Two engines plan four requests in a slice each; one has room for half of it."""
     slices = Steps.of(80.0, [(10 * HOUR, 30.0), (10 * HOUR + 4 * SLICE_S, 80.0)])
     core = core_with(slices, num_workers=2, rules=Rules(deferral=DeferralRules(capacity_ratio=1.0)))
-    work_s = core.deferral._work_s(batch(max_output_tokens=2**20))
+    submitted(core, batch(max_output_tokens=2**20, hours=600))
+    work_s = core._entries["r"].postponed.work_s  # type: ignore[union-attr]
     num = int(4 * SLICE_S / work_s)  # as much as fills one engine for all of the cheap hours
     core = core_with(
         slices,

@@ -1,4 +1,4 @@
-"""What the guide shows of prices can be used as it stands: its configuration loads, its series is one, sums are right."""
+"""What the guide shows of prices can be used as it stands: its configuration loads, its series and its sum hold."""
 
 import re
 from pathlib import Path
@@ -68,6 +68,19 @@ def test_the_bounds_that_are_named_are_the_codes_own() -> None:
         f"at most {SLICE_S / 60:.0f} minutes",
     )
     assert [] == [each for each in words if each not in GUIDE]
+
+
+def test_every_log_line_about_prices_is_explained() -> None:
+    """With its level; `…` stands for names."""
+    rows = re.findall(r"^\| `(energy[^`]*)` \| (\w+) \|", GUIDE, re.MULTILINE)
+    source = (ROOT / "scheduler" / "energy_feed.py").read_text(encoding="utf-8")
+    said = re.findall(r"logger\.(\w+)\(\"([^\"]*)\"", source)
+    for level, words in said:
+        tail = words.removeprefix("energy: %s").removesuffix("%s").strip(":; ")
+        level = "error" if level == "exception" else level
+        explained = [row for row, row_level in rows if row_level == level]
+        assert any(tail.split(";")[0].split(" and none")[0] in row for row in explained), words
+    assert len(said) >= 5
 
 
 def test_the_example_of_the_cluster_loads_without_its_comment_signs(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from math import inf
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +14,7 @@ from tests.core_words import thorough
 HOUR = 3_600.0
 NIGHT = Steps.of(80.0, [(10 * HOUR, 30.0), (18 * HOUR, 80.0)])
 """Cheap from the tenth to the eighteenth hour."""
-EVERYWHERE = np.array([True])
+EVERYWHERE = [True]
 
 
 def plan_of(
@@ -95,7 +94,7 @@ def test_only_zones_where_it_may_run_count() -> None:
     assert ["cheap", "far"] == list(plan.zones)
 
     def found(*may: bool) -> tuple[float, float]:
-        postponed = plan.put_off(1.0, may_run=np.array(may), now_s=0.0, latest_s=24 * HOUR)
+        postponed = plan.put_off(1.0, may_run=may, now_s=0.0, latest_s=24 * HOUR)
         assert postponed is not None
         return postponed.until_s, postponed.now_nano_per_joule
 
