@@ -23,7 +23,7 @@ from scheduler.core.cluster import Cluster
 from scheduler.core.data_policy import DataPolicy
 from scheduler.core.deadlines import Deadlines
 from scheduler.core.price_plan import NO_SLOT, SLICE_S, DeferralRules, PricePlan
-from scheduler.core.request import Band, Request
+from scheduler.core.request import Band
 from scheduler.core.rules import Rules
 from scheduler.core.steps import Steps
 from scheduler.core.table import Row
@@ -181,7 +181,7 @@ class Deferral:
         may_run = [self._policy.may(request, zone) for zone in plan.zones]
         if not any(may_run):
             return False
-        postponed = plan.put_off(self._work_s(request), may_run=may_run, now_s=now_s, latest_s=latest_s)
+        postponed = plan.put_off(self._work_s(entry), may_run=may_run, now_s=now_s, latest_s=latest_s)
         if postponed is None:
             return False
         entry.postponed = postponed
@@ -215,11 +215,17 @@ class Deferral:
         longest_s = slowest.alone_s(request.prompt_tokens_bound) + entry.granted_tokens * token_s
         return request.deadline_s - self.rules.margin_s - self.rules.margin_ratio * longest_s
 
-    def _work_s(self, request: Request) -> float:
-        """Seconds of a full engine that it is expected to take, by the mean curve of its model's engines."""
+    def _work_s(self, entry: Entry) -> float:
+        """Seconds of a full engine that it is expected to take, by the mean curve of its model's engines; as long as
+        nothing is known of the model's outputs, with all the output that it may have: work that is put off for a day
+        would be known to be too much when it is too late.
+        """
+        request = entry.request
         estimates, mean = self._admission.estimates_of(request.model), self._means[request.model]
         prompt_tokens = estimates.prompt_tokens(request)
-        output_tokens = estimates.output_tokens(request)
+        output_tokens = entry.granted_tokens * request.num_sequences
+        if estimates.output.is_learned:
+            output_tokens = min(output_tokens, estimates.output_tokens(request))
         num_sequences = max(min(mean.max_sequences, mean.kv_tokens / (prompt_tokens + output_tokens)), 1.0)
         token_s = mean.decode_s + mean.step_s / num_sequences + mean.context_s * (prompt_tokens + output_tokens / 2)
         return mean.prefill_s * prompt_tokens + token_s * output_tokens

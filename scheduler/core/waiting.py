@@ -94,7 +94,9 @@ class Waiting:
         line = self._queue.push(request, entry.place)
         self._models.setdefault(request.model, _Model())
         self._entries[request.request_id] = entry
-        self._limits.push(entry.waits_since_s + self._max_wait_s, request.request_id, is_open=self._entries.keys())
+        if not request.is_deferrable:  # its own deadline ends its wait, and nothing before that
+            limit_s = entry.waits_since_s + self._max_wait_s
+            self._limits.push(limit_s, request.request_id, is_open=self._entries.keys())
         if line.head is request:
             self._reopen(line)
 

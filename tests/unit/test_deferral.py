@@ -111,14 +111,41 @@ def test_a_parked_engine_counts() -> None:
 
 def test_waiting_for_a_price_is_no_waiting_for_a_worker() -> None:
     """Its time in the queue begins with its hour, its age too, and its first token is due from then on."""
-    core = core_with(num_workers=1, max_wait_s=60.0)
+    core = core_with()
     submitted(core, *[request(f"busy{number}") for number in range(100)])
     submitted(core, batch())
     core.tick(10 * HOUR)
     entry = core._entries["r"]
     assert [10 * HOUR] * 3 == [entry.waits_since_s, entry.ages_since_s, entry.promised_from_s]
-    assert [] == of_kind(core.tick(10 * HOUR + 59), Reject)
-    assert ["queue_timeout"] == [each.rejection.reason for each in of_kind(core.tick(10 * HOUR + 60), Reject)]
+
+
+def test_only_its_deadline_ends_the_wait_of_who_stated_one() -> None:
+    """Where engines have no room for hours after all, nothing is won by refusing it earlier."""
+    core = core_with(max_wait_s=60.0, sign_timeout_s=1e9, call_lost_s=1e9)
+    core.on_worker_report(view("w0", curves=curves(), max_running=4), 0.0)
+    submitted(core, *[request(f"busy{number}") for number in range(4)])
+    submitted(core, batch(), batch("plain", is_deferrable=False))
+    assert ["plain"] == [each.request_id for each in of_kind(core.tick(60.0), Reject)]
+    assert [[], []] == [core.tick(at_s) for at_s in (10 * HOUR, 24 * HOUR - 1)]
+    assert ["deadline_exceeded"] == [each.rejection.reason for each in of_kind(core.tick(24 * HOUR), Reject)]
+
+
+def test_as_long_as_no_output_is_known_all_that_it_may_have_is_planned() -> None:
+    """Later what outputs have been; never more than it may have."""
+    core = core_with()
+    submitted(core, batch("a", max_output_tokens=4_000), batch("b", max_output_tokens=400))
+    for _ in range(20):
+        core.admission.observe_output(request(), 300)
+    submitted(core, batch("c", max_output_tokens=4_000), batch("d", max_output_tokens=400))
+
+    def work_s(name: str) -> float:
+        postponed = core._entries[name].postponed
+        assert postponed is not None
+        return postponed.work_s
+
+    assert work_s("a") > 5 * work_s("b")
+    assert work_s("b") > work_s("d")
+    assert work_s("c") == work_s("d")
 
 
 def test_its_story_says_for_what_it_waits_until_when_and_what_that_saves() -> None:
