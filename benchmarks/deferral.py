@@ -46,7 +46,7 @@ from workers.engines.simulated_options import SimulatedOptions
 ZONE = "local"
 HOUR_S, DAY_S = 3_600.0, 86_400.0
 WINDOW_S = DAY_S
-TICK_S = 1.0
+TICK_S = 5.0
 NUM_ENGINES = 2
 JOBS_PER_DAY = {"light": 2_000, "middle": 6_000, "heavy": 9_000}
 """About 6, 18 and 28 % of what two engines can compute in that time; what waits has 70 % of their cheap hours."""

@@ -261,7 +261,7 @@ def test_fewer_engines_spread_what_waits_over_more_hours() -> None:
     """Two engines plan four requests in a slice each; one has room for half of it."""
     slices = Steps.of(80.0, [(10 * HOUR, 30.0), (10 * HOUR + 4 * SLICE_S, 80.0)])
     core = core_with(slices, num_workers=2, rules=Rules(deferral=DeferralRules(capacity_ratio=1.0)))
-    submitted(core, batch(max_output_tokens=2**20, hours=600))
+    submitted(core, batch(max_output_tokens=4_000))
     work_s = core._entries["r"].postponed.work_s  # type: ignore[union-attr]
     num = int(4 * SLICE_S / work_s)  # as much as fills one engine for all of the cheap hours
     core = core_with(
@@ -271,7 +271,7 @@ def test_fewer_engines_spread_what_waits_over_more_hours() -> None:
         queue=QueueLimits(max_requests=10**6),
     )
     names = [f"r{number}" for number in range(num)]
-    assert [] == submitted(core, *[batch(name, max_output_tokens=2**20, hours=600) for name in names])
+    assert [] == submitted(core, *[batch(name, max_output_tokens=4_000) for name in names])
     two = {until_s(core, name) for name in names}
     core.on_worker_lost("w1", "gone", 1.0)
     core.tick(SLICE_S + 1.0)
