@@ -116,10 +116,14 @@ def submit(
         Path | None, typer.Option("--errors", metavar="PATH", help="Lines without one; default: JOBS.errors.jsonl.")
     ] = None,
     url: UrlOption = "http://127.0.0.1:8000",
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Lines that are asked at once.")] = 16,
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Lines that are asked at once.")] = 16,
     service_tier: Annotated[ServiceTier, typer.Option(help="Priority of lines that name none.")] = ServiceTier.FLEX,
     task: Annotated[str, typer.Option(help="One total and, where configured, one budget for all lines.")] = "",
     timeout_s: Annotated[float, typer.Option(min=1.0, max=86_400.0, help="Limit of one try.")] = 3600.0,
+    window_s: Annotated[
+        float | None,
+        typer.Option(min=1.0, max=604_800.0, help="Answers in so many seconds: lines may wait for cheaper hours."),
+    ] = None,
     allow_mixed_models: Annotated[
         bool, typer.Option("--allow-mixed-models", help="Take a file whose lines name several models.")
     ] = False,
@@ -143,6 +147,7 @@ def submit(
         service_tier=service_tier.value,
         task=task,
         timeout_s=timeout_s,
+        window_s=window_s,
         allow_mixed_models=allow_mixed_models,
         is_check_only=check,
     )

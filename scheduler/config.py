@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from scheduler.config_energy import EnergyConfig
 from scheduler.config_errors import ConfigError, problems_of
 from scheduler.config_prices import PricesConfig, book_of
 from scheduler.config_sections import (
@@ -66,6 +67,7 @@ class Config(BaseSettings):
     models: dict[str, ModelConfig] = {}
     zones: dict[Name, ZoneConfig] = {}
     """A zone of a worker that is not named here holds general data."""
+    energy: EnergyConfig = EnergyConfig()
     scheduling: SchedulingConfig = SchedulingConfig()
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
     """Of every price and every budget of money; ISO 4217."""
@@ -130,6 +132,8 @@ class Config(BaseSettings):
             if worker.engine == "vllm" and model.weights is None:
                 raise ValueError(f"models.{worker.model}.weights: worker {worker.name!r} runs vllm and needs weights")
         if words := problem_of(self.zones, [worker.zone for worker in self.workers], self.tenants):
+            raise ValueError(words)
+        if words := self.energy.problem({*self.zones, *(worker.zone for worker in self.workers)}):
             raise ValueError(words)
         keyless = [index for index, tenant in enumerate(self.tenants) if not tenant.keys]
         if self.directory == "api" and self.generate_keys:
@@ -295,7 +299,7 @@ def _with_paths(config: Config, folder: Path) -> Config:
             return model
         return model.model_copy(update={"weights": str(full(Path(model.weights)))})
 
-    server, admin, ledger = config.server, config.admin, config.ledger
+    server, admin, ledger, energy = config.server, config.admin, config.ledger, config.energy
     tenants = tuple(
         tenant.model_copy(
             update={"keys": tuple(key.model_copy(update={"file": full(key.file)}) for key in tenant.keys)}
@@ -318,6 +322,12 @@ def _with_paths(config: Config, folder: Path) -> Config:
                 update={name: full(getattr(ledger, name)) for name in ("url_file", "key_file", "checkpoint_dir")}
             ),
             "catalogue": full(config.catalogue),
+            "energy": energy.model_copy(
+                update={
+                    "series": tuple(folder / path.expanduser() for path in energy.series),
+                    "folder": full(energy.folder),
+                }
+            ),
             "state_dir": full(config.state_dir),
             "models": {name: weights(model) for name, model in config.models.items()},
             "tenants": tenants,

@@ -145,6 +145,10 @@ class LimitsConfig(Section):
     """Of each priority band."""
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 3600.0
     """From arrival to the last byte; then the request is ended with deadline_exceeded."""
+    max_window_s: Annotated[float, Field(gt=0, le=604_800)] = 86_400.0
+    """The longest deadline that a batch-class request may state for itself, where that is more than request_timeout_s:
+    until then it may wait for a cheaper hour.
+    """
     keep_alive_s: Annotated[float, Field(gt=0, le=300)] = 10.0
     """Streams that wait longer for their first byte get a 200 and comments from then on."""
     slow_reader_s: Annotated[float, Field(gt=0, le=3600)] = 30.0

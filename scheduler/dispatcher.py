@@ -26,6 +26,7 @@ from scheduler.core.actions import Abort as AbortAttempt
 from scheduler.core.actions import Action, Dispatch, Finish, Reject, Settle
 from scheduler.core.budget_accounts import BudgetState
 from scheduler.core.cluster import DEFAULT_MAX_RUNNING, WorkerView
+from scheduler.core.price_clock import EnergyPrices
 from scheduler.core.request import Request
 from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
@@ -46,17 +47,7 @@ from workers.types import (
     WorkerState,
 )
 
-__all__ = [
-    "Body",
-    "Dispatcher",
-    "End",
-    "Head",
-    "Phase",
-    "Snapshot",
-    "Stream",
-    "Submission",
-    "WorkerLink",
-]
+__all__ = ["Body", "Dispatcher", "End", "Head", "Phase", "Snapshot", "Stream", "Submission", "WorkerLink"]
 
 logger = logging.getLogger("jouleway.dispatcher")
 
@@ -84,7 +75,7 @@ class Dispatcher:
     ) -> None:
         self._core = scheduler
         self.settlement = settlement
-        settlement.on_settled = scheduler.on_energy
+        settlement.on_settled = scheduler.holds.book_energy
         self._on_worker_down = on_worker_down
         self._clock = clock
         self._unix_clock = unix_clock
@@ -190,6 +181,11 @@ class Dispatcher:
     def reload(self, rules: Rules) -> None:
         """Other rules from now on; what runs goes on as it was admitted."""
         self._apply(self._core.reload(rules, self._clock()))
+
+    def set_energy_prices(self, prices: EnergyPrices) -> None:
+        """What energy costs from now on, over unix time; whoever waits for a cheaper hour is planned anew."""
+        now_s = self._clock()
+        self._apply(self._core.set_energy_prices(prices.shifted(now_s - self._unix_clock()), now_s))
 
     def _on_close(self, request_id: str, reason: str) -> None:
         if request_id in self._live:

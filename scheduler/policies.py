@@ -20,6 +20,7 @@ from scheduler.config_sections import ModelConfig, WorkConfig
 from scheduler.config_tenants import BudgetConfig
 from scheduler.core.budget_accounts import Budget, Level
 from scheduler.core.fairness import WorkWeights
+from scheduler.core.price_plan import DeferralRules
 from scheduler.core.request import DataClass, Slo
 from scheduler.core.rules import Rules
 from scheduler.credentials import key_digest
@@ -36,7 +37,7 @@ NEW_LEDGER = "a new ledger (another ledger.url or state_dir)"
 
 def rules_of(config: Config) -> Rules:
     """Everything that the core is told of operators' wishes. Raises: ConfigError where a key's file cannot be used."""
-    scheduling = config.scheduling
+    scheduling, deferral = config.scheduling, config.energy.deferral
     return Rules(
         budgets=budgets_of(config),
         task_budgets={tenant.name: _budgets(tenant.task_budgets) for tenant in config.tenants if tenant.task_budgets},
@@ -52,6 +53,11 @@ def rules_of(config: Config) -> Rules:
         reserve_ratio=scheduling.reserve_ratio,
         ageing_s=scheduling.ageing_s,
         ageing_every=scheduling.ageing_every,
+        deferral=DeferralRules(
+            margin_s=deferral.margin_s,
+            margin_ratio=deferral.margin_ratio,
+            capacity_ratio=deferral.capacity_ratio,
+        ),
     )
 
 

@@ -36,6 +36,7 @@ from scheduler.core.scheduler import Scheduler
 from scheduler.credentials import house_key_id, kept_key
 from scheduler.directory_owner import DirectoryOwner
 from scheduler.dispatcher import Dispatcher
+from scheduler.energy_feed import EnergyFeed
 from scheduler.fleet import RESTART_DELAYS_S, Fleet
 from scheduler.ledger_files import open_ledger, open_spool
 from scheduler.listeners import Listener, Tls, bind
@@ -113,6 +114,7 @@ class Service:
             on_ledger_wait=self._metrics.observe_ledger_wait,
         )
         self._metrics.set_source(self.dispatcher.snapshot)
+        self._energy = EnergyFeed(config, on_prices=self.dispatcher.set_energy_prices, books=self.settlement)
         self.fleet = Fleet(
             specs,
             cluster=self.cluster,
@@ -171,6 +173,7 @@ class Service:
         await self.settlement.commit()  # who opened the ledger, and what was voided, before anything new
         await self.dispatcher.start()
         self._directory.start(self.dispatcher.reload)
+        await self._energy.start()
         await self._directory.commit()
         adopted, started = await self.fleet.start(adopt=self.cluster.is_standing)
         if adopted:
@@ -207,6 +210,7 @@ class Service:
                 max_body_bytes=config.limits.max_body_bytes,
                 max_output_tokens=config.limits.max_output_tokens,
                 request_timeout_s=config.limits.request_timeout_s,
+                max_window_s=config.limits.max_window_s,
                 keep_alive_s=config.limits.keep_alive_s,
                 slow_reader_s=config.limits.slow_reader_s,
             ),
@@ -272,6 +276,7 @@ class Service:
         drain_s = self._config.limits.drain_s if drain_s is None else drain_s
         stop_workers = not self.cluster.is_standing if stop_workers is None else stop_workers
         await self.fleet.stop()
+        await self._energy.stop()
         await self.dispatcher.stop(drain_s=drain_s, stop_workers=stop_workers)
         for listener in self._listeners:
             await listener.stop()
@@ -294,7 +299,7 @@ class Service:
         self._directory.reload(config)  # the last that may raise
         before, self._config = self._config, config
         self._set_prices(prices, unknown)
-        self.settlement.carbon_ug_per_mj = self._directory.rules.carbon_ug_per_mj
+        self._energy.reload(config)
         if self._relay is not None:
             self._relay.reload(prices)
         return [name for name in RESTART_SECTIONS if _read_at_start(before, name) != _read_at_start(config, name)]

@@ -84,7 +84,8 @@ class Intake:
             num_sequences=ask.num_sequences,
             arrival_s=arrival_s,
             arrival_unix_s=arrival_unix_s,
-            deadline_s=arrival_s + min(limits.request_timeout_s, wishes.deadline_s or limits.request_timeout_s),
+            deadline_s=arrival_s + _window_s(limits, wishes.deadline_s, band),
+            is_deferrable=band == Band.FLEX and wishes.deadline_s is not None,
             body_bytes=len(ask.body),
             task=wishes.task,
             data_class=wishes.data_class,
@@ -116,3 +117,11 @@ class Intake:
             salt = hmac.new(self._salt_key, tenant.encode(), hashlib.sha256).hexdigest()[:32].encode()
             self._salts[tenant] = salt  # as many as there are configured tenants
         return salt
+
+
+def _window_s(limits: RelayLimits, asked_s: float | None, band: Band) -> float:
+    """From its arrival to its deadline. Of batch class a client may state a later one than everybody's."""
+    if asked_s is None:
+        return limits.request_timeout_s
+    is_batch = band == Band.FLEX
+    return min(asked_s, max(limits.request_timeout_s, limits.max_window_s if is_batch else 0.0))

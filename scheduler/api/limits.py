@@ -33,6 +33,8 @@ class RelayLimits:
     """The most that a client may ask for in one sequence."""
     request_timeout_s: float = 3600.0
     """From arrival to the last byte."""
+    max_window_s: float = 86_400.0
+    """The same of a batch-class request that states its deadline, where that is more."""
     keep_alive_s: float = 10.0
     """A stream that waits longer for its first byte begins with comments."""
     slow_reader_s: float = 30.0

@@ -85,6 +85,11 @@ def _waits(story: Story) -> Iterator[str]:
     for wait in story.get("waits") or ():
         until = "now" if wait["to_s"] is None else f"{wait['to_s']:.3f} s"
         yield f"waited from {wait['from_s']:.3f} s to {until}: {_text(wait['cause'])}"
+    if deferral := story.get("deferral"):
+        yield (
+            "  for a cheaper hour: from {until_s:,.0f} s on, at {nano_per_joule_then:.2f} instead of "
+            "{nano_per_joule_at_once:.2f} · 10⁻⁹ a joule; begun by {latest_start_s:,.0f} s whatever it costs"
+        ).format_map(deferral)
 
 
 def _attempt(attempt: Story) -> Iterator[str]:

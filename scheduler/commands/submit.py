@@ -53,6 +53,8 @@ class Wishes:
     service_tier: str
     task: str = ""
     timeout_s: float
+    window_s: float | None = None
+    """From the beginning of this run until every line must have its answer; None = lines begin when there is room."""
     allow_mixed_models: bool = False
     is_check_only: bool = False
 
@@ -118,6 +120,7 @@ async def _ask_all(checked: Checked, outputs: Outputs, listener: Listener, wishe
         service_tier=wishes.service_tier,
         task=wishes.task,
         timeout_s=wishes.timeout_s,
+        due_s=None if wishes.window_s is None else time.monotonic() + wishes.window_s,
     )
     with submit_screen.bar(checked.num_jobs) as on_change:
         run = Run(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,6 +25,7 @@ from scheduler.commands.submit_totals import Answer
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "x-jouleway-replayed"
+DEADLINE_HEADER = "x-jouleway-deadline-s"
 METERING_HEADER = "x-jouleway-metering"
 TASK_HEADER = "x-jouleway-task"
 REQUEST_ID_HEADER = "x-request-id"
@@ -33,6 +35,10 @@ TRANSIENT = frozenset({408, 409, 429, 502, 503, 504})
 """Asked again, unless the server says ``x-should-retry: false``. 409: an earlier try of the same job still runs."""
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 60.0
+LEAST_WINDOW_S = 0.001
+"""After its end lines are refused by the server, in its words."""
+GRACE_S = 60.0
+"""For the word of a server that a deadline has passed."""
 
 
 class Ending(StrEnum):
@@ -74,7 +80,9 @@ class Manner:
     service_tier: str = "flex"
     task: str = ""
     timeout_s: float = 3600.0
-    """Of one try."""
+    """Of one try; longer where it may wait for a cheaper hour."""
+    due_s: float | None = None
+    """When every line must have its answer, on the monotonic clock; None = nothing is said of it."""
     max_blind_tries: int = 8
     """Of one job, without a word from the server when to come again."""
     patience_s: float = 3600.0
@@ -106,13 +114,15 @@ async def ask(job: Job, manner: Manner, *, pause: Callable[[float], Awaitable[bo
     waited_s = 0.0
     while True:
         reply: Reply | None = None
-        words = ""
+        words, timeout_s = "", manner.timeout_s
+        if manner.due_s is not None:
+            left_s = max(manner.due_s - time.monotonic(), LEAST_WINDOW_S)
+            headers[DEADLINE_HEADER] = f"{left_s:.3f}"
+            timeout_s = max(timeout_s, left_s + GRACE_S)
         try:
-            reply = await fetch(
-                manner.url + job.url, method="POST", payload=body, headers=headers, timeout_s=manner.timeout_s
-            )
+            reply = await fetch(manner.url + job.url, method="POST", payload=body, headers=headers, timeout_s=timeout_s)
         except TimeoutError:
-            return _unanswered(Ending.FAILED, "timeout", f"no answer in {manner.timeout_s:g} s", num_retries)
+            return _unanswered(Ending.FAILED, "timeout", f"no answer in {timeout_s:g} s", num_retries)
         except (OSError, BadAnswer) as error:
             words = f"{manner.url} gave no answer: {error or type(error).__name__}"
         if reply is not None and not _may_try_again(reply):

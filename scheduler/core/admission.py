@@ -92,7 +92,11 @@ class Admission:
     def retry_after_s(self, band: int, now_s: float) -> int:
         """Seconds after which a refused request of this band may find room, from the measured drain rate."""
         drain_per_s = sum(rate.per_s(now_s) for rate in self._drain_rates[: band + 1])
-        return retry_after_s(sum(self._queue.num_waiting[: band + 1]), drain_per_s)
+        return retry_after_s(self.num_ahead(band), drain_per_s)
+
+    def num_ahead(self, band: int) -> int:
+        """How many wait in the band or a better one."""
+        return sum(self._queue.num_waiting[: band + 1])
 
     def refusal(self, request: Request, now_s: float) -> Rejection | None:
         """Why the request is refused at once, whatever the queue's length; None if it is not."""
@@ -124,6 +128,12 @@ class Admission:
         if not self._policy.mismatch(request):
             return None
         return refusals.data_residency_mismatch(self._policy.known_zones(request.model))
+
+    def misplaced_of(self, requests: Iterable[Request]) -> Iterator[tuple[str, Rejection]]:
+        """Who of them may run nowhere any more, after the rules have changed."""
+        for request in requests:
+            if (why := self.misplaced(request)) is not None:
+                yield request.request_id, why
 
     def shed_for(self, request: Request, now_s: float) -> Iterator[tuple[str, Rejection]]:
         """Who has to leave the queue so that the request may wait; the caller removes each before it asks for more."""

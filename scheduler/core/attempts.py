@@ -12,6 +12,7 @@ from typing import NamedTuple
 from scheduler.core.actions import Dispatch, Payer, Settle, Tokens
 from scheduler.core.budget_holds import Hold
 from scheduler.core.cluster import Claim, Worker
+from scheduler.core.price_plan import Postponed
 from scheduler.core.request import Band, Request, SpecialTokens
 from scheduler.core.score import Work
 from scheduler.core.slack import UNDERWAY, Promise
@@ -68,12 +69,17 @@ class Entry:
     tries: list[Attempt] = field(default_factory=list)
     end: Ending | None = None
     """Set once it is over."""
+    postponed: Postponed | None = None
+    """For which cheaper hour it waits, or waited; None: it began to wait for a worker at once."""
+    promised_from_s: float = field(init=False)
+    """Its first token is due so long after this as its objective says: its arrival, or the hour it waited for."""
     hold: Hold | None = None
     """Of the budgets above it; None where there are none, or it was refused."""
 
     def __post_init__(self) -> None:
         self.granted_tokens = self.request.max_output_tokens
         self.ages_since_s = self.waits_since_s
+        self.promised_from_s = self.request.arrival_s
 
     def begin_wait(self, cause: str, now_s: float) -> None:
         """It stands in the queue from now on."""

@@ -29,6 +29,11 @@ class OutputQuantile:
         self._num_samples = 0
         self.tokens = PRIOR_OUTPUT_TOKENS
 
+    @property
+    def is_learned(self) -> bool:
+        """Whether enough sequences have ended for it to say anything."""
+        return self._num_samples >= MIN_SAMPLES
+
     def add(self, output_tokens: int) -> None:
         """One sequence ended by itself with so many tokens."""
         bucket = min(max(math.ceil(math.log(max(output_tokens, 1), BUCKET_RATIO) - 1e-9), 0), NUM_BUCKETS - 1)
@@ -36,7 +41,7 @@ class OutputQuantile:
         self._num_samples += 1
         if self._num_samples % HALF_LIFE_SAMPLES == 0:
             self._weights = [weight / 2 for weight in self._weights]
-        if self._num_samples >= MIN_SAMPLES:
+        if self.is_learned:
             self.tokens = self._quantile_tokens()
 
     def _quantile_tokens(self) -> int:

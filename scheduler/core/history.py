@@ -60,6 +60,7 @@ def story_of(entry: Entry, *, decision: Decisions) -> dict[str, Any]:
         "outcome": None if entry.end is None else entry.end.outcome,
         "cause": "" if entry.end is None else entry.end.cause,
         "ended_s": None if entry.end is None else entry.end.at_s - since_s,
+        "deferral": _postponed(entry),
         "waits": [
             {
                 "from_s": wait.from_s - since_s,
@@ -73,6 +74,19 @@ def story_of(entry: Entry, *, decision: Decisions) -> dict[str, Any]:
         ],
         "decision": decision(entry.request.request_id),
         "budgets": [] if entry.hold is None else entry.hold.told(),
+    }
+
+
+def _postponed(entry: Entry) -> dict[str, Any] | None:
+    """For which hour it waits or waited, and what that saves; None where it never did."""
+    postponed, since_s = entry.postponed, entry.request.arrival_s
+    if postponed is None:
+        return None
+    return {
+        "until_s": postponed.until_s - since_s,
+        "latest_start_s": postponed.latest_s - since_s,
+        "nano_per_joule_at_once": postponed.now_nano_per_joule,
+        "nano_per_joule_then": postponed.then_nano_per_joule,
     }
 
 

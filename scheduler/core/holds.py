@@ -8,7 +8,7 @@ that is paid charges tokens and money; what is booked of its energy settles joul
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from scheduler.core.actions import Payer, Rejection
@@ -46,6 +46,10 @@ class Holds:
         """Other limits from now on; what runs keeps what it holds."""
         self.budgets.reload(rules.budgets, rules.task_budgets)
         self._energy.reload(rules.carbon_ug_per_mj)
+
+    def reload_carbon(self, carbon_ug_per_mj: Mapping[str, float]) -> None:
+        """Other intensities by zone from now on, and nothing else."""
+        self._energy.reload(carbon_ug_per_mj)
 
     # -- workers
 
@@ -106,7 +110,7 @@ class Holds:
         """
         self._owed[attempt_id] = _Owed(request, zone, difference_nano, self.budgets.reserve(request, most_nano))
 
-    def book_energy(self, attempt_id: str, *, energy_mj: int, gpu_us: int) -> EnergyBound | None:
+    def book_energy(self, attempt_id: str, energy_mj: int, gpu_us: int) -> EnergyBound | None:
         """What a settled attempt took is booked; later words on it are ignored.
 
         Returns what its budgets carry of it, where that is less: the rest is the operator's.

@@ -5,10 +5,12 @@ Owned by ``scheduler.core.scheduler``. It must never know a worker or why a requ
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from scheduler.core.actions import Finish, Reject, Rejection
 from scheduler.core.attempts import Ending, Entry, Stats
+from scheduler.core.deadlines import Deadlines
 from scheduler.core.history import Decisions, History, story_of
 from scheduler.core.holds import Holds
 from scheduler.core.request import Request
@@ -25,6 +27,7 @@ class Lives:
         self._holds = holds
         self._stats = stats
         self._history = History()
+        self._deadlines = Deadlines()
         self._num_places = 0
 
     def begin(self, request: Request, now_s: float) -> Entry:
@@ -34,7 +37,13 @@ class Lives:
         self._num_places += 1
         entry = Entry(request=request, place=self._num_places, waits_since_s=min(request.arrival_s, now_s))
         self.open[request.request_id] = entry
+        if request.deadline_s is not None:
+            self._deadlines.push(request.deadline_s, request.request_id, is_open=self.open.keys())
         return entry
+
+    def due(self, now_s: float) -> Iterator[str]:
+        """Takes out every request whose deadline has passed, over or not."""
+        return self._deadlines.due(now_s)
 
     def reject(self, request_id: str, rejection: Rejection, now_s: float) -> Reject:
         """It ends without an attempt that answers it."""

@@ -52,12 +52,14 @@ def place(
     room_ratio: float = 1.0,
     closed_to: Sequence[Request] = (),
     rules: PlacementRules = DEFAULT_PLACEMENT,
+    promised_from_s: float | None = None,
 ) -> Decision:
     """The best worker now; a decision without one where nobody can take it.
 
     ``avoid`` are lives of workers where it failed before: they are out as long as another one could run it.
     ``room_ratio`` is the share of each worker's room that its band may fill. ``closed_to`` came before it and were
-    tried in vain: what they may use is kept for them.
+    tried in vain: what they may use is kept for them. ``promised_from_s``: from when on its objective counts; None =
+    from its arrival.
     """
     cluster.refresh(now_s)
     table = cluster.table
@@ -66,7 +68,8 @@ def place(
     cached_tokens = cached_tokens_of(request, work, prefixes.hits(request, size))
     if not without_room(table, codes, band, work.kv_tokens, work.num_sequences, cached_tokens, room_ratio):
         return _nowhere(cluster, codes, request)
-    due_in_s = request.arrival_s - now_s + target_s(cluster, request, work)
+    from_s = request.arrival_s if promised_from_s is None else promised_from_s
+    due_in_s = from_s - now_s + target_s(cluster, request, work)
     ask = tuple(Ask.of(request, work, due_in_s=due_in_s, rules=rules))
     terms = np.zeros((len(TERMS), size), dtype=np.float32)
     scores, missed = np.empty(size), np.empty(size, dtype=np.uint8)

@@ -187,6 +187,8 @@ class Request:
     """Wall time of its admission: decides the budget windows that it belongs to."""
     deadline_s: float | None = None
     """Point in time after which nobody waits for the answer."""
+    is_deferrable: bool = False
+    """Its client stated that deadline: of batch class, it may wait for a cheaper hour before it."""
     body_bytes: int = 0
     """What the request occupies while it waits."""
     task: str = ""

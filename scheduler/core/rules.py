@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from scheduler.core.budget_accounts import Budget, Level
 from scheduler.core.fairness import WorkWeights
 from scheduler.core.parking import DEFAULT_PARKING, ParkingRules
+from scheduler.core.price_plan import DEFAULT_DEFERRAL, DeferralRules
 from scheduler.core.request import DataClass
 from scheduler.core.score import DEFAULT_PLACEMENT, PlacementRules
 
@@ -42,6 +43,8 @@ class Rules:
     """Which engines may be stopped while nobody needs them."""
     placement: PlacementRules = DEFAULT_PLACEMENT
     """What a delay and a GPU-second weigh where a worker is chosen."""
+    deferral: DeferralRules = DEFAULT_DEFERRAL
+    """How batch-class work with a stated deadline waits for cheaper hours."""
 
     def __post_init__(self) -> None:
         assert 0 <= self.reserve_ratio < 1, self.reserve_ratio

@@ -29,13 +29,12 @@ from scheduler.core.attempts import (
 )
 from scheduler.core.cluster import Cluster, WorkerView
 from scheduler.core.data_policy import DataPolicy
-from scheduler.core.deadlines import Deadlines
-from scheduler.core.energy_bounds import EnergyBound
+from scheduler.core.deferral import Deferral
 from scheduler.core.fairness import Fairness
-from scheduler.core.history import what_if_of
 from scheduler.core.holds import Holds
 from scheduler.core.lives import Lives
 from scheduler.core.parking import Parking
+from scheduler.core.price_clock import EnergyPrices, PriceClock
 from scheduler.core.queue import Queue
 from scheduler.core.request import Request, is_late
 from scheduler.core.rules import Rules
@@ -59,15 +58,11 @@ class Scheduler:
         self.admission = Admission(self.cluster, self.queue, self.limits, self._policy, models=models)
         self._running = Running(self.cluster, self.fairness, self.limits)
         self._starter = Starter(self.cluster, self.admission, self._running, self._policy, self.rules, self.stats)
-        self._deadlines = Deadlines()
-        self._waiting = Waiting(
-            self.queue,
-            max_wait_s=self.limits.max_wait_s,
-            ageing_s=self.rules.ageing_s,
-            ageing_every=self.rules.ageing_every,
-        )
+        self.deferral = Deferral(self.cluster, self.admission, self._policy, self.limits, self.rules)
+        self._waiting = Waiting.of(self.queue, self.deferral, self.limits, self.rules)
         self.holds = Holds(self.rules)
         self.parking = Parking(self.cluster, self.rules.parking)
+        self._clock = PriceClock(self.cluster, self._starter, self.holds)
         self._lives = Lives(self._waiting, self.holds, self.stats)
         self._entries = self._lives.open
         self._now_s = 0.0
@@ -80,6 +75,8 @@ class Scheduler:
         entry = self._lives.begin(request, now_s)
         if (rejection := self.admission.refusal(request, now_s) or self.holds.hold(entry)) is not None:
             return [self._reject(request.request_id, rejection)]
+        if self._waiting.defer(entry, now_s):
+            return []
         self.parking.arrived(request, self.admission.estimates_of(request.model), now_s)
         turn = self._waiting.turn_of_newcomer(entry, now_s)
         dispatch = None if turn is None else self._starter.start(turn, now_s)
@@ -88,8 +85,6 @@ class Scheduler:
             actions += [self._reject(*shed) for shed in self.admission.shed_for(request, now_s)]
             if (rejection := self.admission.no_room(request, now_s)) is not None:
                 return [*actions, self._reject(request.request_id, rejection)]
-        if request.deadline_s is not None:
-            self._deadlines.push(request.deadline_s, request.request_id, is_open=self._entries.keys())
         if dispatch is not None:
             return [dispatch]
         self._wait(entry, "queued", now_s)
@@ -107,22 +102,32 @@ class Scheduler:
 
     def reload(self, rules: Rules, now_s: float) -> list[Action]:
         """Other rules from now on; what runs goes on as it was admitted."""
-        now_s, self.rules = self._advance(now_s), rules
+        rules = self.rules = self._clock.applied(rules, now_s := self._advance(now_s))
         self.holds.reload(rules)
         self.fairness.reload(rules.weights, rules.work)
         self._policy.reload(rules.zones, rules.model_zones)
         self._starter.reload(rules)
         self.parking.reload(rules.parking)
         self._waiting.reload(ageing_s=rules.ageing_s, ageing_every=rules.ageing_every)
+        self.deferral.reload(rules.deferral, now_s)
         self._waiting.freed(self.queue.models)
-        return self._refuse_misplaced() + self._place_waiting(now_s)
+        waiting = [self._entries[request_id].request for request_id in self._waiting.request_ids()]
+        refused = [self._reject(*each) for each in self.admission.misplaced_of(waiting)]
+        return [*refused, *self._place_waiting(now_s)]
+
+    def set_energy_prices(self, prices: EnergyPrices, now_s: float) -> list[Action]:
+        """What energy costs from now on, known changes included; whoever waits for a cheaper hour is planned anew."""
+        self._clock.set(prices)
+        now_s = self._advance(now_s)
+        self.deferral.set_prices(prices.nano_per_joule, now_s)
+        self._release(now_s)
+        return self._place_waiting(now_s)
 
     def drain(self, now_s: float) -> list[Action]:
         """From now on nothing new: who waits is refused, who runs may end."""
         self._advance(now_s)
         self.admission.is_draining = True
-        rejection = self.admission.shutting_down()
-        return [self._reject(request_id, rejection) for request_id in self.queue.request_ids()]
+        return [self._reject(each, self.admission.shutting_down()) for each in self._waiting.request_ids()]
 
     def on_ledger(self, is_writable: bool) -> None:
         """Where nothing can be booked nothing may start; who waits goes on waiting."""
@@ -205,20 +210,17 @@ class Scheduler:
             self.admission.observe_end(attempt.entry.request, usage)
         return self._close(attempt, attempt.counted(usage), is_exact=True, now_s=now_s) + self._place_waiting(now_s)
 
-    def on_energy(self, attempt_id: str, energy_mj: int, gpu_us: int) -> EnergyBound | None:
-        """What a settled attempt took is booked, and carried by its budgets; what they carry where it is less."""
-        return self.holds.book_energy(attempt_id, energy_mj=energy_mj, gpu_us=gpu_us)
-
     # -- time
 
     def tick(self, now_s: float) -> list[Action]:
         """What is due by the clock alone: deadlines, waits without end, silence, endings that never came."""
         now_s = self._advance(now_s)
         actions: list[Action] = []
+        self._release(now_s)
         self.cluster.hold_silent(now_s, self.limits.silent_s)
         for worker_id in self.cluster.unheard(now_s, self.limits.lost_s):
             actions += self._lose_worker(worker_id, "silent", now_s)
-        for request_id in self._deadlines.due(now_s):
+        for request_id in self._lives.due(now_s):
             actions += self._expire(request_id, now_s)
         for entry in self._waiting.overdue(now_s):
             actions.append(self._reject(entry.request.request_id, self.admission.timed_out(entry.request, now_s)))
@@ -243,14 +245,7 @@ class Scheduler:
 
     def what_if(self, request: Request, now_s: float) -> dict[str, Any]:
         """What would become of this request now; nothing changes."""
-        now_s = self._advance(now_s)
-        entry = Entry(request=request, place=0, waits_since_s=now_s)
-        rejection = self.admission.refusal(request, now_s) or self.holds.check(entry)
-        decision = self._starter.decide(entry, now_s)
-        if rejection is None and decision.worker is None:
-            rejection = self.admission.no_room(request, now_s)
-        num_ahead = sum(self.queue.num_waiting[: request.band + 1])
-        return what_if_of(entry, rejection=rejection, num_ahead=num_ahead, decision=decision.explain())
+        return self._starter.what_if(request, self.holds, self._advance(now_s))
 
     def knows(self, attempt_id: str) -> bool:
         """Whether the attempt is not settled yet."""
@@ -297,10 +292,10 @@ class Scheduler:
 
     # -- inside: starting
 
-    def _refuse_misplaced(self) -> list[Action]:
-        """Who waits and may run nowhere any more, after the rules have changed."""
-        refused = [(each, self.admission.misplaced(self._entries[each].request)) for each in self.queue.request_ids()]
-        return [self._reject(request_id, why) for request_id, why in refused if why is not None]
+    def _release(self, now_s: float) -> None:
+        """Whoever's cheaper hour has come waits for a worker from now on: for parking it arrives now."""
+        for request in self._waiting.release(now_s):
+            self.parking.arrived(request, self.admission.estimates_of(request.model), now_s)
 
     def _wait(self, entry: Entry, cause: str, now_s: float) -> None:
         """Into the queue, at its place."""
@@ -399,4 +394,6 @@ class Scheduler:
     def _advance(self, now_s: float) -> float:
         """Time never goes back, whatever the driver's clock does."""
         self._now_s = max(self._now_s, now_s)
+        if self._now_s >= self._clock.next_s:
+            self.rules = self._clock.step(self.rules, self._now_s)
         return self._now_s

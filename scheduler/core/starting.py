@@ -13,6 +13,8 @@ from scheduler.core.attempts import PREEMPTED_CAUSE, Attempt, Entry, Stats, disp
 from scheduler.core.cluster import Cluster, Worker
 from scheduler.core.data_policy import DataPolicy
 from scheduler.core.evidence import Decision, EvidenceBook
+from scheduler.core.history import what_if_of
+from scheduler.core.holds import Holds
 from scheduler.core.placement import place
 from scheduler.core.preemption import victims
 from scheduler.core.prefixes import Prefixes
@@ -90,6 +92,16 @@ class Starter:
         """Where it would go now; nothing changes."""
         return self._decide(Turn(entry), self._work_of(entry), now_s)
 
+    def what_if(self, request: Request, holds: Holds, now_s: float) -> dict[str, Any]:
+        """What would become of a request; nothing changes."""
+        entry = Entry(request=request, place=0, waits_since_s=now_s)
+        rejection = self._admission.refusal(request, now_s) or holds.check(entry)
+        decision = self.decide(entry, now_s)
+        if rejection is None and decision.worker is None:
+            rejection = self._admission.no_room(request, now_s)
+        num_ahead = self._admission.num_ahead(request.band)
+        return what_if_of(entry, rejection=rejection, num_ahead=num_ahead, decision=decision.explain())
+
     def explain(self, key: str) -> dict[str, Any] | None:
         """The decision of an attempt, or the last one in vain of a request that waits; None where it is too old."""
         return self._evidence.explain(key)
@@ -135,4 +147,5 @@ class Starter:
             room_ratio=1.0 if turn.is_aged else self._room_ratio(request),
             closed_to=turn.closed_to,
             rules=self._rules.placement,
+            promised_from_s=turn.entry.promised_from_s,
         )

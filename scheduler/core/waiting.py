@@ -17,10 +17,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from scheduler.core.admission import Limits
 from scheduler.core.attempts import Entry
 from scheduler.core.deadlines import Deadlines
+from scheduler.core.deferral import CHEAPER_HOUR, Deferral
 from scheduler.core.queue import BANDS, NO_TURN, Line, Queue, Rank
 from scheduler.core.request import Request
+from scheduler.core.rules import Rules
 
 
 class Turn(NamedTuple):
@@ -46,8 +49,18 @@ class _Model:
 class Waiting:
     """Entries between their push and their start or refusal."""
 
-    def __init__(self, queue: Queue, *, max_wait_s: float, ageing_s: float = 30.0, ageing_every: int = 16) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        *,
+        max_wait_s: float,
+        ageing_s: float = 30.0,
+        ageing_every: int = 16,
+        deferral: Deferral | None = None,
+    ) -> None:
+        """``deferral``: where who waits for a cheaper hour does so; None = nobody does."""
         self._queue = queue
+        self._deferral = deferral
         self._max_wait_s = max_wait_s
         self._entries: dict[str, Entry] = {}
         self._limits = Deadlines()
@@ -56,6 +69,17 @@ class Waiting:
         """Lines that may fit, by number."""
         self._models: dict[str, _Model] = {}
         self.reload(ageing_s=ageing_s, ageing_every=ageing_every)
+
+    @staticmethod
+    def of(queue: Queue, deferral: Deferral, limits: Limits, rules: Rules) -> Waiting:
+        """As operators want it."""
+        return Waiting(
+            queue,
+            max_wait_s=limits.max_wait_s,
+            ageing_s=rules.ageing_s,
+            ageing_every=rules.ageing_every,
+            deferral=deferral,
+        )
 
     def reload(self, *, ageing_s: float, ageing_every: int) -> None:
         """Other rules of ageing from now on."""
@@ -70,9 +94,32 @@ class Waiting:
         line = self._queue.push(request, entry.place)
         self._models.setdefault(request.model, _Model())
         self._entries[request.request_id] = entry
-        self._limits.push(entry.waits_since_s + self._max_wait_s, request.request_id, is_open=self._entries.keys())
+        if not request.is_deferrable:  # its own deadline ends its wait, and nothing before that
+            limit_s = entry.waits_since_s + self._max_wait_s
+            self._limits.push(limit_s, request.request_id, is_open=self._entries.keys())
         if line.head is request:
             self._reopen(line)
+
+    def defer(self, entry: Entry, now_s: float) -> bool:
+        """It waits for a cheaper hour first, which no limit of waiting counts; False: there is none for it."""
+        if self._deferral is None or not self._deferral.defer(entry, now_s):
+            return False
+        entry.begin_wait(CHEAPER_HOUR, now_s)
+        return True
+
+    def release(self, now_s: float) -> list[Request]:
+        """Whoever's cheaper hour has come waits for a worker from now on; those of which that is so."""
+        released = []
+        for entry in self._deferral.released(now_s) if self._deferral is not None else ():
+            entry.end_wait(now_s)
+            entry.begin_wait("queued", now_s)
+            self.push(entry)
+            released.append(entry.request)
+        return released
+
+    def request_ids(self) -> list[str]:
+        """Everybody who waits, for whatever it is, in no order that means anything."""
+        return self._queue.request_ids() + (self._deferral.request_ids() if self._deferral is not None else [])
 
     def remove(self, request_id: str) -> None:
         """Started, cancelled or refused. Unknown ids are ignored.
@@ -81,6 +128,8 @@ class Waiting:
         """
         entry = self._entries.pop(request_id, None)
         if entry is None:
+            if self._deferral is not None:
+                self._deferral.discard(request_id)
             return
         line = self._queue.line_of(entry.request)
         assert line is not None, f"{request_id} waits in no line"

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 
 from scheduler.core.actions import Abort, Action, Dispatch, Park, Reject, Wake
 from scheduler.core.cluster import WorkerView
+from scheduler.core.price_clock import EnergyPrices
 from scheduler.core.request import DEFAULT_SLO, Request, Slo
 from scheduler.core.scheduler import Scheduler
 from scheduler.simulation.closed_form import Job, Stage
-from scheduler.simulation.fleet import DEFAULT_DRAW, TICK_S, Fleet
+from scheduler.simulation.fleet import DEFAULT_DRAW, Fleet
 from scheduler.simulation.power import Draw, EngineState
 from scheduler.simulation.traces import Arrival
 from workers.engines.simulated_options import SimulatedOptions
@@ -46,13 +47,16 @@ class CoreRouter:
         slo: Slo = DEFAULT_SLO,
         max_output_tokens: int = 4096,
         progress_period_s: float = PROGRESS_PERIOD_S,
+        prices: EnergyPrices | None = None,
     ) -> None:
+        """``prices``: what energy costs, over the run's time; None = nothing."""
         self.core = core
+        self._prices = prices
         self._model = model
         self._slo = slo
         self._max_output_tokens = max_output_tokens
-        self._progress_ticks = max(round(progress_period_s / TICK_S), 1)
-        self._status_ticks = round(STATUS_PERIOD_S / TICK_S)
+        self._progress_period_s = progress_period_s
+        self._progress_ticks = self._status_ticks = 1
         self._num_ticks = 0
         self._requests: list[Request] = []
         self._numbers: dict[str, int] = {}
@@ -62,10 +66,14 @@ class CoreRouter:
 
     def open(self, fleet: Fleet) -> None:
         self._fleet = fleet
+        self._progress_ticks = max(round(self._progress_period_s / fleet.tick_s), 1)
+        self._status_ticks = max(round(STATUS_PERIOD_S / fleet.tick_s), 1)
         self._indices = {worker.worker_id: index for index, worker in enumerate(fleet.workers)}
         self._requests = [self._request(number, arrival) for number, arrival in enumerate(fleet.arrivals)]
         self._numbers = {request.request_id: number for number, request in enumerate(self._requests)}
         self._report(0.0)
+        if self._prices is not None:
+            self._apply(self.core.set_energy_prices(self._prices, 0.0), 0.0)
 
     def _request(self, number: int, arrival: Arrival) -> Request:
         return Request(
@@ -76,6 +84,8 @@ class CoreRouter:
             prompt_tokens_bound=arrival.prompt_tokens_bound,
             max_output_tokens=self._max_output_tokens,
             arrival_s=arrival.arrival_s,
+            deadline_s=None if arrival.window_s is None else arrival.arrival_s + arrival.window_s,
+            is_deferrable=arrival.window_s is not None,
             body_bytes=arrival.prompt_tokens_bound,
             slo=self._slo,
             prefix_blocks=arrival.blocks,

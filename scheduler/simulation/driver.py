@@ -223,7 +223,7 @@ class Simulation:
         took = Took() if worker is None else worker.took.pop(attempt_id, Took())
         energy_mj, gpu_us = round(took.energy_mj), round(took.gpu_us)
         self._note(Posted(at_s=self._time.told_s, attempt_id=attempt_id, energy_mj=energy_mj, gpu_us=gpu_us))
-        self.core.on_energy(attempt_id, energy_mj, gpu_us)
+        self.core.holds.book_energy(attempt_id, energy_mj=energy_mj, gpu_us=gpu_us)
 
     # -- what workers say
 

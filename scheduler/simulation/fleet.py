@@ -57,13 +57,22 @@ class Router(Protocol):
         """An engine that was told to wake is loaded."""
 
     def tick(self, now_s: float) -> None:
-        """Every tenth of a second."""
+        """Every tick of the fleet."""
 
 
 class Fleet:
     """One run. ``worker_ids`` index the engines. All of them begin loaded, and pay from 0 to the last answer."""
 
-    def __init__(self, workers: Sequence[FleetWorker], arrivals: Sequence[Arrival], router: Router) -> None:
+    def __init__(
+        self,
+        workers: Sequence[FleetWorker],
+        arrivals: Sequence[Arrival],
+        router: Router,
+        *,
+        tick_s: float = TICK_S,
+    ) -> None:
+        """``tick_s``: how often the router is called by the clock; days need it less often than bursts."""
+        self.tick_s = tick_s
         self.workers = tuple(workers)
         self.arrivals = arrivals
         self.engines = [ClosedFormEngine(worker.options) for worker in workers]
@@ -161,7 +170,7 @@ class Fleet:
         router.open(self)
         next_arrival, num_arrivals = 0, len(arrivals)
         arrival_s = arrivals[0].arrival_s if arrivals else math.inf
-        tick_s = TICK_S
+        tick_s = self.tick_s
         while self._num_open:
             event_s = events[0][0] if events else math.inf
             if arrival_s <= event_s and arrival_s <= tick_s:
@@ -179,7 +188,7 @@ class Fleet:
                     self._finish_steps(engine, worker, event_s)
             else:
                 router.tick(tick_s)
-                tick_s += TICK_S
+                tick_s += self.tick_s
         return self._results(time.perf_counter() - began_s, time.process_time() - began_cpu_s)
 
     def _finish_steps(self, engine: ClosedFormEngine, worker: int, now_s: float) -> None:
@@ -197,7 +206,9 @@ class Fleet:
         del self.running[job.worker][job.attempt_id]
         self._router.ended(job, now_s)
 
-    def _joules(self, end_s: float) -> StateJoules:
+    def joules(self, end_s: float) -> StateJoules:
+        """Of all engines from 0 to now, or to a later moment up to which none changes its state. Steps count when they
+        are over."""
         total = StateJoules()
         for worker, engine, clock in zip(self.workers, self.engines, self.clocks, strict=True):
             total += clock.joules(worker.draw, step_joules=engine.joules, busy_s=engine.busy_s, end_s=end_s)
@@ -219,7 +230,7 @@ class Fleet:
             num_attempts=self._num_attempts,
             wall_s=wall_s,
             cpu_s=cpu_s,
-            joules=self._joules(end_s),
+            joules=self.joules(end_s),
             busy_s=sum(engine.busy_s for engine in self.engines),
             loaded_s=sum(clock.spent_s(EngineState.LOADED, end_s) for clock in self.clocks),
             span_s=end_s,

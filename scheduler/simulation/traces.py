@@ -52,6 +52,8 @@ class Arrival:
     prompt_tokens_bound: int
     tenant: str = "tenant-0"
     band: int = Band.DEFAULT
+    window_s: float | None = None
+    """Its client waits so long for the answer, and says so; None = it says nothing."""
     blocks: tuple[int, ...] = ()
     """Of the whole prompt; the last one may not be full."""
     full_blocks: tuple[int, ...] = ()

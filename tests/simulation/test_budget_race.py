@@ -302,5 +302,5 @@ def test_nobody_wins_more_than_there_is(seed: int) -> None:
     held = {measure.value: amount for measure, amount in budgets.held_total().items() if amount}
     assert {"energy_mj"} == set(held)
     for attempt_id, took in race.unbooked:
-        race.core.on_energy(attempt_id, energy_mj=took, gpu_us=took)
+        race.core.holds.book_energy(attempt_id, energy_mj=took, gpu_us=took)
     assert (0, {}) == (budgets.num_holds, {name: amount for name, amount in budgets.held_total().items() if amount})

@@ -23,8 +23,8 @@ def engine(**values: object) -> WorkerView:
 
 
 def test_a_load_takes_what_its_tokens_take_of_the_time_that_is_left() -> None:
-    """0.3 s of prompts and 0.2 s of output a second; of 40 ms a step 6 are fixed, so 85 % are left."""
-    assert 0.5 / 0.85 == pytest.approx(engines(engine(), CHAT, TPOT_S))
+    """0.3 s of prompts and 0.2 s of output a second; of 45 ms a step 6 are fixed, 13/15 are left."""
+    assert 0.5 * 15 / 13 == pytest.approx(engines(engine(), CHAT, TPOT_S))
     assert 0.0 == engines(engine(), Load(), TPOT_S)
 
 
@@ -32,16 +32,16 @@ def test_context_makes_tokens_slower() -> None:
     """1,100 tokens of context at 1e-8 s are 11 µs more a token."""
     curves = StepCurves(time_s=(0.006, 3e-5, 1e-4, 1e-8), energy_joules=CURVES.energy_joules, idle_watts=100.0)
     assert 1_100.0 == CHAT.context_tokens
-    assert (0.3 + 2_000 * 1.11e-4) / 0.85 == pytest.approx(engines(engine(curves=curves), CHAT, TPOT_S))
+    assert (0.3 + 2_000 * 1.11e-4) * 15 / 13 == pytest.approx(engines(engine(curves=curves), CHAT, TPOT_S))
 
 
 @pytest.mark.parametrize(
     ("limits", "expected"),
-    [({"max_sequences": 40}, 2.0), ({"kv_tokens": 44_000}, 2.0), ({"kv_tokens": 0}, 0.5 / 0.85)],
-    ids=["80 sequences run", "each with 1,100 tokens", "its room is not known"],
+    [({"max_sequences": 45}, 2.0), ({"kv_tokens": 49_500}, 2.0), ({"kv_tokens": 0}, 0.5 * 15 / 13)],
+    ids=["90 sequences run", "each with 1,100 tokens", "its room is not known"],
 )
 def test_what_runs_at_a_time_may_be_the_limit(limits: dict[str, int], expected: float) -> None:
-    """By Little's law 2,000 tokens a second at 40 ms are 80 sequences."""
+    """By Little's law 2,000 tokens a second at 45 ms are 90 sequences."""
     assert expected == pytest.approx(engines(engine(**limits), CHAT, TPOT_S))
 
 

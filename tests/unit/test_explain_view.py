@@ -155,3 +155,16 @@ def test_what_the_core_tells_adds_up() -> None:
         terms=rng.normal(0, 1e9, (len(CORE_TERMS), 50)).astype(np.float32),
     )
     assert [] == explain_view.wrong_sums({"decision": {"workers": evidence.workers()}})
+
+
+def test_what_waits_for_a_cheaper_hour_says_which_and_what_that_saves(capsys: pytest.CaptureFixture[str]) -> None:
+    """And when it begins at the latest; nothing is said of it where nobody waited for a price."""
+    waits = [{"from_s": 0.0, "to_s": None, "cause": "cheaper_hour"}]
+    deferral = {
+        "until_s": 32_400.0, "latest_start_s": 84_190.0, "nano_per_joule_at_once": 83.333, "nano_per_joule_then": 33.3,
+    }  # fmt: skip
+    text = shown(capsys, waits=waits, deferral=deferral)
+    assert "waited from 0.000 s to now: cheaper_hour" in text
+    assert "for a cheaper hour: from 32,400 s on, at 33.30 instead of 83.33 · 10⁻⁹ a joule" in text
+    assert "begun by 84,190 s whatever it costs" in text
+    assert "cheaper hour" not in shown(capsys)

@@ -140,6 +140,32 @@ def test_a_deadline_can_only_be_tightened(asked: bytes, expected_s: float) -> No
     assert expected_s == found.request.deadline_s
 
 
+@pytest.mark.parametrize(
+    ("tier", "asked", "expected_s", "is_deferrable"),
+    [
+        ("flex", b"86400", 86_500.0, True),
+        ("flex", b"1e9", 86_500.0, True),
+        ("flex", b"30", 130.0, True),
+        ("flex", None, 160.0, False),
+        ("default", b"86400", 160.0, False),
+    ],
+)
+def test_batch_class_work_may_state_a_later_deadline_and_wait_until_then(
+    tier: str, asked: bytes | None, expected_s: float, is_deferrable: bool
+) -> None:
+    """Up to the operator's window; who states none waits for no price."""
+    headers = {} if asked is None else {b"x-jouleway-deadline-s": [asked]}
+    by = intake(request_timeout_s=60.0, max_window_s=86_400.0)
+    request = admit({**HELLO, "service_tier": tier}, headers=headers, by=by).request
+    assert (expected_s, is_deferrable) == (request.deadline_s, request.is_deferrable)
+
+
+def test_a_key_without_more_than_batch_class_may_wait_whatever_tier_it_asks_for() -> None:
+    """Its band counts, and not its wish."""
+    headers = {b"x-jouleway-deadline-s": [b"7200"]}
+    assert admit({**HELLO, "service_tier": "priority"}, headers=headers, best_band=Band.FLEX).request.is_deferrable
+
+
 def test_headers_tighten_what_the_key_allows() -> None:
     """Task, class and zones go with the request."""
     headers = {b"x-jouleway-task": [b"nightly"], b"x-jouleway-data-class": [b"core"], b"x-jouleway-zones": [b"eu-1"]}

@@ -175,9 +175,9 @@ def test_the_outlook_counts_in_engines_like_the_best() -> None:
     found = yard("a", "b", "c")
     found.run(300.0, requests_per_s=2.0)
     seen = found.parking.outlooks[MODEL]
-    # 2,000 × 0.3 prompt tokens by the prior of bytes, 400 outputs of at most 200; 83 % of a 40 ms step is left.
+    # 2,000 × 0.3 prompt tokens by the prior of bytes, 400 outputs of at most 200; 85 % of a 45 ms step is left.
     prompts, outputs = 2 * found.estimates.prompt_tokens(request(prompt_tokens_bound=1_000)), 2 * 200
-    assert (prompts * 3.25e-5 + outputs * 8.95e-5) / (1 - 0.00667 / 0.04) == pytest.approx(seen.level, rel=0.01)
+    assert (prompts * 3.25e-5 + outputs * 8.95e-5) / (1 - 0.00667 / 0.045) == pytest.approx(seen.level, rel=0.01)
     assert seen.level <= seen.forecast
     assert (1.0, 2.0) == pytest.approx((seen.up, seen.parked))
 

@@ -134,7 +134,7 @@ def test_energy_is_settled_when_it_is_booked_and_told_by_the_story() -> None:
     submit(core, "a")
     complete(core, "a-1")
     assert held(core) > 0
-    core.on_energy("a-1", 321, 5)
+    core.holds.book_energy("a-1", energy_mj=321, gpu_us=5)
     assert 0 == held(core)
     story = core.explain("a")
     assert story is not None

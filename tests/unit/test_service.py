@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from scheduler.accounting.growth import Growth, check_growth
 from scheduler.accounting.ledger_reader import Reader
 from scheduler.commands.http_client import fetch
 from scheduler.config import load_config
+from scheduler.config_energy import DeferralConfig, EnergyConfig
 from scheduler.config_errors import ConfigError
 from scheduler.config_prices import PricesConfig
 from scheduler.config_sections import LimitsConfig, PriceConfig
@@ -372,3 +375,41 @@ def test_states_are_said_in_words() -> None:
     assert "starting (calibrating (at most 20 s))" == state_words(SimpleNamespace(status=status))  # type: ignore[arg-type]
     lost = SimpleNamespace(status=None, phase="lost", cause="worker_lost")
     assert "lost (worker_lost)" == state_words(lost)  # type: ignore[arg-type]
+
+
+async def test_a_file_that_appears_in_the_folder_changes_prices_and_lets_who_waits_begin(tmp_path: Path) -> None:
+    """No restart: the core's price, the ledger's carbon, and a batch request that waited for a cheaper hour."""
+    feed = tmp_path / "feed"
+    feed.mkdir()
+
+    def drop(text: str) -> None:
+        (feed / ".new").write_text("start_utc,value,unit\n" + text)
+        (feed / ".new").replace(feed / "prices.csv")
+
+    hour = int(time.time()) // 3_600 * 3_600
+    later, latest = (datetime.fromtimestamp(hour + 3_600 * number, UTC).isoformat() for number in (2, 3))
+    drop(f"{datetime.fromtimestamp(hour, UTC).isoformat()},0.36,per kWh\n{later},0.09,per kWh\n{latest},0.36,per kWh\n")
+    config = config_of(tmp_path)
+    energy = EnergyConfig(folder=feed, refresh_s=0.1, deferral=DeferralConfig(margin_s=0))
+    async with running(tmp_path, config=config.model_copy(update={"energy": energy})) as service:
+        assert {"hall": pytest.approx(100.0)} == service._core.rules.placement.nano_per_joule
+        key = service.generated_keys["alpha"]
+        asking = asyncio.create_task(
+            complete(service, key, {"x-jouleway-deadline-s": "86400"}, service_tier="flex", max_tokens=2)
+        )
+        while not len(service._core.deferral):
+            await asyncio.sleep(0.02)
+        drop(f"{datetime.fromtimestamp(hour, UTC).isoformat()},0.18,per kWh\n{later},0.36,per kWh\n")
+        reply = await asyncio.wait_for(asking, 20)
+        assert 200 == reply.status
+        assert {"hall": pytest.approx(50.0)} == service._core.rules.placement.nano_per_joule
+        (feed / "carbon.csv").write_text(
+            f"start_utc,value,unit\n{datetime.fromtimestamp(hour, UTC).isoformat()},720,g/kWh\n"
+        )
+        while service.settlement.carbon_ug_per_mj["hall"] != 0.2:
+            await asyncio.sleep(0.02)
+        assert [] == service.reload(config)
+        assert ({}, {"hall": 0.0}) == (
+            service._core.rules.placement.nano_per_joule,
+            service.settlement.carbon_ug_per_mj,
+        )

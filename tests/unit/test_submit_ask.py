@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -200,3 +201,25 @@ async def test_a_server_that_never_answers_is_left() -> None:
         how = Manner(url=url, key="k", digest="d", timeout_s=0.05)
         outcome = await ask(job(), how, pause=pause, rng=random.Random(0))
     assert (Ending.FAILED, "timeout") == (outcome.ending, (outcome.error or {})["code"])
+
+
+async def test_a_window_is_told_to_the_server_as_what_is_left_of_it() -> None:
+    """Each try says less; and no try is given up before the window is over."""
+    asking = Asking(busy(after_s="1"), GOOD)
+    await asking.outcome(due_s=time.monotonic() + 100, timeout_s=0.001)
+    first, second = (float(asked.headers["x-jouleway-deadline-s"]) for asked in asking.seen)
+    assert 90 < second < first <= 100
+
+
+async def test_after_its_window_a_line_is_refused_by_the_server() -> None:
+    """A deadline of 0 would be no deadline: a thousandth of a second is sent."""
+    asking = Asking(GOOD)
+    await asking.outcome(due_s=time.monotonic() - 5)
+    assert ["0.001"] == [asked.headers["x-jouleway-deadline-s"] for asked in asking.seen]
+
+
+async def test_without_a_window_no_deadline_is_stated() -> None:
+    """Then nothing waits for a price."""
+    asking = Asking(GOOD)
+    await asking.outcome()
+    assert "x-jouleway-deadline-s" not in asking.seen[0].headers
