@@ -57,7 +57,7 @@ class Admission:
         self, cluster: Cluster, queue: Queue, limits: Limits, policy: DataPolicy, *, models: Iterable[str] = ()
     ) -> None:
         self._cluster = cluster
-        self._policy = policy
+        self.policy = policy
         self._queue = queue
         self._limits = limits
         self._estimates: dict[str, ModelEstimates] = {}
@@ -125,9 +125,9 @@ class Admission:
 
     def misplaced(self, request: Request) -> Rejection | None:
         """Why no worker may ever run it, as zones and rules are; None where one may."""
-        if not self._policy.mismatch(request):
+        if not self.policy.mismatch(request):
             return None
-        return refusals.data_residency_mismatch(self._policy.known_zones(request.model))
+        return refusals.data_residency_mismatch(self.policy.known_zones(request.model))
 
     def misplaced_of(self, requests: Iterable[Request]) -> Iterator[tuple[str, Rejection]]:
         """Who of them may run nowhere any more, after the rules have changed."""

@@ -68,6 +68,8 @@ class Decision:
     due_s: float
     """When its first token is due; of an answer that decodes the last token is due at its own pace."""
     evidence: Evidence
+    is_crowded: bool = False
+    """Some promise is missed by it, the newcomer's or somebody's there: no worker that is up kept all of them."""
 
     def explain(self) -> dict[str, Any]:
         """Plain values. The terms of a worker sum to its score; the least score of those that passed was chosen."""

@@ -14,6 +14,10 @@ before an engine could be awake, and by it a load exceeds what is up in one of `
 
 Wanted engines are taken in the order of what the load would cost on them, by their zone's price of energy. Nothing is
 parked where energy has no price: then there is nothing to save.
+
+A forecast knows tokens, not how unlike prompts are: one of 80,000 tokens takes an engine for seconds. So it is held
+against what happens. Where more than two placements in a hundred had to break a promise, because no engine that is up
+kept all of them, the forecast is *boosted* until that is so no longer; the boost ebbs away as it is not needed.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from scheduler.core.capacity import curves_of, engines, saved_watts, watts
 from scheduler.core.cluster import Cluster, Worker, WorkerView
 from scheduler.core.demand import WINDOW_S, Demand
 from scheduler.core.estimates import ModelEstimates
-from scheduler.core.request import DEFAULT_SLO, Request, Slo
+from scheduler.core.request import DEFAULT_SLO, Band, Request, Slo
 from scheduler.core.score import PlacementRules
 from workers.types import WorkerState
 
@@ -37,6 +41,10 @@ MARGIN_S = 15.0
 """An engine is told to wake so much earlier than it has to be: a load is only known after it came."""
 IDLE_S = 5.0
 """Nothing ran on an engine for so long before it is stopped."""
+CROWDED_RATIO = 0.02
+"""Of placements, that may break a promise."""
+BOOST_GAIN = 0.05
+MAX_BOOST = 8.0
 LEAST_ENGINES = 1e-12
 """That a second of work takes, where none ever came."""
 MAX_LOOKS = 600
@@ -72,8 +80,17 @@ class _Model:
     def __init__(self, now_s: float) -> None:
         self.demand = Demand(now_s)
         self.slo: Slo = DEFAULT_SLO
+        self.boost = 1.0
+        self.num_placed = self.num_crowded = 0
+        """Since the last look."""
         self.forecasts: deque[tuple[float, float]] = deque(maxlen=MAX_LOOKS)
         """When, and how much work a second."""
+
+    def adjust(self, *, most: float) -> None:
+        """The boost follows what had to break promises since the last look. ``most`` asks for every engine there is."""
+        self.boost += BOOST_GAIN * (self.num_crowded - CROWDED_RATIO * self.num_placed)
+        self.boost = max(min(self.boost, most, MAX_BOOST), 1.0)
+        self.num_placed = self.num_crowded = 0
 
 
 class Parking:
@@ -101,6 +118,13 @@ class Parking:
         model.slo = request.slo
         if request.arrival_unix_s:
             self._unix_offset_s = request.arrival_unix_s - request.arrival_s
+
+    def placed(self, request: Request, *, is_crowded: bool) -> None:
+        """A request was started; batch-class work may come late and says nothing."""
+        model = self._models.get(request.model)
+        if model is not None and request.band < Band.FLEX:
+            model.num_placed += 1
+            model.num_crowded += is_crowded
 
     def tick(self, waiting: Collection[str], placement: PlacementRules, now_s: float) -> list[Park | Wake]:
         """What to stop and to start. ``waiting``: models for which somebody waits."""
@@ -162,10 +186,12 @@ class _Look:
         prefill_s, decode_s = curves_of(workers[0].view).time_s[1:3]
         demand = model.demand
         demand.advance(now_s, weights=(prefill_s, decode_s), ahead_s=ahead_s, unix_s=unix_s)
-        self._forecast_s = demand.forecast_s(QUANTILE, ahead_s=ahead_s, unix_s=unix_s)
-        model.forecasts.append((now_s, self._forecast_s))
         taken = {each.worker_id: engines(each.view, demand.mix, model.slo.tpot_s) for each in workers}
         self._capacity = {worker_id: 1.0 / max(each, LEAST_ENGINES) for worker_id, each in taken.items()}
+        forecast_s = demand.forecast_s(QUANTILE, ahead_s=ahead_s, unix_s=unix_s)
+        model.adjust(most=self._sum(workers) / forecast_s if forecast_s else 1.0)
+        self._forecast_s = forecast_s * model.boost
+        model.forecasts.append((now_s, self._forecast_s))
         self._workers = sorted(workers, key=lambda each: (self._cost(each.view), each.worker_id))
         self._up = [each for each in self._workers if each.view.state in (WorkerState.READY, WorkerState.STARTING)]
         self._up_capacity = self._sum(self._up)

@@ -88,6 +88,7 @@ def place(
         first_s=best.first_s,
         due_s=now_s + due_in_s,
         evidence=Evidence(cluster.ids(), codes, terms),
+        is_crowded=bool(missed[int(best.column)]),
     )
 
 

@@ -57,11 +57,11 @@ class Scheduler:
         self._policy = DataPolicy(self.rules.zones, self.rules.model_zones)
         self.admission = Admission(self.cluster, self.queue, self.limits, self._policy, models=models)
         self._running = Running(self.cluster, self.fairness, self.limits)
-        self._starter = Starter(self.cluster, self.admission, self._running, self._policy, self.rules, self.stats)
+        self.parking = Parking(self.cluster, self.rules.parking)
+        self._starter = Starter(self.cluster, self.admission, self._running, self.parking, self.rules, self.stats)
         self.deferral = Deferral(self.cluster, self.admission, self._policy, self.limits, self.rules)
         self._waiting = Waiting.of(self.queue, self.deferral, self.limits, self.rules)
         self.holds = Holds(self.rules)
-        self.parking = Parking(self.cluster, self.rules.parking)
         self._clock = PriceClock(self.cluster, self._starter, self.holds)
         self._lives = Lives(self._waiting, self.holds, self.stats)
         self._entries = self._lives.open

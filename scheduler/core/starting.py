@@ -11,10 +11,10 @@ from scheduler.core.actions import Abort, Dispatch
 from scheduler.core.admission import Admission
 from scheduler.core.attempts import PREEMPTED_CAUSE, Attempt, Entry, Stats, dispatch_of, work_of
 from scheduler.core.cluster import Cluster, Worker
-from scheduler.core.data_policy import DataPolicy
 from scheduler.core.evidence import Decision, EvidenceBook
 from scheduler.core.history import what_if_of
 from scheduler.core.holds import Holds
+from scheduler.core.parking import Parking
 from scheduler.core.placement import place
 from scheduler.core.preemption import victims
 from scheduler.core.prefixes import Prefixes
@@ -33,16 +33,17 @@ class Starter:
         cluster: Cluster,
         admission: Admission,
         running: Running,
-        policy: DataPolicy,
+        parking: Parking,
         rules: Rules,
         stats: Stats,
     ) -> None:
         self._cluster = cluster
         self._admission = admission
         self._running = running
-        self._policy = policy
+        self._policy = admission.policy
         self._rules = rules
         self._stats = stats
+        self._parking = parking
         self._prefixes = Prefixes()
         self._evidence = EvidenceBook()
 
@@ -80,6 +81,7 @@ class Starter:
         entry.tries.append(attempt)
         entry.end_wait(now_s)
         self._running.start(attempt)
+        self._parking.placed(request, is_crowded=decision.is_crowded)
         decision.worker.prompts.add(now_s, max(work.prompt_tokens - decision.cached_tokens, 0))
         self._prefixes.add(decision.worker, request, work.prompt_tokens)
         self._evidence.drop(request.request_id)

@@ -228,6 +228,8 @@ def test_where_every_promise_would_be_broken_it_still_goes_somewhere() -> None:
     decision = decides(cluster, request(arrival_s=-100.0), WORK)
     assert {"a": None, "b": None} == filters(decision)
     assert decision.worker is not None
+    assert decision.is_crowded
+    assert not decides(cluster_of(view("a"), view("b"))).is_crowded
 
 
 def test_no_pile_of_prompts_grows_while_another_worker_has_room() -> None:

@@ -10,7 +10,8 @@ from scheduler.core.capacity import saved_watts
 from scheduler.core.cluster import Cluster, WorkerView
 from scheduler.core.demand import LEVEL_S, WINDOW_S
 from scheduler.core.estimates import ModelEstimates
-from scheduler.core.parking import IDLE_S, MARGIN_S, Parking, ParkingRules, pays
+from scheduler.core.parking import BOOST_GAIN, CROWDED_RATIO, IDLE_S, MARGIN_S, Parking, ParkingRules, pays
+from scheduler.core.request import Band
 from scheduler.core.score import PlacementRules
 from tests.core_words import MODEL, request, view
 from workers.step_curves import PowerStates, StepCurves
@@ -212,6 +213,46 @@ def test_the_break_even_over_many_cases(seed: int) -> None:
         paid = saved * gap_s if parks_s is None else saved * parks_s + start
         known = min(saved * gap_s, start)
         assert paid <= 2.0 * known + saved * WINDOW_S, where
+
+
+def crowd(found: Yard, looks: int, *, crowded: int, requests_per_s: float = 5.0) -> list[str]:
+    """So many looks at each of which twenty were placed, so many of them in vain; what was ordered meanwhile."""
+    before = len(found.log)
+    for _ in range(looks):
+        for number in range(20):
+            found.parking.placed(request(), is_crowded=number < crowded)
+        found.run(WINDOW_S, requests_per_s=requests_per_s)
+    return [f"{type(action).__name__.lower()} {action.worker_id}" for _, action in found.log[before:]]
+
+
+def test_where_promises_are_broken_more_is_kept_up_until_that_ends() -> None:
+    """The load alone would have one engine; a tenth of what is placed finds no place without a miss."""
+    found = yard("a", "b", "c")
+    found.run(300.0, requests_per_s=5.0)
+    assert ["a"] == found.up()
+    assert ["wake b", "wake c"] == crowd(found, 120, crowded=2)
+    assert ["park c", "park b"] == crowd(found, 500, crowded=0)
+
+
+def test_late_batch_work_keeps_nothing_up() -> None:
+    """Nor does a model of which nothing is known, and a rare miss is none too many."""
+    found = yard("a", "b")
+    found.run(300.0, requests_per_s=5.0)
+    for _ in range(100):
+        found.parking.placed(request(band=Band.FLEX), is_crowded=True)
+        found.parking.placed(request(model="unheard"), is_crowded=True)
+        for number in range(100):
+            found.parking.placed(request(), is_crowded=number < 1)
+        found.run(WINDOW_S, requests_per_s=5.0)
+    assert ["a"] == found.up()
+
+
+def test_a_crowd_that_no_engine_could_help_keeps_all_up_and_piles_nothing_up() -> None:
+    """Two engines at half their load each are asked for by twice the boost: from there it ebbs away."""
+    found = yard("a", "b")
+    assert [] == crowd(found, 200, crowded=20, requests_per_s=10.0)
+    model_looks = (2.0 / 0.6) / (BOOST_GAIN * CROWDED_RATIO * 20) + BREAK_EVEN_S / WINDOW_S
+    assert ["park b"] == crowd(found, round(model_looks) + 5, crowded=0, requests_per_s=10.0)
 
 
 def test_engines_are_awake_before_a_load_that_rises_slowly_is_there() -> None:

@@ -5,6 +5,7 @@ from scheduler.core.attempts import Entry, Stats
 from scheduler.core.cluster import Cluster, WorkerView
 from scheduler.core.data_policy import DataPolicy
 from scheduler.core.fairness import Fairness
+from scheduler.core.parking import Parking
 from scheduler.core.queue import Queue
 from scheduler.core.request import Band
 from scheduler.core.rules import Rules
@@ -26,7 +27,8 @@ class House:
         self.running = Running(self.cluster, fairness, limits)
         admission = Admission(self.cluster, Queue(limits.queue, fairness), limits, policy)
         self.stats = Stats()
-        self.starter = Starter(self.cluster, admission, self.running, policy, self.rules, self.stats)
+        self.parking = Parking(self.cluster, self.rules.parking)
+        self.starter = Starter(self.cluster, admission, self.running, self.parking, self.rules, self.stats)
 
 
 def an_entry(request_id: str = "r", **values: object) -> Entry:
