@@ -30,6 +30,7 @@ from workers.engines.simulated import SimulatedEngine
 from workers.errors import MeterUnavailable, StaleEpoch
 from workers.power.simulated import SimulatedMeter
 from workers.simulated_counter import CounterFile
+from workers.steps import StepRecord
 from workers.types import (
     Abort,
     Ack,
@@ -39,7 +40,6 @@ from workers.types import (
     MeterSpec,
     Numbered,
     Report,
-    StepRecord,
     UsageRecord,
     WindowRecord,
     WorkerSpec,

@@ -20,7 +20,7 @@ from workers.engine_model import EngineModel
 from workers.pending_steps import OVERHEAD, Overflow, Parts, PendingSteps
 from workers.rounding import largest_remainder
 from workers.shapley import POLICIES
-from workers.types import StepRecord
+from workers.steps import StepRecord
 
 logger = logging.getLogger("jouleway.worker")
 

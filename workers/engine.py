@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from workers.types import Call, EngineInfo, Progress, SequenceUsage, StepRecord
+from workers.steps import StepRecord
+from workers.types import Call, EngineInfo, Progress, SequenceUsage
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

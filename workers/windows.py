@@ -20,7 +20,8 @@ from typing import Protocol
 
 from workers.attribution import Attribution, WindowSplit
 from workers.outbox import Outbox
-from workers.types import EnergyPosting, Grade, StepRecord, WindowRecord
+from workers.steps import StepRecord
+from workers.types import EnergyPosting, Grade, WindowRecord
 
 FEED_GRACE_S = 0.25
 """How long a step record may still be on its way after the engine went idle."""

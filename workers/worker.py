@@ -20,6 +20,7 @@ from workers.engine_model import EngineModel
 from workers.errors import EngineStartError, StaleEpoch, WireMismatch
 from workers.metering import Metering, last_counter_mj
 from workers.outbox import Outbox
+from workers.steps import StepRecord
 from workers.types import (
     WIRE_VERSION,
     Abort,
@@ -29,7 +30,6 @@ from workers.types import (
     EngineInfo,
     Report,
     SequenceUsage,
-    StepRecord,
     WorkerSpec,
     WorkerState,
     WorkerStatus,

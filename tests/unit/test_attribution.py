@@ -9,7 +9,7 @@ from workers.attribution import SCALE_MAX, SCALE_MIN, Attribution, WindowSplit
 from workers.engine_model import EngineModel
 from workers.shapley import POLICIES
 from workers.step_curves import StepCurves
-from workers.types import StepRecord
+from workers.steps import StepRecord
 
 PRIOR = StepCurves(time_s=(6e-3, 3e-5, 9e-5, 0.0), energy_joules=(3.0, 0.02, 0.07, 0.0), idle_watts=100.0, source="x")
 

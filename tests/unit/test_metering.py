@@ -15,7 +15,8 @@ from workers.engine_model import EngineModel
 from workers.errors import MeterUnavailable
 from workers.metering import NVML_COUNTER, Metering, counter_id, last_counter_mj
 from workers.outbox import Outbox
-from workers.types import EnergyPosting, Grade, StepRecord, WindowRecord, WorkerSpec, WorkerState, WorkerStatus
+from workers.steps import StepRecord
+from workers.types import EnergyPosting, Grade, WindowRecord, WorkerSpec, WorkerState, WorkerStatus
 from workers.windows import MeterReading, Windows
 
 

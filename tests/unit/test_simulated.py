@@ -17,7 +17,8 @@ from workers.engines.simulated import SimulatedEngine
 from workers.engines.simulated_openai import WORDS, count_tokens, hash_blocks, text_of
 from workers.errors import EngineStartError, MeterUnavailable
 from workers.simulated_counter import CounterFile
-from workers.types import Call, MeterSpec, Progress, SequenceUsage, StepRecord, WorkerSpec
+from workers.steps import StepRecord
+from workers.types import Call, MeterSpec, Progress, SequenceUsage, WorkerSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAT = "/v1/chat/completions"

@@ -19,7 +19,8 @@ from workers.engines.vllm_ids import CURRENT_ATTEMPT
 from workers.engines.vllm_messages import SOCKET_VARIABLE
 from workers.engines.vllm_sequences import Sequence
 from workers.errors import EngineStartError
-from workers.types import Call, SequenceUsage, StepRecord, WorkerSpec
+from workers.steps import StepRecord
+from workers.types import Call, SequenceUsage, WorkerSpec
 
 SALT = bytes(16)
 

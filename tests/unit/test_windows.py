@@ -10,7 +10,8 @@ from workers.balance import check_balance
 from workers.engine_model import EngineModel
 from workers.outbox import Outbox
 from workers.step_curves import StepCurves
-from workers.types import EnergyPosting, Grade, StepRecord, WindowRecord
+from workers.steps import StepRecord
+from workers.types import EnergyPosting, Grade, WindowRecord
 from workers.windows import MAX_BOUNDARIES, STANDING_S, MeterReading, Windows
 
 PRIOR = StepCurves(time_s=(6e-3, 3e-5, 9e-5, 0.0), energy_joules=(3.0, 0.02, 0.07, 0.0), idle_watts=100.0, source="x")

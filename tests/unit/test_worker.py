@@ -12,6 +12,7 @@ from workers import attempts as attempts_module
 from workers import worker as worker_module
 from workers.engine import EngineLoad, EngineSink, Message, Receive, Scope, Send
 from workers.errors import EngineStartError, MeterUnavailable, StaleEpoch, WireMismatch
+from workers.steps import StepRecord
 from workers.types import (
     WIRE_VERSION,
     Abort,
@@ -29,7 +30,6 @@ from workers.types import (
     Report,
     SequenceUsage,
     Started,
-    StepRecord,
     UsageRecord,
     WindowRecord,
     WorkerSpec,

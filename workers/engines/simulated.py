@@ -23,7 +23,8 @@ from workers.engines.simulated_options import SimulatedOptions, parse_options
 from workers.engines.simulated_plan import Finished, SimulatedSequence
 from workers.errors import EngineStartError
 from workers.simulated_counter import SimulatedCounter
-from workers.types import Call, EngineInfo, MeterSpec, Progress, SequenceUsage, StepRecord, WorkerSpec
+from workers.steps import StepRecord
+from workers.types import Call, EngineInfo, MeterSpec, Progress, SequenceUsage, WorkerSpec
 
 if TYPE_CHECKING:
     import uvicorn

@@ -34,7 +34,8 @@ from workers.engines.vllm_outputs import install
 from workers.engines.vllm_reasoning import Reasoning
 from workers.engines.vllm_step_server import StepServer
 from workers.errors import EngineStartError
-from workers.types import Call, EngineInfo, Grade, Progress, SequenceUsage, StepRecord, WorkerSpec
+from workers.steps import StepRecord
+from workers.types import Call, EngineInfo, Grade, Progress, SequenceUsage, WorkerSpec
 
 logger = logging.getLogger("jouleway.vllm")
 
