@@ -28,6 +28,7 @@ from scheduler.core.actions import Payer
 from workers.engine_model import EngineModel
 from workers.engines.simulated import SimulatedEngine
 from workers.errors import MeterUnavailable, StaleEpoch
+from workers.metering import OpenedMeter
 from workers.power.simulated import SimulatedMeter
 from workers.simulated_counter import CounterFile
 from workers.steps import StepRecord
@@ -46,7 +47,7 @@ from workers.types import (
     WorkerState,
 )
 from workers.windows import MeterReading
-from workers.worker import OpenedMeter, Worker
+from workers.worker import Worker
 
 WINDOW_S = 5.0
 WORKER_ID = "w0"

@@ -8,11 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
+from workers.attribution import Attribution
+from workers.engine_model import EngineModel
 from workers.errors import MeterUnavailable
-from workers.types import Grade, WorkerSpec, WorkerStatus
+from workers.outbox import Outbox
+from workers.types import EngineInfo, Grade, Phase, WorkerSpec, WorkerStatus
 from workers.windows import MeterReading, PowerMeter, Windows
 
 logger = logging.getLogger("jouleway.worker")
@@ -40,6 +44,16 @@ def last_counter_mj(spec: WorkerSpec, meter_name: str) -> int | None:
     return spec.last_counter_mj if is_same else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedMeter:
+    """A meter, and the downgrades that led to it, in words."""
+
+    meter: PowerMeter
+    notes: tuple[str, ...] = ()
+    follow: Callable[[tuple[int, ...]], None] = lambda pids: None
+    """Told when other processes are the engine, none while it is parked. What counts devices need not know."""
+
+
 class Metering:
     """One meter, its windows, and what is known of both now."""
 
@@ -54,7 +68,9 @@ class Metering:
         clock: Callable[[], float],
         num_running: Callable[[], int],
         on_settled: Callable[[], None],
+        follow: Callable[[tuple[int, ...]], None] = lambda pids: None,
     ) -> None:
+        """``follow``: what the meter is told when other processes are the engine; see ``OpenedMeter``."""
         self._meter = meter
         self._notes = notes
         self._gpu_uuids = gpu_uuids
@@ -63,6 +79,7 @@ class Metering:
         self._clock = clock
         self._num_running = num_running
         self._on_settled = on_settled
+        self._follow = follow
         self._reading: MeterReading | None = None
         self._fault = ""
         self._asked: asyncio.Task[MeterReading] | None = None
@@ -126,16 +143,34 @@ class Metering:
             self._reading = reading
         self.windows.add_reading(reading, now_s=self._clock(), calibrating=self.is_calibrating)
 
+    async def turn(self, phase: Phase) -> MeterReading | None:
+        """From this edge on the engine is serving, parked or starting: the reading there, None without a meter."""
+        await self.read()
+        self.windows.phase = phase
+        return self.reading
+
+    async def follow(self, pids: tuple[int, ...]) -> None:
+        """The engine's processes from now on; none while it is parked. Never beside a reading."""
+        if self._asked is not None:
+            await asyncio.wait((self._asked,), timeout=READ_TIMEOUT_S)
+        await asyncio.to_thread(self._follow, pids)
+
+    @property
+    def reading(self) -> MeterReading | None:
+        """The last one; None while the meter is lost."""
+        return None if self._fault else self._reading
+
     async def _ask(self) -> MeterReading:
         """One reading on a thread; never two at once, and a blocked one is left behind. Raises: MeterUnavailable."""
         if self._asked is None or self._asked.done():
             if self._asked is not None and not self._asked.cancelled():
                 self._asked.exception()  # of one that came too late, and is told by the next one's if it lasts
             self._asked = asyncio.create_task(asyncio.to_thread(self._meter.read), name="meter-reading")
-        done, _ = await asyncio.wait((self._asked,), timeout=READ_TIMEOUT_S)
+        asked = self._asked  # who reads beside us may have asked again by then
+        done, _ = await asyncio.wait((asked,), timeout=READ_TIMEOUT_S)
         if not done:
             raise MeterUnavailable(f"{self._meter.name} does not answer for {READ_TIMEOUT_S:g} s")
-        return self._asked.result()
+        return asked.result()
 
     async def run(self) -> None:
         """An edge every ``window_s``, for as long as the worker lives."""
@@ -162,3 +197,39 @@ class Metering:
                 await asyncio.to_thread(self._meter.close)
         except Exception:
             logger.exception("the last window could not be settled, or the meter not be closed")
+
+
+def open_metering(
+    opened: OpenedMeter,
+    info: EngineInfo,
+    spec: WorkerSpec,
+    *,
+    model: EngineModel,
+    outbox: Outbox,
+    clock: Callable[[], float],
+    unix_clock: Callable[[], float],
+    num_running: Callable[[], int],
+    on_settled: Callable[[], None],
+) -> Metering:
+    """Of an engine that came up: its meter, and windows from the last durable reading of that counter on."""
+    windows = Windows(
+        attribution=Attribution(model=model, num_gpus=info.num_gpus, policy=spec.policy),
+        outbox=outbox,
+        unix_clock=unix_clock,
+        meter_name=lambda: opened.meter.name,
+        hook_grade=info.hook_grade,
+        policy=spec.policy,
+        last_counter_mj=last_counter_mj(spec, opened.meter.name),
+        late_s=max(spec.stall_timeout_s, 2 * spec.window_s),
+    )
+    return Metering(
+        meter=opened.meter,
+        notes=(*info.notes, *opened.notes),
+        gpu_uuids=spec.gpu_uuids,
+        windows=windows,
+        window_s=spec.window_s,
+        clock=clock,
+        num_running=num_running,
+        on_settled=on_settled,
+        follow=opened.follow,
+    )
