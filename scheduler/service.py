@@ -243,7 +243,7 @@ class Service:
         self.admin_url, self.url = (listener.url for listener in self._listeners)
 
     async def wait_ready(self, *, progress: Callable[[str], None] = lambda text: None) -> None:
-        """Until every configured worker takes work. Raises: WorkerError when one cannot, or not in time."""
+        """Until every configured worker is up. Raises: WorkerError when one cannot, or not in time."""
         until_s = time.monotonic() + self._config.limits.start_timeout_s
         said: dict[str, str] = {}
         while True:
@@ -255,10 +255,10 @@ class Service:
                     progress(f"worker {worker.worker_id}: {words}")
                 if worker.status is not None and worker.status.state is WorkerState.STOPPED:
                     raise WorkerError(f"worker {worker.worker_id} did not start: {worker.status.cause}")
-            if workers and all(worker.is_ready for worker in workers):
+            if workers and all(is_up(worker) for worker in workers):
                 return
             if time.monotonic() > until_s:
-                late = ", ".join(worker.worker_id for worker in workers if not worker.is_ready)
+                late = ", ".join(worker.worker_id for worker in workers if not is_up(worker))
                 raise WorkerError(
                     f"not ready after limits.start_timeout_s = {self._config.limits.start_timeout_s:g} s: {late}"
                 )
@@ -390,3 +390,8 @@ def state_words(worker: WorkerSnapshot) -> str:
     if status is None:
         return f"{worker.phase}{f' ({worker.cause})' if worker.cause else ''}"
     return f"{status.state.value}{f' ({status.cause})' if status.cause else ''}"
+
+
+def is_up(worker: WorkerSnapshot) -> bool:
+    """Whether it came up; one that was found parked is woken when it is needed."""
+    return worker.is_ready or (worker.status is not None and worker.status.state is WorkerState.PARKED)

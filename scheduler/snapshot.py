@@ -88,6 +88,7 @@ class Snapshot:
     models: tuple[str, ...]
     """Configured or ever served."""
     ready_models: tuple[str, ...]
+    """Of which a worker is ready, or parked and could be woken."""
     num_open: int
     """Requests without an answer."""
     num_running: int
@@ -147,7 +148,7 @@ def take_snapshot(
             for band in BANDS
         ),
         models=tuple(sorted(core.admission.models)),
-        ready_models=tuple(sorted(model for model in core.admission.models if core.cluster.has_ready(model))),
+        ready_models=tuple(sorted(filter(core.admission.can_serve, core.admission.models))),
         num_open=core.num_open,
         num_running=core.num_running,
         submitted=stats.submitted,

@@ -49,7 +49,7 @@ class Starter:
         self._rules = rules
 
     def forget(self, worker: Worker) -> None:
-        """The worker is gone, and its KV with it."""
+        """The worker is gone, or its engine is stopped, and its KV with it."""
         self._prefixes.forget(worker)
 
     def start(self, turn: Turn, now_s: float) -> Dispatch | None:

@@ -1,4 +1,4 @@
-"""An engine that is parked and woken while its worker lives: whoever calls meanwhile, orders that cross, and its end."""
+"""An engine that is parked and woken while its worker lives: calls meanwhile, orders that cross, and its end."""
 
 import asyncio
 
@@ -289,7 +289,7 @@ async def test_an_engine_that_idles_parked_is_neither_stalled_nor_sick() -> None
 
 
 async def test_every_millijoule_of_a_cycle_is_booked_where_it_belongs() -> None:
-    """Parked: idle. Started again: overhead. Before and after: as ever. Nothing is unattributed, windows have no gap."""
+    """Parked: idle. Started again: overhead. Before and after: as ever. Nothing is unattributed; there is no gap."""
     async with ready() as house:
         await run_one(house, "a-1")
         await parked(house)
