@@ -85,16 +85,16 @@ class WindowSplit:
         """Of an engine that is parked all that nobody is charged for is idle; of one that starts again, overhead."""
         if phase is Phase.SERVING:
             return self
-        rest_mj = max(self.unattributed_mj, 0)
-        idle_mj, overhead_mj = self.idle_mj + rest_mj, self.overhead_mj
+        rest_mj = max(self.unattributed_mj, -self.idle_mj)
+        idle_mj, overhead_mj, left_mj = self.idle_mj + rest_mj, self.overhead_mj, self.unattributed_mj - rest_mj
         if phase is Phase.STARTING:
             idle_mj, overhead_mj = 0, idle_mj + overhead_mj
         return replace(
             self,
             idle_mj=idle_mj,
             overhead_mj=overhead_mj,
-            unattributed_mj=self.unattributed_mj - rest_mj,
-            causes=tuple(each for each in self.causes if each[1] < 0),
+            unattributed_mj=left_mj,
+            causes=(("clamped", left_mj),) if left_mj else (),
         )
 
 

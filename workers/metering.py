@@ -25,7 +25,7 @@ POLL_S = 0.25
 """How often settled windows are looked for between two readings."""
 
 LAST_EDGE_S = 1.0
-"""How long the end waits for the counter to move past the last step."""
+"""How long an end waits for the counter to move past the last step."""
 
 READ_TIMEOUT_S = 5.0
 """A driver may block for ever when its device is dying; a meter that does not answer in this time is lost."""
@@ -42,6 +42,13 @@ def last_counter_mj(spec: WorkerSpec, meter_name: str) -> int | None:
     """Where the first window begins, if the last reading is of the very counter that is read now; else None."""
     is_same = spec.last_counter_id in ("", counter_id(meter_name, spec.gpu_uuids))
     return spec.last_counter_mj if is_same else None
+
+
+def watts_between(before: MeterReading | None, after: MeterReading | None) -> float | None:
+    """Mean power; None where a reading is missing, the counter began anew or did not move on."""
+    if before is None or after is None or after.at_s <= before.at_s or after.counter_mj < before.counter_mj:
+        return None
+    return (after.counter_mj - before.counter_mj) / 1000 / (after.at_s - before.at_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +89,8 @@ class Metering:
         self._follow = follow
         self._reading: MeterReading | None = None
         self._fault = ""
+        self._has_jumped = False
+        """What is counted from here on says nothing of the power before."""
         self._asked: asyncio.Task[MeterReading] | None = None
         self.is_calibrating = True
         self.power_watts: float | None = None
@@ -138,14 +147,16 @@ class Metering:
             reading = None
             self._fault = f"meter_lost: {type(error).__name__}"
         if reading is not None:
-            if before is not None and reading.at_s > before.at_s and reading.counter_mj >= before.counter_mj:
-                self.power_watts = (reading.counter_mj - before.counter_mj) / 1000 / (reading.at_s - before.at_s)
+            watts = watts_between(before, reading)
+            if watts is not None and not self._has_jumped:
+                self.power_watts = watts
+            self._has_jumped = False
             self._reading = reading
         self.windows.add_reading(reading, now_s=self._clock(), calibrating=self.is_calibrating)
 
     async def turn(self, phase: Phase) -> MeterReading | None:
         """From this edge on the engine is serving, parked or starting: the reading there, None without a meter."""
-        await self.read()
+        await self._read_behind_steps()
         self.windows.phase = phase
         return self.reading
 
@@ -154,6 +165,7 @@ class Metering:
         if self._asked is not None:
             await asyncio.wait((self._asked,), timeout=READ_TIMEOUT_S)
         await asyncio.to_thread(self._follow, pids)
+        self._has_jumped = True
 
     @property
     def reading(self) -> MeterReading | None:
@@ -172,6 +184,14 @@ class Metering:
             raise MeterUnavailable(f"{self._meter.name} does not answer for {READ_TIMEOUT_S:g} s")
         return asked.result()
 
+    async def _read_behind_steps(self) -> None:
+        """A counter shows its last tick: waits until that lies behind the last step."""
+        deadline_s = self._clock() + LAST_EDGE_S
+        await self.read()
+        while not self.windows.is_past_last_step and self._clock() < deadline_s:
+            await asyncio.sleep(POLL_S / 5)
+            await self.read()
+
     async def run(self) -> None:
         """An edge every ``window_s``, for as long as the worker lives."""
         next_s = self._clock() + self._window_s
@@ -186,12 +206,7 @@ class Metering:
     async def close(self) -> None:
         """The last edge; everything that is pending is settled with what is there. Never raises: the engine follows."""
         try:
-            # A counter shows its last tick: wait until that lies behind the last step.
-            deadline_s = self._clock() + LAST_EDGE_S
-            await self.read()
-            while not self.windows.is_past_last_step and self._clock() < deadline_s:
-                await asyncio.sleep(POLL_S / 5)
-                await self.read()
+            await self._read_behind_steps()
             self.windows.close()
             if self._asked is not None and self._asked.done():
                 await asyncio.to_thread(self._meter.close)

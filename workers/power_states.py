@@ -8,6 +8,7 @@ it. From then on each wake counts as much as all before it, so that a machine th
 
 from __future__ import annotations
 
+from workers.metering import watts_between
 from workers.step_curves import PowerStates
 from workers.types import WorkerSpec
 from workers.windows import MeterReading
@@ -79,13 +80,6 @@ class PowerBook:
         if (watts := watts_between(before, after)) is not None:
             self._parked_watts = _newer(self._parked_watts, watts, is_first=not self._are_parked_watts_seen)
             self._are_parked_watts_seen = True
-
-
-def watts_between(before: MeterReading | None, after: MeterReading | None) -> float | None:
-    """Mean power; None where a reading is missing, the counter began anew or did not move on."""
-    if before is None or after is None or after.at_s <= before.at_s or after.counter_mj < before.counter_mj:
-        return None
-    return (after.counter_mj - before.counter_mj) / 1000 / (after.at_s - before.at_s)
 
 
 def _newer(known: float, seen: float, *, is_first: bool) -> float:

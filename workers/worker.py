@@ -329,7 +329,7 @@ class Worker:
         """Not where anything runs: whoever ordered it thought that nothing did."""
         if len(self._attempts) or self._state not in (WorkerState.READY, WorkerState.PARKED):
             words = f"{self._state.value}, {len(self._attempts)} running"
-            logger.warning("worker %s is not parked (%s): %s", self.spec.worker_id, words, reason)
+            logger.info("worker %s is not parked (%s): %s", self.spec.worker_id, words, reason)
         else:
             self._parking.park(reason)
 
