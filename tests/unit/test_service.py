@@ -26,10 +26,11 @@ from scheduler.config_sections import LimitsConfig, PriceConfig
 from scheduler.config_tenants import BudgetConfig, KeyConfig
 from scheduler.ledger_files import ledger_url
 from scheduler.listeners import PortTaken, bind
-from scheduler.service import Service, state_words
+from scheduler.service import Service, is_up, state_words
 from tests.local_service import LocalCluster, complete
 from workers import metering
 from workers.errors import WorkerError
+from workers.types import WorkerState
 
 CONFIG = """
 server: {{port: {port}}}
@@ -372,3 +373,21 @@ def test_states_are_said_in_words() -> None:
     assert "starting (calibrating (at most 20 s))" == state_words(SimpleNamespace(status=status))  # type: ignore[arg-type]
     lost = SimpleNamespace(status=None, phase="lost", cause="worker_lost")
     assert "lost (worker_lost)" == state_words(lost)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("state", "is_ready", "expected"),
+    [
+        (WorkerState.READY, True, True),
+        (WorkerState.PARKED, False, True),
+        (WorkerState.STARTING, False, False),
+        (WorkerState.SICK, False, False),
+        (None, False, False),
+    ],
+)
+def test_a_worker_that_is_found_parked_is_up(state: WorkerState | None, is_ready: bool, expected: bool) -> None:
+    """Whoever starts a control plane beside parked engines does not wait for engines that nobody needs."""
+    from types import SimpleNamespace
+
+    status = None if state is None else SimpleNamespace(state=state)
+    assert expected is is_up(SimpleNamespace(is_ready=is_ready, status=status))  # type: ignore[arg-type]
