@@ -56,7 +56,7 @@ def tell(run: WorkerRun, *commands: Park | Wake) -> None:
 
 
 def test_a_parked_vllm_is_gone_and_comes_back_the_same(run: WorkerRun) -> None:
-    """No process and none of its memory is left; called meanwhile it refuses; woken it answers the same, exactly counted.
+    """No process and none of its memory is left; called meanwhile it refuses; woken it answers the same, and counts.
 
     What it took to start is learned, and every millijoule of the cycle is booked: a wake as overhead.
     """
@@ -94,8 +94,7 @@ def test_a_parked_vllm_is_gone_and_comes_back_the_same(run: WorkerRun) -> None:
     run.wait(lambda: run.windows[-1].phase is Phase.SERVING, what="a window of serving", timeout_s=10)
     cycle = run.windows[num_windows:]
     assert 0 == check_balance(run.windows, run.postings, run.usages, is_live=True).difference_mj
-    assert [Phase.PARKED, Phase.STARTING] == list(
-        dict.fromkeys(each.phase for each in cycle if each.phase != "serving")
-    )
+    not_serving = [each.phase for each in cycle if each.phase is not Phase.SERVING]
+    assert [Phase.PARKED, Phase.STARTING] == list(dict.fromkeys(not_serving))
     assert {0} == {each.unattributed_mj for each in cycle if each.phase is not Phase.SERVING}
     assert sum(each.overhead_mj for each in cycle if each.phase is Phase.STARTING) > 1_000
