@@ -30,7 +30,7 @@ from benchmarks.record import record
 from workers.attribution import Attribution, WindowSplit
 from workers.engine_model import EngineModel
 from workers.shapley import exact_shapley
-from workers.types import StepRecord
+from workers.steps import StepRecord
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -28,8 +28,11 @@ from scheduler.core.actions import Payer
 from workers.engine_model import EngineModel
 from workers.engines.simulated import SimulatedEngine
 from workers.errors import MeterUnavailable, StaleEpoch
+from workers.metering import OpenedMeter
 from workers.power.simulated import SimulatedMeter
 from workers.simulated_counter import CounterFile
+from workers.step_curves import PowerStates
+from workers.steps import StepRecord
 from workers.types import (
     Abort,
     Ack,
@@ -38,15 +41,16 @@ from workers.types import (
     EnergyPosting,
     MeterSpec,
     Numbered,
+    Park,
     Report,
-    StepRecord,
     UsageRecord,
+    Wake,
     WindowRecord,
     WorkerSpec,
     WorkerState,
 )
 from workers.windows import MeterReading
-from workers.worker import OpenedMeter, Worker
+from workers.worker import Worker
 
 WINDOW_S = 5.0
 WORKER_ID = "w0"
@@ -63,6 +67,10 @@ FAULTS = (
     "hang", "long_hang", "engine_dies", "kill", "meter_lost", "counter_stuck", "counter_reset", "records_dropped",
     "aborts", "slow_reader", "kill_without_meter",
 )  # fmt: skip
+
+
+PARKED = "parked"
+"""No fault, but ordered like one: the engine is stopped as soon as nothing runs, and started again later."""
 
 
 class Observer:
@@ -138,6 +146,8 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
     in_flight_mj: int = 0
     """Of the last worker, at its end."""
+    power_states: PowerStates | None = None
+    """As it had learned them by then."""
 
     @property
     def num_windows(self) -> int:
@@ -279,7 +289,8 @@ class House:
         self._observer.look()
         self.outcome.observed_mj = self._observer.counted_mj
         self.outcome.num_resets = self._observer.num_resets
-        self.outcome.in_flight_mj = self.worker.status().in_flight_mj
+        status = self.worker.status()
+        self.outcome.in_flight_mj, self.outcome.power_states = status.in_flight_mj, status.power_states
         self._observer.close()
         return self.outcome
 
@@ -388,8 +399,24 @@ class House:
             self.command(*(Abort(attempt_id=each, reason="client_gone") for each in self._running))
         elif name == "slow_reader":
             self.reader_pause_s = draw(5, 200)
+        elif name == PARKED:
+            await self._park_and_wake(draw(5, 90))
         else:
             raise MeterUnavailable(f"no such fault: {name}")
+
+    async def _park_and_wake(self, rest_s: float) -> None:
+        """Whoever calls while the engine stops, is stopped or starts is refused; it is ordered until nothing runs."""
+        while self.worker.status().state is not WorkerState.PARKED:
+            self.command(Park(reason="by chance"))
+            await asyncio.sleep(0.2)
+        self.submit()
+        await asyncio.sleep(rest_s)
+        self.submit()
+        self.command(Wake(reason="by chance"))
+        await asyncio.sleep(1.0)
+        self.submit()
+        while self.worker.status().state is not WorkerState.READY:
+            await asyncio.sleep(0.1)
 
 
 def run(

@@ -380,6 +380,7 @@ def _spec(config: Config, worker: WorkerConfig, number: int) -> WorkerSpec:
         calibration_s=worker.calibration_s,
         stall_timeout_s=worker.stall_timeout_s,
         orphan_timeout_s=worker.orphan_timeout_s,
+        can_park=worker.can_park,
         policy=worker.policy,
         seed=worker.seed + number,
         num_cpus=worker.cpus,

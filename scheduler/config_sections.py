@@ -295,6 +295,8 @@ class WorkerConfig(Section):
     calibration_s: Annotated[float, Field(ge=0, le=120)] = 20.0
     stall_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     orphan_timeout_s: Annotated[float, Field(ge=0)] = 1800.0
+    can_park: bool = True
+    """Whether its engine may be stopped while nobody needs it; nothing is parked where energy has no price."""
     policy: Literal["shapley", "tokens", "solo-capped"] = "shapley"
     seed: int = 0
     environment: dict[str, str] = {}

@@ -19,11 +19,14 @@ from typing import Any
 
 from scheduler.accounting.charging import charge_of, hold_of
 from scheduler.accounting.settlement import Settlement
+from scheduler.answers import Answers
 from scheduler.bookkeeper import Bookkeeper
 from scheduler.committer import Committer
 from scheduler.connection import Connection, Phase, WorkerLink
 from scheduler.core.actions import Abort as AbortAttempt
 from scheduler.core.actions import Action, Dispatch, Finish, Reject, Settle
+from scheduler.core.actions import Park as ParkWorker
+from scheduler.core.actions import Wake as WakeWorker
 from scheduler.core.budget_accounts import BudgetState
 from scheduler.core.cluster import DEFAULT_MAX_RUNNING, WorkerView
 from scheduler.core.price_clock import EnergyPrices
@@ -32,20 +35,9 @@ from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
 from scheduler.snapshot import Snapshot, take_snapshot
 from scheduler.stories import with_costs
-from scheduler.strangers import Strangers
 from scheduler.streams import Body, End, Head, Stream, Submission
 from scheduler.underway import Live, Running
-from workers.types import (
-    Abort,
-    Call,
-    Chunk,
-    Ended,
-    Outcome,
-    Report,
-    Started,
-    UsageRecord,
-    WorkerState,
-)
+from workers.types import Abort, Call, Outcome, Park, Report, UsageRecord, Wake, WorkerState
 
 __all__ = ["Body", "Dispatcher", "End", "Head", "Phase", "Snapshot", "Stream", "Submission", "WorkerLink"]
 
@@ -85,7 +77,7 @@ class Dispatcher:
         self._running: dict[str, Running] = {}
         self._connections: dict[str, Connection] = {}
         self._reported_down: set[Connection] = set()
-        self._strangers = Strangers()
+        self._answers = Answers(scheduler, self._running, apply=self._apply, clock=clock)
         self._committer = Committer(settlement, on_problem=self._on_ledger, on_wait=on_ledger_wait)
         self.ledger_problem = ""
         self._bookkeeper = Bookkeeper(
@@ -203,53 +195,10 @@ class Dispatcher:
                 self._report_down(connection, report.status.cause)
         if report.progress:
             core.on_progress(report.progress, now_s)
-        for output in report.outputs:
-            running = self._running.get(output.attempt_id)
-            if running is None:
-                if self._strangers.must_abort(output):
-                    connection.send(Abort(attempt_id=output.attempt_id, reason="orphaned"))
-                continue
-            match output:
-                case Chunk(body=body):
-                    self._on_chunk(running, output.attempt_id, body, now_s)
-                case Started():
-                    running.started = output
-                case Ended(attempt_id=attempt_id, outcome=outcome, cause=cause):
-                    if outcome in (Outcome.COMPLETED, Outcome.REFUSED):
-                        self._send_head(running, attempt_id, now_s)
-                    self._apply(core.on_ended(attempt_id, outcome, cause, now_s))
+        self._answers.take(connection, report.outputs, now_s)
         if report.records:
             self._bookkeeper.book(connection, report.records, now_s)
             self._committer.add_records(connection)
-
-    def _on_chunk(self, running: Running, attempt_id: str, body: bytes, now_s: float) -> None:
-        """Bytes to the reader. What an engine says with a status of 500 or more stays here: it is tried again."""
-        if running.is_muted or not (running.has_sent or self._send_head(running, attempt_id, now_s)):
-            return
-        stream = running.live.stream
-        if not stream.put_body(body):
-            running.is_muted = True
-            if stream.is_held:  # it is we who keep it from reading
-                self._apply(self._core.cancel(stream.request_id, "ledger_unavailable", now_s, by_client=False))
-            else:
-                self._apply(self._core.cancel(stream.request_id, "slow_reader", now_s))
-
-    def _send_head(self, running: Running, attempt_id: str, now_s: float) -> bool:
-        """Status and headers leave with the first byte; False if this attempt may not speak."""
-        if running.has_sent:
-            return True
-        started = running.started
-        if started is None or started.status >= 500 or not self._core.answers(attempt_id):
-            return False
-        running.has_sent = True
-        live = running.live
-        live.speaker, stream = running, live.stream
-        if stream.is_held:  # nobody sees it yet: it may still be tried again, and whom it keeps waiting does not pay
-            stream.on_let_go = lambda: self._core.on_first_byte(attempt_id, self._clock())
-        else:
-            self._core.on_first_byte(attempt_id, now_s)
-        stream.put_head(Head(started.status, started.headers))
-        return True
 
     def _on_lost(self, connection: Connection, cause: str) -> None:
         self._apply(self._core.on_worker_lost(connection.worker_id, cause, self._clock()))
@@ -276,6 +225,10 @@ class Dispatcher:
                     waiting.extend(self._dispatch(dispatch))
                 case AbortAttempt() as abort:
                     self._connections[abort.worker_id].send(Abort(attempt_id=abort.attempt_id, reason=abort.reason))
+                case ParkWorker(worker_id=worker_id, reason=reason):
+                    self._connections[worker_id].send(Park(reason=reason))
+                case WakeWorker(worker_id=worker_id, reason=reason):
+                    self._connections[worker_id].send(Wake(reason=reason))
                 case Settle() as settle:
                     self._settle(settle, usage if usage and usage.attempt_id == settle.attempt_id else None)
                 case Reject(request_id=request_id, rejection=rejection):

@@ -42,7 +42,7 @@ from scheduler.ledger_files import open_ledger, open_spool
 from scheduler.listeners import Listener, Tls, bind
 from scheduler.metrics import Metrics
 from scheduler.policies import check_currency, check_same_currency, prices_of, slo_of, zone_names
-from scheduler.snapshot import Snapshot, WorkerSnapshot
+from scheduler.snapshot import Snapshot, is_up, state_words
 from scheduler.statement import STATEMENT, software_version
 from workers.errors import WorkerError
 from workers.ray_worker import RayCluster
@@ -250,7 +250,7 @@ class Service:
         self.admin_url, self.url = (listener.url for listener in self._listeners)
 
     async def wait_ready(self, *, progress: Callable[[str], None] = lambda text: None) -> None:
-        """Until every configured worker takes work. Raises: WorkerError when one cannot, or not in time."""
+        """Until every configured worker is up. Raises: WorkerError when one cannot, or not in time."""
         until_s = time.monotonic() + self._config.limits.start_timeout_s
         said: dict[str, str] = {}
         while True:
@@ -262,10 +262,10 @@ class Service:
                     progress(f"worker {worker.worker_id}: {words}")
                 if worker.status is not None and worker.status.state is WorkerState.STOPPED:
                     raise WorkerError(f"worker {worker.worker_id} did not start: {worker.status.cause}")
-            if workers and all(worker.is_ready for worker in workers):
+            if workers and all(is_up(worker) for worker in workers):
                 return
             if time.monotonic() > until_s:
-                late = ", ".join(worker.worker_id for worker in workers if not worker.is_ready)
+                late = ", ".join(worker.worker_id for worker in workers if not is_up(worker))
                 raise WorkerError(
                     f"not ready after limits.start_timeout_s = {self._config.limits.start_timeout_s:g} s: {late}"
                 )
@@ -390,11 +390,3 @@ def _read_at_start(config: Config, section: str) -> object:
     if section == "models":
         return {name: model.model_copy(update={"price": None}) for name, model in config.models.items()}
     return getattr(config, section)
-
-
-def state_words(worker: WorkerSnapshot) -> str:
-    """One worker's state for a person: ``starting (calibrating, at most 20 s)``."""
-    status = worker.status
-    if status is None:
-        return f"{worker.phase}{f' ({worker.cause})' if worker.cause else ''}"
-    return f"{status.state.value}{f' ({status.cause})' if status.cause else ''}"

@@ -17,7 +17,7 @@ from scheduler.core.budget_holds import Excess
 from scheduler.core.cluster import Cluster
 from scheduler.core.queue import BANDS
 from scheduler.core.scheduler import Scheduler
-from workers.types import WorkerStatus
+from workers.types import WorkerState, WorkerStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +88,7 @@ class Snapshot:
     models: tuple[str, ...]
     """Configured or ever served."""
     ready_models: tuple[str, ...]
+    """Of which a worker is ready, or parked and could be woken."""
     num_open: int
     """Requests without an answer."""
     num_running: int
@@ -147,7 +148,7 @@ def take_snapshot(
             for band in BANDS
         ),
         models=tuple(sorted(core.admission.models)),
-        ready_models=tuple(sorted(model for model in core.admission.models if core.cluster.has_ready(model))),
+        ready_models=tuple(sorted(filter(core.admission.can_serve, core.admission.models))),
         num_open=core.num_open,
         num_running=core.num_running,
         submitted=stats.submitted,
@@ -187,3 +188,16 @@ def _worker(cluster: Cluster, connection: Connection) -> WorkerSnapshot:
         credit=CreditSnapshot(**credit),
         status=connection.status,
     )
+
+
+def state_words(worker: WorkerSnapshot) -> str:
+    """One worker's state for a person: ``starting (calibrating, at most 20 s)``."""
+    status = worker.status
+    if status is None:
+        return f"{worker.phase}{f' ({worker.cause})' if worker.cause else ''}"
+    return f"{status.state.value}{f' ({status.cause})' if status.cause else ''}"
+
+
+def is_up(worker: WorkerSnapshot) -> bool:
+    """Whether it came up; one that was found parked is woken when it is needed."""
+    return worker.is_ready or (worker.status is not None and worker.status.state is WorkerState.PARKED)

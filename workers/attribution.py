@@ -11,7 +11,7 @@ with the next one, at that one's scale, and taken from unattributed, where its e
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from workers.engine_model import EngineModel
 from workers.pending_steps import OVERHEAD, Overflow, Parts, PendingSteps
 from workers.rounding import largest_remainder
 from workers.shapley import POLICIES
-from workers.types import StepRecord
+from workers.steps import StepRecord
+from workers.types import Phase
 
 logger = logging.getLogger("jouleway.worker")
 
@@ -78,6 +79,22 @@ class WindowSplit:
             scale_ratio=1.0,
             num_steps=0,
             tokens={},
+        )
+
+    def of(self, phase: Phase) -> WindowSplit:
+        """Of an engine that is parked all that nobody is charged for is idle; of one that starts again, overhead."""
+        if phase is Phase.SERVING:
+            return self
+        rest_mj = max(self.unattributed_mj, -self.idle_mj)
+        idle_mj, overhead_mj, left_mj = self.idle_mj + rest_mj, self.overhead_mj, self.unattributed_mj - rest_mj
+        if phase is Phase.STARTING:
+            idle_mj, overhead_mj = 0, idle_mj + overhead_mj
+        return replace(
+            self,
+            idle_mj=idle_mj,
+            overhead_mj=overhead_mj,
+            unattributed_mj=left_mj,
+            causes=(("clamped", left_mj),) if left_mj else (),
         )
 
 

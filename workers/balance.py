@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from workers.types import EnergyPosting, UsageRecord, WindowRecord
+from workers.types import EnergyPosting, Phase, UsageRecord, WindowRecord
 
 MAX_UNATTRIBUTED_RATIO = 0.02
 """Of the meter, both signs counted as positive."""
@@ -76,7 +76,8 @@ def check_balance(
     is_live: bool = False,
     observed_mj: int | None = None,
 ) -> Balance:
-    """The accounts of a settled run of one worker. Calibration windows must add up but are not judged further.
+    """The accounts of a settled run of one worker. Windows of an engine that calibrates, is parked or
+    starts must add up but are not judged further.
 
     ``postings`` and ``usages`` of all attempts that ended, when the in-flight account is empty again; without them
     only windows are judged. ``is_live``: the wider bounds of real hardware. ``observed_mj``: what somebody else saw the
@@ -91,7 +92,7 @@ def check_balance(
         difference_gpu_us += left_gpu_us
         problems += _attempt_problems(postings, usages)
     observed_difference_mj = None if observed_mj is None else sum(w.meter_mj for w in windows) - observed_mj
-    served = [window for window in windows if not window.calibrating]
+    served = [window for window in windows if not window.calibrating and window.phase is Phase.SERVING]
     meter_mj, idle_mj = sum(w.meter_mj for w in served), sum(w.idle_mj for w in served)
     requests_mj = sum(w.in_flight_mj for w in served)
     unattributed_ratio = _ratio(sum(abs(w.unattributed_mj) for w in served), meter_mj)
@@ -144,7 +145,7 @@ def _level(windows: Sequence[WindowRecord]) -> float | None:
 def measured_busy_mj(window: WindowRecord) -> int | None:
     """Energy of a window's own steps as measured; None where it was not measured beside them."""
     causes = dict(window.causes)
-    if not UNMEASURED_CAUSES.isdisjoint(causes):
+    if window.phase is not Phase.SERVING or not UNMEASURED_CAUSES.isdisjoint(causes):
         return None
     return window.meter_mj - window.idle_mj - causes.get("outbox_overflow", 0)
 

@@ -13,10 +13,12 @@ import msgspec
 from workers.engine import Engine, EngineLoad, EngineSink, Receive, Scope, Send
 from workers.engine_model import EngineModel
 from workers.errors import EngineStartError, WorkerError
+from workers.metering import OpenedMeter
 from workers.power.choose import open_meter
+from workers.power.modelled import CpuSecondsMeter
 from workers.step_curves import StepCurves
 from workers.types import Call, EngineInfo, Progress, WorkerSpec
-from workers.worker import OpenedMeter, Worker
+from workers.worker import Worker
 
 logger = logging.getLogger("jouleway.worker")
 
@@ -45,6 +47,8 @@ class UnbuiltEngine:
         return EngineLoad(num_running=0, num_waiting=0, kv_used_tokens=0)
 
     async def calibrate(self, max_s: float) -> None: ...
+
+    async def park(self) -> None: ...
 
     async def stop(self) -> None: ...
 
@@ -80,6 +84,8 @@ def build_worker(spec: WorkerSpec) -> Worker:
         meter, notes = open_meter(
             spec.meter, gpu_uuids=spec.gpu_uuids, pids=info.pids, counter=getattr(engine, "counter", None)
         )
+        if isinstance(meter, CpuSecondsMeter):
+            return OpenedMeter(meter=meter, notes=notes, follow=meter.follow)
         return OpenedMeter(meter=meter, notes=notes)
 
     return Worker(spec, engine, open_meter=open_for, model=EngineModel(published=published_curves(spec)))

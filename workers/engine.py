@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from workers.types import Call, EngineInfo, Progress, SequenceUsage, StepRecord
+from workers.steps import StepRecord
+from workers.types import Call, EngineInfo, Progress, SequenceUsage
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -47,7 +48,7 @@ class Engine(Protocol):
     """One inference engine: an OpenAI ASGI app in process and a feed of steps."""
 
     async def start(self, sink: EngineSink) -> EngineInfo:
-        """Raises EngineStartError with the engine's last lines."""
+        """Once, and again after each ``park``. Raises EngineStartError with the engine's last lines."""
 
     def request(self, call: Call, salt: bytes) -> tuple[Scope, bytes]:
         """The ASGI scope (our ids and priority in it) and the body for one attempt.
@@ -67,5 +68,11 @@ class Engine(Protocol):
 
     async def calibrate(self, max_s: float) -> None:
         """A short mix of the engine's own dummy work (payer None), so that the curves are known before serving."""
+
+    async def park(self) -> None:
+        """Ends what runs of the engine, and frees its memory; ``start`` begins it anew, with the same arguments.
+
+        Called while no attempt is open. What its device draws is metered on.
+        """
 
     async def stop(self) -> None: ...

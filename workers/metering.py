@@ -8,11 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
+from workers.attribution import Attribution
+from workers.engine_model import EngineModel
 from workers.errors import MeterUnavailable
-from workers.types import Grade, WorkerSpec, WorkerStatus
+from workers.outbox import Outbox
+from workers.types import EngineInfo, Grade, Phase, WorkerSpec, WorkerStatus
 from workers.windows import MeterReading, PowerMeter, Windows
 
 logger = logging.getLogger("jouleway.worker")
@@ -21,7 +25,7 @@ POLL_S = 0.25
 """How often settled windows are looked for between two readings."""
 
 LAST_EDGE_S = 1.0
-"""How long the end waits for the counter to move past the last step."""
+"""How long an end waits for the counter to move past the last step."""
 
 READ_TIMEOUT_S = 5.0
 """A driver may block for ever when its device is dying; a meter that does not answer in this time is lost."""
@@ -40,6 +44,23 @@ def last_counter_mj(spec: WorkerSpec, meter_name: str) -> int | None:
     return spec.last_counter_mj if is_same else None
 
 
+def watts_between(before: MeterReading | None, after: MeterReading | None) -> float | None:
+    """Mean power; None where a reading is missing, the counter began anew or did not move on."""
+    if before is None or after is None or after.at_s <= before.at_s or after.counter_mj < before.counter_mj:
+        return None
+    return (after.counter_mj - before.counter_mj) / 1000 / (after.at_s - before.at_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedMeter:
+    """A meter, and the downgrades that led to it, in words."""
+
+    meter: PowerMeter
+    notes: tuple[str, ...] = ()
+    follow: Callable[[tuple[int, ...]], None] = lambda pids: None
+    """Told when other processes are the engine, none while it is parked. What counts devices need not know."""
+
+
 class Metering:
     """One meter, its windows, and what is known of both now."""
 
@@ -54,7 +75,9 @@ class Metering:
         clock: Callable[[], float],
         num_running: Callable[[], int],
         on_settled: Callable[[], None],
+        follow: Callable[[tuple[int, ...]], None] = lambda pids: None,
     ) -> None:
+        """``follow``: what the meter is told when other processes are the engine; see ``OpenedMeter``."""
         self._meter = meter
         self._notes = notes
         self._gpu_uuids = gpu_uuids
@@ -63,8 +86,11 @@ class Metering:
         self._clock = clock
         self._num_running = num_running
         self._on_settled = on_settled
+        self._follow = follow
         self._reading: MeterReading | None = None
         self._fault = ""
+        self._has_jumped = False
+        """What is counted from here on says nothing of the power before."""
         self._asked: asyncio.Task[MeterReading] | None = None
         self.is_calibrating = True
         self.power_watts: float | None = None
@@ -121,10 +147,30 @@ class Metering:
             reading = None
             self._fault = f"meter_lost: {type(error).__name__}"
         if reading is not None:
-            if before is not None and reading.at_s > before.at_s and reading.counter_mj >= before.counter_mj:
-                self.power_watts = (reading.counter_mj - before.counter_mj) / 1000 / (reading.at_s - before.at_s)
+            watts = watts_between(before, reading)
+            if watts is not None and not self._has_jumped:
+                self.power_watts = watts
+            self._has_jumped = False
             self._reading = reading
         self.windows.add_reading(reading, now_s=self._clock(), calibrating=self.is_calibrating)
+
+    async def turn(self, phase: Phase) -> MeterReading | None:
+        """From this edge on the engine is serving, parked or starting: the reading there, None without a meter."""
+        await self._read_behind_steps()
+        self.windows.phase = phase
+        return self.reading
+
+    async def follow(self, pids: tuple[int, ...]) -> None:
+        """The engine's processes from now on; none while it is parked. Never beside a reading."""
+        if self._asked is not None:
+            await asyncio.wait((self._asked,), timeout=READ_TIMEOUT_S)
+        await asyncio.to_thread(self._follow, pids)
+        self._has_jumped = True
+
+    @property
+    def reading(self) -> MeterReading | None:
+        """The last one; None while the meter is lost."""
+        return None if self._fault else self._reading
 
     async def _ask(self) -> MeterReading:
         """One reading on a thread; never two at once, and a blocked one is left behind. Raises: MeterUnavailable."""
@@ -132,10 +178,19 @@ class Metering:
             if self._asked is not None and not self._asked.cancelled():
                 self._asked.exception()  # of one that came too late, and is told by the next one's if it lasts
             self._asked = asyncio.create_task(asyncio.to_thread(self._meter.read), name="meter-reading")
-        done, _ = await asyncio.wait((self._asked,), timeout=READ_TIMEOUT_S)
+        asked = self._asked  # who reads beside us may have asked again by then
+        done, _ = await asyncio.wait((asked,), timeout=READ_TIMEOUT_S)
         if not done:
             raise MeterUnavailable(f"{self._meter.name} does not answer for {READ_TIMEOUT_S:g} s")
-        return self._asked.result()
+        return asked.result()
+
+    async def _read_behind_steps(self) -> None:
+        """A counter shows its last tick: waits until that lies behind the last step."""
+        deadline_s = self._clock() + LAST_EDGE_S
+        await self.read()
+        while not self.windows.is_past_last_step and self._clock() < deadline_s:
+            await asyncio.sleep(POLL_S / 5)
+            await self.read()
 
     async def run(self) -> None:
         """An edge every ``window_s``, for as long as the worker lives."""
@@ -151,14 +206,45 @@ class Metering:
     async def close(self) -> None:
         """The last edge; everything that is pending is settled with what is there. Never raises: the engine follows."""
         try:
-            # A counter shows its last tick: wait until that lies behind the last step.
-            deadline_s = self._clock() + LAST_EDGE_S
-            await self.read()
-            while not self.windows.is_past_last_step and self._clock() < deadline_s:
-                await asyncio.sleep(POLL_S / 5)
-                await self.read()
+            await self._read_behind_steps()
             self.windows.close()
             if self._asked is not None and self._asked.done():
                 await asyncio.to_thread(self._meter.close)
         except Exception:
             logger.exception("the last window could not be settled, or the meter not be closed")
+
+
+def open_metering(
+    opened: OpenedMeter,
+    info: EngineInfo,
+    spec: WorkerSpec,
+    *,
+    model: EngineModel,
+    outbox: Outbox,
+    clock: Callable[[], float],
+    unix_clock: Callable[[], float],
+    num_running: Callable[[], int],
+    on_settled: Callable[[], None],
+) -> Metering:
+    """Of an engine that came up: its meter, and windows from the last durable reading of that counter on."""
+    windows = Windows(
+        attribution=Attribution(model=model, num_gpus=info.num_gpus, policy=spec.policy),
+        outbox=outbox,
+        unix_clock=unix_clock,
+        meter_name=lambda: opened.meter.name,
+        hook_grade=info.hook_grade,
+        policy=spec.policy,
+        last_counter_mj=last_counter_mj(spec, opened.meter.name),
+        late_s=max(spec.stall_timeout_s, 2 * spec.window_s),
+    )
+    return Metering(
+        meter=opened.meter,
+        notes=(*info.notes, *opened.notes),
+        gpu_uuids=spec.gpu_uuids,
+        windows=windows,
+        window_s=spec.window_s,
+        clock=clock,
+        num_running=num_running,
+        on_settled=on_settled,
+        follow=opened.follow,
+    )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from workers.curve import Floats
 from workers.engine_model import Coefficients
 from workers.shapley import Batch, split
-from workers.types import StepRecord
+from workers.steps import StepRecord
 
 OVERHEAD = 0
 """Index among payers of what nobody pays for."""

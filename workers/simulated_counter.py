@@ -3,8 +3,9 @@
 Written by ``workers.engines.simulated``, read by ``workers.power.simulated`` and, through its file, by observers in
 other processes. It must never know sequences, windows or a fitted model.
 
-Between two steps the device draws its idle watts; a step adds its energy evenly over its time. What a reader sees is
-the exact sum at the last refresh tick, floored to a millijoule, so the shown counter never steps back.
+Between two steps the device draws its idle watts, or what it is told that it draws meanwhile; a step adds its energy
+evenly over its time. What a reader sees is the exact sum at the last refresh tick, floored to a millijoule, so the
+shown counter never steps back.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class _Segment:
     before_joules: float
     """Cumulative energy at ``started_s``."""
     joules: float
+    then_watts: float
+    """Drawn from its end to the next one."""
 
 
 def _floor_mj(joules: float) -> int:
@@ -102,11 +105,11 @@ class SimulatedCounter:
     def __init__(
         self, *, idle_watts: float, refresh_s: float = 0.1, started_s: float = 0.0, path: str | Path | None = None
     ) -> None:
-        self.idle_watts = idle_watts
+        self._between_watts = idle_watts
         self._refresh_s = refresh_s
         self._file = None if path is None else CounterFile(path, write=True)
         before_mj = 0 if self._file is None else self._file.read().counter_mj
-        self._segments: deque[_Segment] = deque([_Segment(started_s, started_s, before_mj / 1000, 0.0)])
+        self._segments: deque[_Segment] = deque([_Segment(started_s, started_s, before_mj / 1000, 0.0, idle_watts)])
         self._shown = CounterValue(at_s=started_s, counter_mj=before_mj)
         self._zero_mj = 0
         self._is_lost = False
@@ -118,10 +121,16 @@ class SimulatedCounter:
         """A step's energy, known at its start. ``started_s`` must not lie before the end of the step before."""
         segments = self._segments
         last = segments[-1]
-        idle_joules = max(started_s - last.ended_s, 0.0) * self.idle_watts
-        segments.append(_Segment(started_s, ended_s, last.before_joules + last.joules + idle_joules, joules))
+        idle_joules = max(started_s - last.ended_s, 0.0) * last.then_watts
+        before_joules = last.before_joules + last.joules + idle_joules
+        segments.append(_Segment(started_s, ended_s, before_joules, joules, self._between_watts))
         while len(segments) > 2 and segments[1].ended_s < started_s - HISTORY_S:
             segments.popleft()
+
+    def draw(self, watts: float, at_s: float) -> None:
+        """From here on it draws so much between steps: idle, parked or starting. A step under way ends as it would."""
+        self._between_watts, at_s = watts, max(at_s, self._segments[-1].ended_s)
+        self.add_step(at_s, at_s, 0.0)
 
     def cut_step(self, ended_s: float, joules: float) -> None:
         """The last step was cut short (or stretched): it ends at ``ended_s`` with ``joules`` in all."""
@@ -132,7 +141,7 @@ class SimulatedCounter:
         """The exact energy up to ``at_s``, which no reader of a real device would ever see."""
         for segment in reversed(self._segments):
             if at_s >= segment.ended_s:
-                idle_joules = (at_s - segment.ended_s) * self.idle_watts
+                idle_joules = (at_s - segment.ended_s) * segment.then_watts
                 return segment.before_joules + segment.joules + idle_joules
             if at_s >= segment.started_s:
                 done_ratio = (at_s - segment.started_s) / (segment.ended_s - segment.started_s)

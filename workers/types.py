@@ -9,17 +9,12 @@ Times ending in ``_s`` without further word are seconds of the machine's monoton
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 
 from workers.step_curves import PowerStates, StepCurves
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 WIRE_VERSION = 4
 """Raised with every change of a struct that crosses the boundary."""
@@ -48,6 +43,16 @@ class Outcome(StrEnum):
     """The engine itself answered with a status of 400 or more; no sequence ran."""
     FAILED = "failed"
     """The engine broke (5xx, exception, dead, stalled)."""
+
+
+class Phase(StrEnum):
+    """What became of the engine in a window; where it did not serve, all that was drawn has one account."""
+
+    SERVING = "serving"
+    PARKED = "parked"
+    """Idle, whatever the device drew."""
+    STARTING = "starting"
+    """It was woken: overhead."""
 
 
 class WorkerState(StrEnum):
@@ -99,6 +104,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """No step for this long with work running: the worker is sick."""
     orphan_timeout_s: float = 1800.0
     """No control plane for this long: stop the engine. 0 = never. It is heard every 2 s: stay well above."""
+    can_park: bool = True
+    """Its engine may be stopped while nobody needs it, and started again."""
     policy: Literal["shapley", "tokens", "solo-capped"] = "shapley"
     seed: int = 0
     num_cpus: float = 1.0
@@ -133,29 +140,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Downgrades and their causes, in words for an operator."""
 
 
-# -- steps (inside the worker only)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StepRecord:
-    """One engine step. Arrays have shape (num_sequences,) and one row per scheduled sequence.
-
-    ``payers[i]`` is the attempt that pays for row i, None = overhead (warm-up, dummy). A sequence that was scheduled
-    with both prompt and output tokens does not exist: rows are either prefill or decode.
-    """
-
-    step: int
-    started_s: float
-    ended_s: float
-    payers: tuple[str | None, ...]
-    prefill_tokens: NDArray[np.int64]
-    """Prompt tokens computed for the first time."""
-    decode_tokens: NDArray[np.int64]
-    """Output positions computed (drafts included)."""
-    context_tokens: NDArray[np.int64]
-    """Tokens of KV read: already computed before this step."""
-    recomputed_tokens: NDArray[np.int64]
-    """Tokens computed again after a preemption: paid by overhead, in the row of their sequence."""
+# -- what was computed
 
 
 class SequenceUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,7 +205,19 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):
     number: int
 
 
-Command = Call | Abort | Ack
+class Park(msgspec.Struct, frozen=True, kw_only=True, tag="park"):
+    """Stop the engine, unless something runs there; the worker and its meter live on."""
+
+    reason: str
+
+
+class Wake(msgspec.Struct, frozen=True, kw_only=True, tag="wake"):
+    """Start the engine of a parked worker again."""
+
+    reason: str
+
+
+Command = Call | Abort | Ack | Park | Wake
 
 
 # -- worker -> control plane
@@ -338,6 +335,7 @@ class WindowRecord(msgspec.Struct, frozen=True, kw_only=True, tag="window"):
     meter: str
     num_steps: int
     calibrating: bool = False
+    phase: Phase = Phase.SERVING
     causes: tuple[tuple[str, int], ...] = ()
     """Named parts of unattributed: (cause, mj)."""
 

@@ -20,7 +20,8 @@ from typing import Protocol
 
 from workers.attribution import Attribution, WindowSplit
 from workers.outbox import Outbox
-from workers.types import EnergyPosting, Grade, StepRecord, WindowRecord
+from workers.steps import StepRecord
+from workers.types import EnergyPosting, Grade, Phase, WindowRecord
 
 FEED_GRACE_S = 0.25
 """How long a step record may still be on its way after the engine went idle."""
@@ -60,7 +61,7 @@ class PowerMeter(Protocol):
         """Releases the device."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Boundary:
     """The end of a window: a reading, or ``None`` where the meter was lost and the model stands in for it."""
 
@@ -69,6 +70,7 @@ class _Boundary:
     outage: str
     """Why there is no reading: meter_lost, counter_stalled; empty where there is one."""
     calibrating: bool
+    phase: Phase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,10 @@ class Windows:
         self._outbox = outbox
         self._unix_clock = unix_clock
         self._meter_name = meter_name
-        self._hook_grade = hook_grade
+        self.hook_grade = hook_grade
+        """Of the engine as it started last."""
+        self.phase = Phase.SERVING
+        """What becomes of the engine until the next boundary."""
         self._policy = policy
         self._late_s = late_s
         self._boundaries: deque[_Boundary] = deque()
@@ -139,11 +144,6 @@ class Windows:
     def in_flight_mj(self) -> int:
         """Energy of closed windows whose attempts have no posting yet."""
         return sum(account.energy_mj for account in self._in_flight.values())
-
-    @property
-    def counter_mj(self) -> int | None:
-        """The absolute counter at the last settled reading."""
-        return self._counter_mj
 
     # -- what comes in
 
@@ -189,7 +189,7 @@ class Windows:
             return  # the counter has not moved since the last boundary
         if reading is not None:
             self._read_mj = reading.counter_mj
-        self._boundaries.append(_Boundary(at_s=at_s, reading=reading, outage=outage, calibrating=calibrating))
+        self._boundaries.append(_Boundary(at_s, reading, outage, calibrating, self.phase))
 
     # -- what comes out
 
@@ -240,7 +240,7 @@ class Windows:
             WindowSplit.of_nothing(),
             measured=_Measured(meter_mj=lost_mj, split_mj=0, grade=grade),
             grade=grade,
-            boundary=_Boundary(at_s=at_s, reading=reading, outage="", calibrating=False),
+            boundary=_Boundary(at_s, reading, outage="", calibrating=False, phase=Phase.SERVING),
             started_s=at_s,
             causes=[("counter_reset" if is_reset else "worker_lost", lost_mj)],
         )
@@ -258,10 +258,10 @@ class Windows:
         if late:
             grade = Grade.worst(grade, Grade.C)
             causes.append(("steps_late", 0))
-        learn = not causes
+        learn = not causes and boundary.phase is Phase.SERVING
         split = self._attribution.close_window(
             started_s=started_s, ended_s=boundary.at_s, meter_mj=measured.split_mj, learn=learn
-        )
+        ).of(boundary.phase)
         self._book(split, measured=measured, grade=grade, boundary=boundary, started_s=started_s, causes=causes)
         self._post_closed()
 
@@ -273,7 +273,7 @@ class Windows:
             self._unmetered_mj = (self._unmetered_mj or 0) + found.split_mj
             causes.append((boundary.outage, -found.split_mj))
             return found
-        grade = Grade.worst(reading.grade, self._hook_grade)
+        grade = Grade.worst(reading.grade, self.hook_grade)
         faults = [fault.split(":")[0] for fault in reading.fault.split("; ") if fault]
         before_mj, self._counter_mj = self._counter_mj, reading.counter_mj
         unmetered_mj, self._unmetered_mj = self._unmetered_mj, None
@@ -355,6 +355,7 @@ class Windows:
                 meter=self._meter_name() if boundary.reading is not None else "predicted",
                 num_steps=split.num_steps,
                 calibrating=boundary.calibrating,
+                phase=boundary.phase,
                 causes=(*split.causes, *causes),
             )
         )
@@ -390,9 +391,9 @@ class Windows:
                 attempt_id=attempt_id,
                 energy_mj=account.energy_mj,
                 gpu_us=account.gpu_us,
-                grade=self._hook_grade if account.grade is None else account.grade,
+                grade=self.hook_grade if account.grade is None else account.grade,
                 policy=self._policy,
                 complete=account.is_complete and not is_cut,
-                computed_tokens=account.tokens if self._hook_grade is Grade.A else None,
+                computed_tokens=account.tokens if self.hook_grade is Grade.A else None,
             )
         )

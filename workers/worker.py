@@ -9,17 +9,17 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 
 import msgspec
 
 from workers.attempts import Attempt, Attempts, OutputBuffer, usage_of, wait_at_most
-from workers.attribution import Attribution
 from workers.engine import Engine, EngineLoad
 from workers.engine_model import EngineModel
+from workers.engine_parking import Parking
 from workers.errors import EngineStartError, StaleEpoch, WireMismatch
-from workers.metering import Metering, last_counter_mj
+from workers.metering import Metering, OpenedMeter, open_metering
 from workers.outbox import Outbox
+from workers.steps import StepRecord
 from workers.types import (
     WIRE_VERSION,
     Abort,
@@ -27,15 +27,15 @@ from workers.types import (
     Call,
     Command,
     EngineInfo,
+    Park,
     Report,
     SequenceUsage,
-    StepRecord,
+    Wake,
     WorkerSpec,
     WorkerState,
     WorkerStatus,
 )
 from workers.watch import Verdict, Watch
-from workers.windows import PowerMeter, Windows
 
 logger = logging.getLogger("jouleway.worker")
 
@@ -46,14 +46,6 @@ END_GRACE_S = 7.0
 """How long a stop waits for aborted attempts to end and close; what is left then is closed without a word."""
 ENGINE_STOP_S = 30.0
 """How long an engine may take to stop; what it leaves behind is killed after its process."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenedMeter:
-    """A meter, and the downgrades that led to it, in words."""
-
-    meter: PowerMeter
-    notes: tuple[str, ...] = ()
 
 
 class Worker:
@@ -88,6 +80,7 @@ class Worker:
             engine=engine, buffer=self._buffer, clock=clock, on_output=self._dirty.set, on_final=self._on_final
         )
         self._metering: Metering | None = None
+        self._parking = Parking(spec, engine, self, clock=clock, on_change=self._on_parking, on_failed=self._begin_stop)
         self._info: EngineInfo | None = None
         self._state = WorkerState.STARTING
         self._cause = "waiting to start"
@@ -124,9 +117,21 @@ class Worker:
 
     async def _start(self) -> None:
         self._set_state(WorkerState.STARTING, "starting the engine")
+        started_s = self._clock()
         self._info = await self._engine.start(self)
-        self._metering = await self._open_metering(self._info)
+        self._metering = open_metering(
+            await asyncio.to_thread(self._open_meter, self._info),
+            self._info,
+            self.spec,
+            model=self._model,
+            outbox=self._outbox,
+            clock=self._clock,
+            unix_clock=self._unix_clock,
+            num_running=self._num_running,
+            on_settled=self._dirty.set,
+        )
         await self._metering.read()
+        start_s = self._clock() - started_s
         task = asyncio.create_task(self._metering.run(), name="metering")
         task.add_done_callback(self._on_metering_done)
         self._tasks.append(task)
@@ -135,30 +140,8 @@ class Worker:
             await self._engine.calibrate(self.spec.calibration_s)
         await self._metering.read()  # serving begins at a window's edge
         self._metering.is_calibrating = False
+        self._parking.came_up(self._info, self._metering, start_s=start_s)
         self._set_state(WorkerState.READY, "")
-
-    async def _open_metering(self, info: EngineInfo) -> Metering:
-        opened = await asyncio.to_thread(self._open_meter, info)
-        windows = Windows(
-            attribution=Attribution(model=self._model, num_gpus=info.num_gpus, policy=self.spec.policy),
-            outbox=self._outbox,
-            unix_clock=self._unix_clock,
-            meter_name=lambda: opened.meter.name,
-            hook_grade=info.hook_grade,
-            policy=self.spec.policy,
-            last_counter_mj=last_counter_mj(self.spec, opened.meter.name),
-            late_s=max(self.spec.stall_timeout_s, 2 * self.spec.window_s),
-        )
-        return Metering(
-            meter=opened.meter,
-            notes=(*info.notes, *opened.notes),
-            gpu_uuids=self.spec.gpu_uuids,
-            windows=windows,
-            window_s=self.spec.window_s,
-            clock=self._clock,
-            num_running=self._num_running,
-            on_settled=self._dirty.set,
-        )
 
     async def stop(self, *, drain_s: float = 0.0, cause: str = "stopped by the operator") -> None:
         """Lets running attempts end for ``drain_s``, aborts the rest, closes the last window, stops the engine.
@@ -183,6 +166,7 @@ class Worker:
             if self._starting is not None:
                 self._starting.cancel()
                 await asyncio.wait({self._starting})
+            await self._parking.stop()
             self._set_state(WorkerState.DRAINING, cause)
             await self._attempts.wait_empty(drain_s)
             self._attempts.abort_all("worker_stopped")
@@ -272,6 +256,10 @@ class Worker:
                     if self._state is WorkerState.STOPPED:
                         self._status_due = True  # whoever stopped it waits for the outbox to be empty
                         self._dirty.set()
+                case Park(reason=reason):
+                    self._park(reason)
+                case Wake(reason=reason):
+                    self._parking.wake(reason)
 
     def status(self) -> WorkerStatus:
         """What the worker says of itself now."""
@@ -293,7 +281,12 @@ class Worker:
         if self._metering is None:
             return status
         told, health = self._metering.told(status), self._model.health(load.num_running)
-        return msgspec.structs.replace(told, curves=self._model.curves(), health=(*told.health, *health))
+        return msgspec.structs.replace(
+            told,
+            curves=self._model.curves(),
+            power_states=self._parking.states(),
+            health=(*told.health, *health),
+        )
 
     # -- the engine's side: sink
 
@@ -337,6 +330,19 @@ class Worker:
             return "worker_busy"
         return ""
 
+    def _park(self, reason: str) -> None:
+        """Not where anything runs: whoever ordered it thought that nothing did."""
+        if len(self._attempts) or self._state not in (WorkerState.READY, WorkerState.PARKED):
+            words = f"{self._state.value}, {len(self._attempts)} running"
+            logger.info("worker %s is not parked (%s): %s", self.spec.worker_id, words, reason)
+        else:
+            self._parking.park(reason)
+
+    def _on_parking(self, state: WorkerState, cause: str, info: EngineInfo) -> None:
+        self._info = info
+        if self._stopping is None:
+            self._set_state(state, cause)
+
     def _on_final(self, attempt: Attempt) -> None:
         """Both endings of an attempt are here: it is charged, and its energy follows with its last window."""
         attempt_id = attempt.call.attempt_id
@@ -366,6 +372,7 @@ class Worker:
             await asyncio.sleep(self._watch_period_s)
             now_s = self._clock()
             num_running = self._attempts.num_running
+            self._parking.look()
             # Where nobody reads, it is not the engine that holds its requests up.
             has_work = bool(num_running) and self._buffer.has_room
             match self._watch.look(now_s, state=self._state, has_work=has_work):

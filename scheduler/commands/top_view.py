@@ -17,6 +17,9 @@ from scheduler.commands.amounts import amount, unit
 
 Fields = Mapping[str, Any]
 
+PARKED = "parked"
+STYLES = {PARKED: "cyan"}
+"""Of states in which a worker is not ready and nothing is wrong."""
 MAX_TENANTS = 20
 MAX_BUDGETS = 10
 """What a screen holds; ``--json`` has them all."""
@@ -110,9 +113,12 @@ def screen(told: Fields, *, complaint: str = "") -> RenderableType:
 
 def _headline(told: Fields) -> str:
     totals = told["totals"]
+    workers = told["workers"]
+    num_parked = sum(worker["state"] == PARKED for worker in workers)
     parts = [
         f"{datetime.fromtimestamp(told['at_unix_s'], UTC):%H:%M:%S} UTC",
-        f"{sum(worker['is_ready'] for worker in told['workers'])}/{len(told['workers'])} workers ready",
+        f"{sum(worker['is_ready'] for worker in workers)}/{len(workers)} workers ready",
+        *([f"{num_parked} parked"] if num_parked else []),
         f"{totals['num_open']:,} open, {totals['num_running']:,} running",
         f"{totals['finished']:,} finished, {totals['rejected']:,} rejected, {totals['preempted']:,} preempted",
         f"{_number(totals['power_watts'], '.0f')} W",
@@ -128,7 +134,7 @@ def _workers(workers: Sequence[Fields]) -> Table:
         says = "; ".join(text for text in (*worker["health"], worker["cause"]) if text)
         table.add_row(
             worker["worker_id"],
-            Text(worker["state"], style="green" if worker["is_ready"] else "red"),
+            Text(worker["state"], style="green" if worker["is_ready"] else STYLES.get(worker["state"], "red")),
             worker["zone"] or "–",
             _number(worker["num_running"], ","),
             _number(worker["num_waiting"], ","),

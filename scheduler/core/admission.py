@@ -18,11 +18,15 @@ from scheduler.core.estimates import DrainRate, ModelEstimates, retry_after_s
 from scheduler.core.placement import least_wait_s
 from scheduler.core.queue import BANDS, Queue, QueueLimits
 from scheduler.core.request import Request
-from workers.types import UsageRecord
+from workers.types import UsageRecord, WorkerState
 
 CLEAR_RATIO = 0.25
 """A deadline is clearly infeasible when even a quarter of the least prefill time is too long: prompt bounds overstate,
 and a cached prefix costs nothing."""
+
+
+ASLEEP = frozenset({WorkerState.PARKED, WorkerState.STARTING})
+"""States of a worker that said which models it serves: one that starts for the first time does not know yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +37,7 @@ class Limits:
     max_wait_s: float = 600.0
     """Longest time in the queue, deadline or not; it begins anew after a worker that ran the request was lost."""
     no_worker_timeout_s: float = 60.0
-    """Longest time in the queue while no worker of the model is ready."""
+    """Longest time in the queue while no worker of the model is ready, or parked and could be woken."""
     silent_s: float = 10.0
     """A worker not heard for so long gets nothing new."""
     lost_s: float = 60.0
@@ -158,6 +162,13 @@ class Admission:
     def timed_out(self, request: Request, now_s: float) -> Rejection:
         return refusals.queue_timeout(self._limits.max_wait_s, self.retry_after_s(request.band, now_s))
 
+    def can_serve(self, model: str) -> bool:
+        """Whether some worker of the model takes work now, or will once its parked engine is started again."""
+        if self._cluster.has_ready(model):
+            return True
+        serving = map(self._cluster.worker_at, self._cluster.columns_of(model).tolist())
+        return any(worker.view.state in ASLEEP for worker in serving)
+
     def is_served(self, models: Iterable[str]) -> None:
         """A worker of these models is ready: whoever waits for one begins to wait anew when it goes."""
         for model in models:
@@ -171,7 +182,7 @@ class Admission:
         """
         longest_s = self._limits.no_worker_timeout_s
         for model in self._queue.models:
-            if self._cluster.has_ready(model):
+            if self.can_serve(model):
                 self._unready_since_s.pop(model, None)
                 continue
             since_s = self._unready_since_s.setdefault(model, now_s)

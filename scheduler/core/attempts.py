@@ -337,6 +337,10 @@ class Fate(StrEnum):
 
 BUSY_CAUSE = "worker_busy"
 
+NOT_UP_CAUSES = frozenset({"worker_parked", "worker_starting"})
+"""Its engine was stopped, or not up again, when the call came. The worker says its state before it refuses, so that no
+request meets the same one twice."""
+
 WORKER_CAUSES = frozenset({"stalled", "engine_dead", "orphaned", "call_lost", "no_sign", "silent"})
 """With everything that begins with ``worker_``: the worker is to blame, not the request."""
 
@@ -354,6 +358,8 @@ def fate_of(attempt: Attempt, max_retries: int, max_bounces: int, *, has_other: 
     entry = attempt.entry
     if not attempt.is_repeatable:
         return Fate.END
+    if attempt.cause in NOT_UP_CAUSES:
+        return Fate.BOUNCE
     if attempt.cause == BUSY_CAUSE:
         return Fate.BOUNCE if entry.num_bounces < max_bounces else Fate.END
     if entry.num_losses >= max_retries:

@@ -18,6 +18,7 @@ from scheduler.core.actions import Abort, Action, Reject, Rejection, Tokens
 from scheduler.core.admission import Admission, Limits
 from scheduler.core.attempts import (
     BUSY_CAUSE,
+    NOT_UP_CAUSES,
     PREEMPTED_CAUSE,
     Attempt,
     Entry,
@@ -150,8 +151,7 @@ class Scheduler:
         self.holds.hear(view)
         self.admission.models.update(view.models)
         self._waiting.freed(view.models)
-        if self.cluster.is_ready(worker):
-            self.admission.is_served(view.models)
+        self._starter.hear(worker)
         actions = [
             action
             for each in self._running.uncalled(worker, now_s)
@@ -364,8 +364,8 @@ class Scheduler:
         entry.attempt = None
         if is_late(request, now_s):
             return [self._reject(request.request_id, self.admission.expired(request, now_s))]
-        if attempt.cause == BUSY_CAUSE:
-            entry.num_bounces += 1
+        if attempt.cause == BUSY_CAUSE or attempt.cause in NOT_UP_CAUSES:
+            entry.num_bounces += attempt.cause == BUSY_CAUSE
             self.stats.bounced += 1
         else:
             entry.num_losses += 1

@@ -23,6 +23,7 @@ from scheduler.core.rules import Rules
 from scheduler.core.running import Running
 from scheduler.core.score import Work
 from scheduler.core.waiting import Turn
+from workers.types import WorkerState
 
 
 class Starter:
@@ -52,8 +53,15 @@ class Starter:
         self._rules = rules
 
     def forget(self, worker: Worker) -> None:
-        """The worker is gone, and its KV with it."""
+        """The worker is gone, or its engine is stopped, and its KV with it."""
         self._prefixes.forget(worker)
+
+    def hear(self, worker: Worker) -> None:
+        """It said how it is: whoever waited for one of its models did not wait in vain, or its KV is gone."""
+        if self._cluster.is_ready(worker):
+            self._admission.is_served(worker.view.models)
+        elif worker.view.state is WorkerState.PARKED:
+            self.forget(worker)
 
     def start(self, turn: Turn, now_s: float) -> Dispatch | None:
         """The order to send it; None where nobody may or can take it, and then nothing changes."""

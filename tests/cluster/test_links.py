@@ -21,8 +21,10 @@ from workers.types import (
     Chunk,
     Ended,
     Outcome,
+    Park,
     Report,
     UsageRecord,
+    Wake,
     WorkerSpec,
     WorkerState,
 )
@@ -224,3 +226,26 @@ async def test_the_stop_of_a_link_ends_the_process(cluster: RayCluster, is_kille
         await ear.until(lambda: ear.error is not None)
         assert is_killed or WorkerState.STOPPED in ear.states
         await ear.until(lambda: not is_alive(pid))
+
+
+async def test_a_parked_worker_is_found_and_woken_by_the_next_control_plane(cluster: RayCluster) -> None:
+    """It is still parked, says so first, and serves after its wake: by the same process."""
+    async with started(cluster, spec_of("s-0", engine_args={"start_s": 0.3})) as (link, pid):
+        ear = Ear(link, 1)
+        await ear.ready()
+        await link.send([Park(reason="quiet")])
+        await ear.until(lambda: WorkerState.PARKED in ear.states)
+        await ear.close()
+        (found,) = [each for each in await asyncio.to_thread(cluster.find) if each.worker_id == "s-0"]
+        next_ear = Ear(found, 2)
+        await next_ear.until(lambda: next_ear.states)
+        assert WorkerState.PARKED is next_ear.states[0]
+        await found.send([Wake(reason="busy"), call("a-1")])
+        await next_ear.until(lambda: "a-1" in next_ear.ends)
+        assert (Outcome.FAILED, "worker_starting") == (next_ear.ends["a-1"].outcome, next_ear.ends["a-1"].cause)
+        await next_ear.ready()
+        await found.send([call("a-2")])
+        await next_ear.until(lambda: "a-2" in next_ear.ends)
+        assert Outcome.COMPLETED is next_ear.ends["a-2"].outcome
+        assert (found.incarnation, True) == (link.incarnation, is_alive(pid))
+        await next_ear.close()

@@ -13,7 +13,8 @@ from workers.engines import vllm_step_hook
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm_args import parse
 from workers.errors import EngineStartError
-from workers.types import SequenceUsage, StepRecord
+from workers.steps import StepRecord
+from workers.types import SequenceUsage
 
 
 class NoSink:

@@ -5,18 +5,22 @@ from pathlib import Path
 import pytest
 
 from benchmarks.conservation import MUTANTS, clean, failures, killed
-from benchmarks.conservation_run import FAULTS, Mutant, Outcome, run
+from benchmarks.conservation_run import FAULTS, PARKED, Mutant, Outcome, run
 from workers.balance import check_balance
-from workers.types import Grade
+from workers.types import Grade, Phase
+from workers.types import Outcome as Failure
 
 NUM_FAULT_SEEDS, NUM_FAULT_WINDOWS = 4, 260
 """1,000 windows and more, all seeds together; a window is 5 s of virtual time."""
 
 
-def assert_conserved(outcome: Outcome) -> None:
-    """Requests + idle + overhead + unattributed + in flight == what the observer saw; nothing is left in flight."""
+def assert_conserved(outcome: Outcome, *, unmetered_mj: int = 0) -> None:
+    """Requests + idle + overhead + unattributed + in flight == what the observer saw; nothing is left in flight.
+
+    ``unmetered_mj``: drawn before the worker's meter was opened.
+    """
     balance = outcome.settlement.accounts.balance()
-    assert (0, 0) == (outcome.difference_mj, balance.in_flight_mj)
+    assert (-unmetered_mj, 0) == (outcome.difference_mj, balance.in_flight_mj)
     assert 0 == balance.in_flight_gpu_us
     assert balance.busy_gpu_us == balance.requests_gpu_us + balance.overhead_gpu_us
     assert 0 == outcome.settlement.num_open
@@ -60,6 +64,38 @@ def test_faults_and_kills_lose_no_millijoule(tmp_path: Path, seed: int) -> None:
     # Faults cost certainty, not energy: most of it still finds its requests.
     balance = outcome.settlement.accounts.balance()
     assert balance.requests_mj > 0.85 * (balance.meter_mj - balance.idle_mj)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_parked_and_woken_engines_lose_no_millijoule(tmp_path: Path, seed: int) -> None:
+    """What a parked device draws is idle, what a start takes is overhead, and serving is as believable as without.
+
+    What was learned of both is what the device really does: 60 W, 20 s at 200 W.
+    """
+    device: dict[str, object] = {"start_s": 20.0, "start_watts": 200.0, "parked_watts": 60.0}
+    outcome = run(tmp_path / "counter", seed=seed, num_windows=150, faults=(PARKED,), device=device)
+    first_start_mj = 20 * 200 * 1000
+    assert_conserved(outcome, unmetered_mj=first_start_mj)
+    observed_mj = outcome.observed_mj - first_start_mj
+    balance = check_balance(outcome.windows, outcome.postings, outcome.usages, observed_mj=observed_mj)
+    assert () == balance.problems
+    refused = [usage for usage in outcome.usages if usage.outcome is Failure.FAILED]
+    assert {"worker_parked", "worker_starting"} == {usage.cause for usage in refused}
+    assert {0} == {usage.output_tokens + usage.provisional_mj for usage in refused}
+    assert outcome.num_requests == len(outcome.postings) == len(outcome.usages) > len(refused) + 100
+    by_phase = {phase: [each for each in outcome.windows if each.phase is phase] for phase in Phase}
+    for windows, watts in ((by_phase[Phase.PARKED], 60.0), (by_phase[Phase.STARTING], 200.0)):
+        joules = sum(window.meter_mj for window in windows) / 1000
+        assert pytest.approx(watts, rel=0.02) == joules / sum(each.ended_s - each.started_s for each in windows)
+        assert {(0, ())} == {(window.unattributed_mj, window.causes) for window in windows}
+    assert {True} == {window.meter_mj == window.idle_mj for window in by_phase[Phase.PARKED]}
+    assert {True} == {window.meter_mj == window.overhead_mj for window in by_phase[Phase.STARTING]}
+    states = outcome.power_states
+    assert states is not None
+    assert len(outcome.faults) >= 2
+    assert (60.0, 20.0, 200.0) == pytest.approx(
+        (states.parked_watts, states.start_s, states.start_watts), rel=0.02
+    )  # fmt: skip
 
 
 def test_a_run_is_the_same_each_time(tmp_path: Path) -> None:

@@ -132,6 +132,50 @@ def test_nobody_is_unserved_while_a_worker_is_ready() -> None:
     assert [] == gate.unserved(1e6)
 
 
+@pytest.mark.parametrize(
+    ("state", "models", "is_waited_for"),
+    [
+        (WorkerState.PARKED, (MODEL,), True),
+        (WorkerState.STARTING, (MODEL,), True),
+        (WorkerState.STARTING, (), False),
+        (WorkerState.SICK, (MODEL,), False),
+        (WorkerState.DRAINING, (MODEL,), False),
+        (WorkerState.STOPPED, (MODEL,), False),
+        (WorkerState.PARKED, ("another",), False),
+    ],
+    ids=["parked", "woken", "starts for the first time", "sick", "draining", "stopped", "of another model"],
+)
+def test_a_parked_worker_serves_although_it_is_not_ready(
+    state: WorkerState, models: tuple[str, ...], is_waited_for: bool
+) -> None:
+    """It can be woken for whoever waits: they are not refused for want of a worker. No other absence is waited for."""
+    gate = Gate(no_worker_timeout_s=60.0)
+    gate.wait("a", arrival_s=0.0)
+    gate.cluster.update(view(state=state, models=models), 0.0)
+    gate.unserved(0.0)
+    assert is_waited_for is gate.admission.can_serve(MODEL)
+    assert ([] if is_waited_for else ["a"]) == gate.unserved(100.0)
+
+
+def test_a_parked_worker_that_goes_begins_the_wait_for_one() -> None:
+    """From when it went, not from when it was parked."""
+    gate = Gate(no_worker_timeout_s=60.0)
+    gate.wait("a", arrival_s=0.0)
+    gate.cluster.update(view(state=WorkerState.PARKED), 0.0)
+    gate.unserved(100.0)
+    gate.cluster.remove("w")
+    assert [] == gate.unserved(101.0)
+    assert [] == gate.unserved(160.0)
+    assert ["a"] == gate.unserved(161.0)
+
+
+def test_a_deadline_is_not_called_infeasible_while_all_are_parked() -> None:
+    """How long a start takes nobody knows for sure; its end is refused when it comes."""
+    gate = Gate()
+    gate.cluster.update(view(state=WorkerState.PARKED, curves=curves(t0_s=10.0)), 0.0)
+    assert refusal(gate, deadline_s=1.0) is None
+
+
 @pytest.mark.parametrize(("num_sequences", "expected"), [(1, 40), (4, 10)])
 def test_outputs_are_learned_per_sequence(num_sequences: int, expected: int) -> None:
     """Four choices of ten tokens are ten tokens each."""

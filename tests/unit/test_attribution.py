@@ -1,5 +1,7 @@
 """A measured window is split to the millijoule, on every path."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,8 @@ from workers.attribution import SCALE_MAX, SCALE_MIN, Attribution, WindowSplit
 from workers.engine_model import EngineModel
 from workers.shapley import POLICIES
 from workers.step_curves import StepCurves
-from workers.types import StepRecord
+from workers.steps import StepRecord
+from workers.types import Phase
 
 PRIOR = StepCurves(time_s=(6e-3, 3e-5, 9e-5, 0.0), energy_joules=(3.0, 0.02, 0.07, 0.0), idle_watts=100.0, source="x")
 
@@ -257,3 +260,36 @@ def test_a_window_that_nobody_watched_is_empty() -> None:
     """It can be booked with any energy as unattributed."""
     nothing = WindowSplit.of_nothing()
     assert_adds_up(nothing, 0)
+
+
+# -- an engine that does not serve
+
+
+def split(**values: object) -> WindowSplit:
+    fields: dict[str, object] = {"idle_mj": 500, "overhead_mj": 30, "unattributed_mj": 0, **values}
+    return replace(WindowSplit.of_nothing(), **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("unattributed_mj", "phase", "expected"),
+    [
+        (70, Phase.SERVING, (500, 30, 70)),
+        (70, Phase.PARKED, (570, 30, 0)),
+        (70, Phase.STARTING, (0, 600, 0)),
+        (-70, Phase.PARKED, (430, 30, 0)),
+        (-70, Phase.STARTING, (0, 460, 0)),
+        (-800, Phase.PARKED, (0, 30, -300)),
+        (-800, Phase.STARTING, (0, 30, -300)),
+        (0, Phase.PARKED, (500, 30, 0)),
+    ],
+)
+def test_what_nobody_is_charged_for_has_one_account_by_phase(
+    unattributed_mj: int, phase: Phase, expected: tuple[int, int, int]
+) -> None:
+    """Parked: idle. Starting: overhead, its idle part too. Only what tail steps were charged beyond it is left over."""
+    given_split = split(unattributed_mj=unattributed_mj, causes=(("idle_excess", unattributed_mj),))
+    found = given_split.of(phase)
+    assert expected == (found.idle_mj, found.overhead_mj, found.unattributed_mj)
+    assert sum(expected) == given_split.idle_mj + given_split.overhead_mj + given_split.unattributed_mj
+    if phase is not Phase.SERVING:
+        assert found.unattributed_mj == sum(mj for _, mj in found.causes)

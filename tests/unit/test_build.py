@@ -1,5 +1,6 @@
 """From a spec to a worker; what cannot be built says why when it starts, like any start that fails."""
 
+import asyncio
 import sys
 from types import ModuleType
 from typing import Any
@@ -11,8 +12,9 @@ from workers.build import UnbuiltEngine, build_engine, build_worker, published_c
 from workers.engines.simulated import SimulatedEngine
 from workers.errors import EngineStartError, MeterUnavailable, WorkerError
 from workers.power import nvml
+from workers.power.modelled import CpuSecondsMeter
 from workers.step_curves import StepCurves
-from workers.types import Call, MeterSpec, WorkerSpec, WorkerState
+from workers.types import Call, MeterSpec, Park, Wake, WorkerSpec, WorkerState
 from workers.worker import Worker
 
 
@@ -151,3 +153,45 @@ class TestPublishedCurves:
         spec = spec_of("vllm", num_gpus=1, gpu_uuids=("GPU-x",), prior_curves=self.CURVES)
         assert published_curves(spec) is None
         assert "w-0 starts without a published curve: NVML cannot be used" in caplog.text
+
+
+async def test_a_simulated_worker_learns_what_parking_and_starting_it_take() -> None:
+    """Within a fifth after one wake: 0.3 s, 200 W; and 60 W once it rested for a while."""
+    options: dict[str, Any] = {"refresh_s": 0.01, "start_s": 0.3, "start_watts": 200.0, "parked_watts": 60.0}
+    worker = build_worker(spec_of(meter=MeterSpec(kind="simulated"), engine_args=options))
+    await worker.start()
+    reports = worker.reports(1)
+    await anext(reports)
+    worker.command(1, [Park(reason="test")])
+    async with asyncio.timeout(5.0):
+        while worker.status().cause != "test":
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(1.3)
+        worker.command(1, [Wake(reason="test")])
+        while worker.status().state is not WorkerState.READY:
+            await asyncio.sleep(0.01)
+    found = worker.status().power_states
+    assert found is not None
+    assert (60.0, 0.3, 200.0) == pytest.approx((found.parked_watts, found.start_s, found.start_watts), rel=0.2)
+    await reports.aclose()
+    await worker.stop()
+
+
+async def test_the_modelled_meter_follows_the_engines_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It alone counts processes; whoever counts devices is told nothing."""
+    followed: list[tuple[int, ...]] = []
+    monkeypatch.setattr(CpuSecondsMeter, "follow", lambda self, pids: followed.append(pids))
+    for kind in ("modelled", "simulated"):
+        worker = build_worker(spec_of(meter=MeterSpec(kind=kind)))  # type: ignore[arg-type]
+        await worker.start()
+        reports = worker.reports(1)
+        await anext(reports)
+        worker.command(1, [Park(reason="test"), Wake(reason="test")])
+        async with asyncio.timeout(5.0):
+            while not (
+                worker.status().state is WorkerState.READY and worker.status().power_states.source == "measured"
+            ):  # type: ignore[union-attr]
+                await asyncio.sleep(0.01)
+        await reports.aclose()
+        await worker.stop()
+    assert [(), ()] == followed

@@ -346,7 +346,7 @@ def test_workers_become_plain_specs(tmp_path: Path) -> None:
 models: {m: {}}
 workers:
   - {name: apart, engine: simulated, model: m, count: 2, seed: 7, zone: hall-a, max_running: 9, cpus: 0.5,
-     window_s: 3, calibration_s: 0, stall_timeout_s: 11, orphan_timeout_s: 12, policy: tokens, gpus: 2,
+     window_s: 3, calibration_s: 0, stall_timeout_s: 11, orphan_timeout_s: 12, policy: tokens, gpus: 2, can_park: false,
      environment: {A: b}, engine_args: {start_s: 1.5},
      meter: {kind: simulated, idle_watts: 4, watts_per_cpu_second: 5, counter_path: /tmp/counter}}
   - {name: together, engine: simulated, model: m, count: 3, one_process: true}
@@ -363,6 +363,7 @@ generate_keys: true
         spec.seed, spec.zone, spec.max_running, spec.num_cpus, spec.window_s, spec.calibration_s,
         spec.stall_timeout_s, spec.orphan_timeout_s, spec.policy, spec.num_gpus, spec.environment, spec.engine_args,
     )  # fmt: skip
+    assert [False, False, True] == [group[0].can_park for group in groups]
     assert ("simulated", 4, 5, "/tmp/counter-1") == (
         spec.meter.kind, spec.meter.idle_watts, spec.meter.watts_per_cpu_second, spec.meter.counter_path
     )  # fmt: skip

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scheduler.core.actions import Payer, Tokens
 from scheduler.core.attempts import (
     MAX_PREEMPTIONS,
+    NOT_UP_CAUSES,
     WORKER_CAUSES,
     Attempt,
     Entry,
@@ -213,6 +214,13 @@ def test_what_is_not_tried_again(attempt: Attempt) -> None:
 def test_a_busy_worker_is_no_loss() -> None:
     """Bounces and retries are counted apart."""
     assert Fate.BOUNCE is fate(ended(cause="worker_busy", num_bounces=2, num_losses=1))
+
+
+@pytest.mark.parametrize("cause", sorted(NOT_UP_CAUSES))
+def test_an_engine_that_was_parked_meanwhile_is_no_loss_and_no_limit(cause: str) -> None:
+    """Nothing ran there; each worker can say so once only before it is known, so that this ends by itself."""
+    assert Fate.BOUNCE is fate(ended(cause=cause, num_bounces=99, num_losses=1), has_other=False)
+    assert Fate.END is fate(ended(cause=cause, cancel_reason="client_gone"))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ import pytest
 from scheduler.accounting.accounts import OPERATOR
 from scheduler.accounting.rows import Charge, Row
 from scheduler.accounting.settlement import Settlement
+from scheduler.core.actions import Action
+from scheduler.core.actions import Park as ParkWorker
+from scheduler.core.actions import Wake as WakeWorker
 from scheduler.core.admission import Limits
 from scheduler.core.request import Request
 from scheduler.core.scheduler import Scheduler
@@ -33,8 +36,10 @@ from workers.types import (
     Ended,
     Numbered,
     Outcome,
+    Park,
     Progress,
     Started,
+    Wake,
     WorkerState,
 )
 
@@ -58,10 +63,10 @@ class GatedSettlement(Settlement):
 class House:
     """A dispatcher whose time stands still until the test moves it, and its links."""
 
-    def __init__(self, *, limits: Limits | None = None) -> None:
+    def __init__(self, *, limits: Limits | None = None, core: Scheduler | None = None) -> None:
         self.now_s = 1000.0
         self.settlement = GatedSettlement()
-        self.core = Scheduler(models=[MODEL], limits=limits)
+        self.core = core or Scheduler(models=[MODEL], limits=limits)
         self.down: list[tuple[str, str]] = []
         self.dispatcher = Dispatcher(
             scheduler=self.core,
@@ -120,8 +125,8 @@ class House:
 
 
 @asynccontextmanager
-async def opened(*, limits: Limits | None = None) -> AsyncIterator[House]:
-    house = House(limits=limits)
+async def opened(*, limits: Limits | None = None, core: Scheduler | None = None) -> AsyncIterator[House]:
+    house = House(limits=limits, core=core)
     await house.dispatcher.start()
     try:
         yield house
@@ -632,6 +637,53 @@ async def test_a_failure_in_the_wake_of_an_answer_is_not_charged_with_its_usage(
             (charge.attempt_id, charge.scheduled_tokens, charge.input_tokens) for charge in charges if charge
         ]
         await settle_loop()
+        house.assert_quiet()
+
+
+class Orders(Scheduler):
+    """The core, with orders that a test puts into its next tick."""
+
+    def __init__(self) -> None:
+        super().__init__(models=[MODEL])
+        self.orders: list[Action] = []
+
+    def tick(self, now_s: float) -> list[Action]:
+        orders, self.orders = self.orders, []
+        return [*super().tick(now_s), *orders]
+
+
+async def test_orders_to_park_and_to_wake_reach_their_worker_with_their_reasons() -> None:
+    """In order, and nobody else."""
+    async with opened(core=(core := Orders())) as house:
+        link, other = house.add("w-0"), house.add("w-1")
+        await settle_loop()
+        core.orders = [ParkWorker(worker_id="w-0", reason="quiet"), WakeWorker(worker_id="w-0", reason="busy")]
+        await until(lambda: len(link.commands) == 2)
+        assert ([Park(reason="quiet"), Wake(reason="busy")], []) == (link.commands, other.commands)
+
+
+async def test_who_is_refused_by_a_parked_worker_is_answered_by_another() -> None:
+    """The client sees one answer; the attempt that never ran is the operator's, and costs nothing."""
+    async with opened() as house:
+        link = house.add("w-0")
+        await settle_loop()
+        stream = house.submit()
+        await until(lambda: link.calls)
+        link.say(
+            Ended("req-1-1", FAILED, "worker_parked"),
+            records=(usage_of("req-1-1", outcome=FAILED, cause="worker_parked", output_tokens=0, prompt_tokens=0),),
+            status=status_of("w-0", WorkerState.PARKED),
+        )
+        await settle_loop()
+        assert (1, 0) == (house.dispatcher.snapshot().bounced, house.dispatcher.snapshot().retried)
+        other = house.add("w-1")
+        await until(lambda: other.calls)
+        answer(other, "req-1-2", b"x")
+        status, data, end = await read_all(stream)
+        assert (200, b"x", COMPLETED) == (status, data, end.outcome)
+        link.say(records=(posting_of("req-1-1", 0, 0),))
+        await settle_loop()
+        assert (1, 2) == (house.attempts_of("alpha")[0], house.dispatcher.snapshot().dispatched)
         house.assert_quiet()
 
 

@@ -13,9 +13,10 @@ from workers import metering as metering_module
 from workers.attribution import Attribution
 from workers.engine_model import EngineModel
 from workers.errors import MeterUnavailable
-from workers.metering import NVML_COUNTER, Metering, counter_id, last_counter_mj
+from workers.metering import NVML_COUNTER, Metering, counter_id, last_counter_mj, watts_between
 from workers.outbox import Outbox
-from workers.types import EnergyPosting, Grade, StepRecord, WindowRecord, WorkerSpec, WorkerState, WorkerStatus
+from workers.steps import StepRecord
+from workers.types import EnergyPosting, Grade, Phase, WindowRecord, WorkerSpec, WorkerState, WorkerStatus
 from workers.windows import MeterReading, Windows
 
 
@@ -29,19 +30,24 @@ class ScriptedMeter:
         self._tick_s = tick_s
         self.fault: Exception | None = None
         self.num_closed = 0
+        self.jump_mj = 0
 
     def read(self) -> MeterReading:
         if self.fault is not None:
             raise self.fault
         now_s = self._clock()
         at_s = now_s // self._tick_s * self._tick_s if self._tick_s else now_s
-        return MeterReading(at_s=at_s, counter_mj=round(at_s * 100_000), grade=Grade.A)
+        return MeterReading(at_s=at_s, counter_mj=round(at_s * 100_000) + self.jump_mj, grade=Grade.A)
 
     def health(self) -> tuple[str, ...]:
         return ("throttled: power cap",)
 
     def close(self) -> None:
         self.num_closed += 1
+
+
+def reading(at_s: float, counter_mj: int) -> MeterReading:
+    return MeterReading(at_s=at_s, counter_mj=counter_mj, grade=Grade.A)
 
 
 class Rig:
@@ -257,3 +263,64 @@ def test_the_end_never_raises() -> None:
         await rig.metering.close()
 
     run_virtually(main)
+
+
+def test_a_turn_waits_for_the_counter_to_pass_the_last_step() -> None:
+    """So that no step is cut by the edge at which its engine is parked; the phase begins there."""
+
+    async def main(loop: VirtualLoop) -> None:
+        rig = Rig(loop.time, ScriptedMeter(loop.time, tick_s=0.1))
+        await rig.metering.read()
+        await asyncio.sleep(5.0)
+        rig.metering.windows.open_attempt("a")
+        rig.step(4.9, 5.04, "a")
+        await asyncio.sleep(0.05)
+        reading = await rig.metering.turn(Phase.PARKED)
+        assert reading is not None
+        assert 5.04 <= reading.at_s <= 5.2
+        await asyncio.sleep(5.0)
+        await rig.metering.turn(Phase.SERVING)
+        rig.metering.windows.close()
+        *serving, parked = rig.windows
+        assert {Phase.SERVING} == {window.phase for window in serving}
+        assert (Phase.PARKED, 0, parked.meter_mj) == (parked.phase, parked.num_steps, parked.idle_mj)
+
+    run_virtually(main)
+
+
+def test_other_processes_are_told_to_the_meter_and_their_jump_is_no_power() -> None:
+    """What a start burned is counted at once when its processes are known: that is energy, not watts."""
+
+    async def main(loop: VirtualLoop) -> None:
+        rig, told = Rig(loop.time, ScriptedMeter(loop.time)), list[tuple[int, ...]]()
+        rig.metering._follow = told.append
+        await rig.metering.read()
+        await asyncio.sleep(5.0)
+        await rig.metering.read()
+        rig.meter.jump_mj = 1_000_000
+        await rig.metering.follow((7,))
+        await asyncio.sleep(0.1)
+        await rig.metering.read()
+        assert ([(7,)], 100.0) == (told, pytest.approx(rig.metering.power_watts))
+        await asyncio.sleep(5.0)
+        await rig.metering.read()
+        assert 100.0 == pytest.approx(rig.metering.power_watts)
+
+    run_virtually(main)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (reading(0.0, 0), reading(10.0, 5_000_000), 500.0),
+        (reading(0.0, 0), reading(0.0, 5), None),
+        (reading(0.0, 9), reading(1.0, 5), None),
+        (None, reading(1.0, 5), None),
+        (reading(1.0, 5), None, None),
+    ],
+    ids=["moves", "no time", "began anew", "not read", "not read any more"],
+)
+def test_power_is_energy_between_two_readings(
+    before: MeterReading | None, after: MeterReading | None, expected: float | None
+) -> None:
+    assert expected == watts_between(before, after)

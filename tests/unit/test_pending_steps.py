@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from workers.curve import Curve
 from workers.engine_model import Coefficients
 from workers.pending_steps import OVERHEAD, SPLIT_ROWS, PendingSteps
-from workers.types import StepRecord
+from workers.steps import StepRecord
 
 KNOWN = Coefficients(
     energy=Curve.affine((3.0, 0.02, 0.07, 0.0)), time=Curve.affine((6e-3, 3e-5, 9e-5, 0.0)), idle_watts=100.0,

@@ -237,3 +237,51 @@ def test_real_processes_are_metered() -> None:
     meter = CpuSecondsMeter((os.getpid(),), watts_per_cpu_second=20.0, idle_watts=0.0)
     subprocess.run([sys.executable, "-c", code], check=True)
     assert 9_000 <= meter.read().counter_mj <= 40_000
+
+
+# -- parked and started again
+
+
+def test_a_parked_engine_burns_nothing_and_is_no_lost_meter(machine: Machine) -> None:
+    """Its processes are gone on purpose: the counter stands, and time without an engine has no idle watts."""
+    machine.start(10)
+    meter = machine.meter(10, idle_watts=3.0)
+    machine.burn(10, 100)
+    machine.now_s = 5.0
+    assert 25_000 == meter.read().counter_mj
+    meter.follow(())
+    machine.end(10)
+    machine.now_s = 100.0
+    reading = meter.read()
+    assert (25_000, 100.0, "", ()) == (reading.counter_mj, reading.at_s, reading.fault, meter.health())
+
+
+def test_an_engine_that_is_started_again_is_counted_from_its_first_tick(machine: Machine) -> None:
+    """What it burned to start is its own; the time before it was up has no idle watts."""
+    machine.start(10)
+    meter = machine.meter(10, idle_watts=3.0)
+    machine.now_s = 5.0
+    meter.read()
+    meter.follow(())
+    machine.end(10)
+    machine.start(20, ticks=3_000)
+    machine.start(21, parent=20, ticks=500)
+    machine.now_s = 50.0
+    meter.follow((20,))
+    assert 15_000 + 350_000 == meter.read().counter_mj
+    machine.burn(21, 100)
+    machine.now_s = 60.0
+    assert 15_000 + 350_000 + 10_000 + 30_000 == meter.read().counter_mj
+
+
+def test_an_engine_that_ends_by_itself_after_a_wake_is_a_lost_meter(machine: Machine) -> None:
+    """Only who is parked may be without processes."""
+    machine.start(10)
+    meter = machine.meter(10)
+    meter.follow(())
+    machine.end(10)
+    machine.start(20)
+    meter.follow((20,))
+    machine.end(20)
+    with pytest.raises(MeterUnavailable, match="20"):
+        meter.read()

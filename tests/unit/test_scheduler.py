@@ -54,6 +54,63 @@ def test_lines_of_several_zones_wait_for_the_first_worker() -> None:
     assert ["a-1", "b-1", "c-1"] == started(core.on_worker_report(view("w", zone="east"), 1.0))
 
 
+# -- parked engines
+
+
+@pytest.mark.parametrize("cause", ["worker_parked", "worker_starting"])
+def test_who_meets_a_parked_worker_goes_elsewhere_or_waits(cause: str) -> None:
+    """However often: nothing ran, so nothing is lost, and the request keeps its place and its age."""
+    core = a_core("w-0")
+    submit(core, "a")
+    for number in range(1, 8):
+        core.on_worker_report(view("w-0", state=WorkerState.PARKED), float(number))
+        assert [] == started(core.on_ended(f"a-{number}", Outcome.FAILED, cause, float(number)))
+        core.on_finished(usage(f"a-{number}", Outcome.FAILED, cause, input_tokens=0, output_tokens=0), float(number))
+        assert 1 == len(core.queue)
+        assert [f"a-{number + 1}"] == started(core.on_worker_report(view("w-0"), number + 0.5))
+    assert (7, 0) == (core.stats.bounced, core.stats.retried)
+    assert ["Settle", "Finish"] == kinds(complete(core, "a-8", 9.0))
+    assert_idle(core)
+
+
+def test_who_waits_for_a_parked_worker_is_not_refused_for_want_of_one() -> None:
+    """It waits for a wake, up to its own limits; after that it is refused as whoever waits too long."""
+    core = a_core(no_worker_timeout_s=60.0, max_wait_s=300.0, lost_s=1e9)
+    core.on_worker_report(view("w-0", state=WorkerState.PARKED), 0.0)
+    submit(core, "a")
+    for now_s in range(0, 300, 10):
+        core.on_worker_report(view("w-0", state=WorkerState.PARKED), float(now_s))
+        assert [] == of_kind(core.tick(float(now_s)), Reject)
+    (rejected,) = of_kind(core.tick(301.0), Reject)
+    assert "queue_timeout" == rejected.rejection.reason
+
+
+def test_what_a_parked_engine_had_cached_is_forgotten() -> None:
+    """Its KV went with it: nobody is sent there for a prefix that is gone."""
+    core = a_core("w-0")
+    blocks = tuple(range(1, 7))
+    submit(core, "a", prefix_blocks=blocks)
+    complete(core, "a-1")
+    (known,) = of_kind(submit(core, "b", now_s=1.0, prefix_blocks=blocks), Dispatch)
+    assert ", 0 of" not in known.reason
+    complete(core, "b-1", 1.0)
+    core.on_worker_report(view("w-0", state=WorkerState.PARKED), 2.0)
+    core.on_worker_report(view("w-0", state=WorkerState.STARTING), 3.0)
+    core.on_worker_report(view("w-0"), 4.0)
+    (anew,) = of_kind(submit(core, "c", now_s=5.0, prefix_blocks=blocks), Dispatch)
+    assert ", 0 of" in anew.reason
+
+
+def test_a_parked_worker_is_lost_like_any_other_when_it_falls_silent() -> None:
+    """Its worker goes on speaking while its engine is stopped."""
+    core = a_core(lost_s=60.0)
+    core.on_worker_report(view("w-0", state=WorkerState.PARKED), 0.0)
+    core.tick(59.0)
+    assert ["w-0"] == list(core.cluster.workers)
+    core.tick(61.0)
+    assert [] == list(core.cluster.workers)
+
+
 # -- budgets
 
 TENANT = Level("tenant", "t")

@@ -29,10 +29,12 @@ from scheduler.config_sections import LimitsConfig, PriceConfig
 from scheduler.config_tenants import BudgetConfig, KeyConfig
 from scheduler.ledger_files import ledger_url
 from scheduler.listeners import PortTaken, bind
-from scheduler.service import Service, state_words
+from scheduler.service import Service
+from scheduler.snapshot import is_up, state_words
 from tests.local_service import LocalCluster, complete
 from workers import metering
 from workers.errors import WorkerError
+from workers.types import WorkerState
 
 CONFIG = """
 server: {{port: {port}}}
@@ -413,3 +415,21 @@ async def test_a_file_that_appears_in_the_folder_changes_prices_and_lets_who_wai
             service._core.rules.placement.nano_per_joule,
             service.settlement.carbon_ug_per_mj,
         )
+
+
+@pytest.mark.parametrize(
+    ("state", "is_ready", "expected"),
+    [
+        (WorkerState.READY, True, True),
+        (WorkerState.PARKED, False, True),
+        (WorkerState.STARTING, False, False),
+        (WorkerState.SICK, False, False),
+        (None, False, False),
+    ],
+)
+def test_a_worker_that_is_found_parked_is_up(state: WorkerState | None, is_ready: bool, expected: bool) -> None:
+    """Whoever starts a control plane beside parked engines does not wait for engines that nobody needs."""
+    from types import SimpleNamespace
+
+    status = None if state is None else SimpleNamespace(state=state)
+    assert expected is is_up(SimpleNamespace(is_ready=is_ready, status=status))  # type: ignore[arg-type]

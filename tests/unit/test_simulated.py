@@ -17,7 +17,8 @@ from workers.engines.simulated import SimulatedEngine
 from workers.engines.simulated_openai import WORDS, count_tokens, hash_blocks, text_of
 from workers.errors import EngineStartError, MeterUnavailable
 from workers.simulated_counter import CounterFile
-from workers.types import Call, MeterSpec, Progress, SequenceUsage, StepRecord, WorkerSpec
+from workers.steps import StepRecord
+from workers.types import Call, MeterSpec, Progress, SequenceUsage, WorkerSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAT = "/v1/chat/completions"
@@ -702,3 +703,71 @@ def test_words_are_the_same_everywhere() -> None:
     """Pinned: a change would change every recorded simulated answer."""
     assert (len(set(WORDS)), text_of(0, 3)) == (256, WORDS[0] + WORDS[37] + WORDS[74])
     assert all(word.decode().isascii() and word.startswith(b" ") for word in WORDS)
+
+
+# -- parked and started again
+
+
+async def test_a_parked_engine_counts_on_and_starts_with_an_empty_cache() -> None:
+    """Its device draws parked and start watts meanwhile; the counter is one, and what was cached is gone."""
+    now_s = 0.0
+    options = {"start_s": 0.02, "start_watts": 200.0, "parked_watts": 60.0, "idle_watts": 100.0, "refresh_s": 0.1}
+    engine, sink = SimulatedEngine(spec(**options), clock=lambda: now_s), Sink()
+    starting = asyncio.create_task(engine.start(sink))
+    await asyncio.sleep(0)
+    now_s = 5.0
+    info = await starting
+    counter = engine.counter
+    assert 1_000_000 == counter.read(5.0).counter_mj
+    now_s = 10.0
+    await engine.park()
+    assert (1_500_000, 2_100_000) == (counter.read(10.0).counter_mj, counter.read(20.0).counter_mj)
+    now_s = 20.0
+    starting = asyncio.create_task(engine.start(sink))
+    await asyncio.sleep(0)
+    now_s = 30.0
+    assert info == await starting
+    assert 4_100_000 == counter.read(30.0).counter_mj
+    await engine.stop()
+    assert [] == sink.deaths
+
+
+async def test_a_started_again_engine_serves_and_has_forgotten_what_it_cached(start: Start) -> None:
+    """The same prompt is computed anew; identity and closing records are as in its first life."""
+    client = await start()
+    for cycle in range(3):
+        first = await client.chat(max_tokens=4, ignore_eos=True)
+        again = await client.chat(max_tokens=4, ignore_eos=True)
+        cached = [
+            reply.json["usage"].get("prompt_tokens_details", {}).get("cached_tokens", 0) for reply in (first, again)
+        ]
+        assert cached[0] == 0 < cached[1]
+        await client.until(lambda cycle=cycle: len(client.sink.closed) == 2 * (cycle + 1))
+        await client.engine.park()
+        assert (0, 0) == (client.engine.load().num_running, client.engine.load().kv_used_tokens)
+        await client.engine.start(client.sink)
+    assert {0} == {usage.token_difference for usages in client.sink.closed.values() for usage in usages}
+
+
+async def test_a_counters_file_moves_on_while_its_engine_is_parked(tmp_path: Path) -> None:
+    """An observer in another process sees what a parked device draws."""
+    path = tmp_path / "counter"
+    engine = SimulatedEngine(spec(meter=MeterSpec(counter_path=str(path)), parked_watts=60.0))
+    await engine.start(Sink())
+    await engine.park()
+    observer = CounterFile(path)
+    before_mj = observer.read().counter_mj
+    await asyncio.sleep(0.1)
+    assert observer.read().counter_mj > before_mj
+    await engine.start(Sink())
+    await engine.stop()
+
+
+async def test_faults_are_armed_by_each_start(start: Start) -> None:
+    """Seconds after the start, as they say; a parked engine does not die."""
+    client = await start(die_after_s=0.05)
+    await client.engine.park()
+    await asyncio.sleep(0.1)
+    assert [] == client.sink.deaths
+    await client.engine.start(client.sink)
+    await client.until(lambda: bool(client.sink.deaths))

@@ -13,7 +13,7 @@ from workers.engines.simulated_energy import TrueEnergy
 from workers.engines.simulated_options import SimulatedOptions, parse_options
 from workers.engines.simulated_plan import Finished, SequenceState, SimulatedSequence
 from workers.errors import EngineStartError
-from workers.types import StepRecord
+from workers.steps import StepRecord
 
 PUBLISHED = SimulatedOptions(
     energy_spread_ratio=0.0, energy_noise_ratio=0.0, energy_exponent=1.0, energy_context_joules=0.0,

@@ -159,3 +159,45 @@ def test_reset_begins_at_zero(tmp_path: Path) -> None:
     shown.reset(3.0)
     assert CounterFile(tmp_path / "counter").read().counter_mj == 0
     assert shown.read(4.0).counter_mj == 100_000
+
+
+# -- what it draws between steps
+
+
+def test_a_device_that_is_parked_and_started_draws_what_it_is_told() -> None:
+    """100 W idle, 60 W parked, 200 W starting: read just after each change, the tick before it is as it was."""
+    shown, seen = counter(), list[int]()
+    for at_s, watts in ((10.05, 60.0), (20.05, 200.0), (25.05, 100.0)):
+        shown.draw(watts, at_s)
+        seen.append(shown.read(at_s).counter_mj)
+    assert [1_000_000, 1_602_000, 2_595_000] == seen
+    assert pytest.approx(1_005 + 600 + 1_000 + 95) == shown.joules(26.0)
+
+
+def test_steps_after_a_change_leave_the_new_watts_between_them() -> None:
+    shown = counter()
+    shown.draw(50.0, 1.0)
+    shown.add_step(2.0, 3.0, 500.0)
+    shown.add_step(4.0, 5.0, 500.0)
+    assert [100.0, 150.0, 650.0, 700.0, 1_200.0, 1_250.0] == [shown.joules(at_s) for at_s in range(1, 7)]
+
+
+def test_a_step_under_way_ends_as_it_would() -> None:
+    """Its energy is known from its start; the change counts from its end."""
+    shown = counter()
+    shown.add_step(0.0, 2.0, 500.0)
+    shown.draw(60.0, 1.0)
+    assert [250.0, 500.0, 560.0] == [shown.joules(at_s) for at_s in (1.0, 2.0, 3.0)]
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 5.0), st.sampled_from([0.0, 60.0, 100.0, 200.0])), max_size=20))
+def test_changing_watts_never_takes_anything_back(changes: list[tuple[float, float]]) -> None:
+    """A reader sees the same sum or more, whenever it looks, and in the end the integral."""
+    shown, now_s, watts, expected, last_mj = counter(), 0.0, 100.0, 0.0, 0
+    for after_s, next_watts in changes:
+        now_s, expected = now_s + after_s, expected + watts * after_s
+        seen_mj = shown.read(now_s).counter_mj
+        assert seen_mj >= last_mj
+        last_mj, watts = seen_mj, next_watts
+        shown.draw(watts, now_s)
+        assert pytest.approx(expected) == shown.joules(now_s)

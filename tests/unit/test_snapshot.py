@@ -79,6 +79,17 @@ async def test_workers_are_seen_by_id_with_link_state_and_credit() -> None:
         assert all(worker.epoch > 0 for worker in found.values())
 
 
+async def test_a_model_whose_engines_are_parked_is_served_all_the_same() -> None:
+    """Whoever asks for readiness is told so; no worker of it takes work at this moment."""
+    async with opened() as dispatcher:
+        link = ScriptedLink()
+        dispatcher.add_link(link)
+        link.say(status=status_of(state=WorkerState.PARKED))
+        await settle_loop()
+        found = dispatcher.snapshot()
+        assert (("m",), [False]) == (found.ready_models, [worker.is_ready for worker in found.workers])
+
+
 async def test_the_queue_is_seen_by_band() -> None:
     """Requests, their bytes, and when a refused one may come again."""
     async with opened() as dispatcher:

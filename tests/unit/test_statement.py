@@ -37,7 +37,8 @@ from workers.engines.tokenizer import TOKENIZER_FILES, tokenizer_digest
 from workers.rounding import largest_remainder
 from workers.shapley import POLICIES, Batch, split
 from workers.step_curves import StepCurves
-from workers.types import Call, Grade, Outcome, SequenceUsage, StepRecord, WindowRecord
+from workers.steps import StepRecord
+from workers.types import Call, Grade, Outcome, SequenceUsage, WindowRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "docs" / "measurement" / "vectors"

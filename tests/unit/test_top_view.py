@@ -1,5 +1,6 @@
 """What `top` shows is what a snapshot says, in units that people read; what is not known is a dash and never a 0."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -107,6 +108,15 @@ def test_a_worker_that_is_not_well_says_why(capsys: pytest.CaptureFixture[str]) 
     assert "w-1 ready (lost) hall-a 3 1 – 312.5 – A silent" in lines
     assert "w-2 connecting – – – – – – –" in lines
     assert 312.5 == digest["totals"]["power_watts"]
+
+
+def test_a_parked_worker_is_counted_and_nothing_is_wrong_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Why it is parked stands where complaints do; its watts are those of its device."""
+    parked = worker("w-1", state=WorkerState.PARKED, cause="not needed for 40 s", power_watts=60.0)
+    digest = told(workers=(worker("w-0"), replace(parked, is_ready=False)))
+    lines = drawn(capsys, digest)
+    assert "1/2 workers ready · 1 parked ·" in lines[0]
+    assert "w-1 parked hall-a 3 1 25% 60.0 – A not needed for 40 s" in lines
 
 
 def test_queues_are_shown_by_band_and_tenant(capsys: pytest.CaptureFixture[str]) -> None:

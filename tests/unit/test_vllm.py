@@ -19,7 +19,8 @@ from workers.engines.vllm_ids import CURRENT_ATTEMPT
 from workers.engines.vllm_messages import SOCKET_VARIABLE
 from workers.engines.vllm_sequences import Sequence
 from workers.errors import EngineStartError
-from workers.types import Call, SequenceUsage, StepRecord, WorkerSpec
+from workers.steps import StepRecord
+from workers.types import Call, SequenceUsage, WorkerSpec
 
 SALT = bytes(16)
 
@@ -329,3 +330,51 @@ def _ignore() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.pause()
     signal.pause()
+
+
+# -- parked and started again
+
+
+async def test_a_parked_engine_is_gone_and_another_starts_in_its_place(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the first is left: no process, no socket, no word of a death; the second is told and watched anew."""
+    children = [Process(), Process()]
+    children[1].pid = 4712
+    waiting = list(children)
+    monkeypatch.setattr(engine, "_build", lambda args: inner(waiting.pop(0)))
+    monkeypatch.setattr(vllm.OutputTail, "redirect", lambda self: None)
+    sink = Sink()
+    first = await engine.start(sink)
+    folder = Path(engine._server.path).parent
+    engine.request(Call(attempt_id="a", path="/v1/completions", body=b"{}"), SALT)
+    engine.asgi_ended("a")
+    await engine.park()
+    assert (False, False, True) == (children[0].is_alive(), folder.exists(), children[1].is_alive())
+    assert (0, 0, []) == (engine.load().num_running, engine.load().kv_used_tokens, engine.progress())
+    await asyncio.sleep(0.01)
+    second = await engine.start(sink)
+    assert ([], (4711,), (4712,)) == (sink.deaths, first.pids, second.pids)
+    assert first.notes == second.notes
+    engine.request(Call(attempt_id="b", path="/v1/completions", body=b"{}"), SALT)
+    children[1].exitcode = -9
+    await until(lambda: sink.deaths)
+    engine.asgi_ended("b")
+    assert (["vLLM's engine process ended by signal 9"], {"a", "b"}) == (sink.deaths, sink.closed.keys())
+    await engine.stop()
+
+
+async def test_a_start_after_parking_may_fail_like_any_other(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm.OutputTail, "redirect", lambda self: None)
+    await engine.start(Sink())
+    await engine.park()
+
+    def fail(args: Any) -> Any:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(engine, "_build", fail)
+    with pytest.raises(EngineStartError, match="no memory"):
+        await engine.start(Sink())
+    await engine.stop()

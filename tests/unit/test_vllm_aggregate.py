@@ -2,7 +2,7 @@
 
 from workers.engines.vllm_aggregate import AggregateSteps
 from workers.engines.vllm_sequences import Sequence
-from workers.types import StepRecord
+from workers.steps import StepRecord
 
 
 def steps_of() -> tuple[AggregateSteps, list[StepRecord]]:

@@ -11,7 +11,8 @@ from workers.engines.vllm_aggregate import AggregateSteps
 from workers.engines.vllm_attempts import Attempts
 from workers.engines.vllm_ids import CALIBRATION_PREFIX, CURRENT_ATTEMPT
 from workers.engines.vllm_sequences import Generated, Sequence
-from workers.types import Progress, SequenceUsage, StepRecord
+from workers.steps import StepRecord
+from workers.types import Progress, SequenceUsage
 
 SALT = bytes(range(16))
 

@@ -6,7 +6,7 @@ import pytest
 from workers.engines.vllm_feed import StepFeed
 from workers.engines.vllm_messages import EndedRow, Joined, Newcomer, StepMessage, Tokens, encode
 from workers.engines.vllm_sequences import Sequence
-from workers.types import StepRecord
+from workers.steps import StepRecord
 
 
 class Known:

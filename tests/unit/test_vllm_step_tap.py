@@ -23,7 +23,7 @@ from workers.engines.vllm_feed import StepFeed
 from workers.engines.vllm_messages import SOCKET_VARIABLE, StepMessage, decode
 from workers.engines.vllm_sequences import Sequence
 from workers.engines.vllm_step_tap import StepSocket, StepTap, open_tap
-from workers.types import StepRecord
+from workers.steps import StepRecord
 
 
 @dataclass(eq=False)

@@ -10,7 +10,8 @@ from workers.balance import check_balance
 from workers.engine_model import EngineModel
 from workers.outbox import Outbox
 from workers.step_curves import StepCurves
-from workers.types import EnergyPosting, Grade, StepRecord, WindowRecord
+from workers.steps import StepRecord
+from workers.types import EnergyPosting, Grade, Phase, WindowRecord
 from workers.windows import MAX_BOUNDARIES, STANDING_S, MeterReading, Windows
 
 PRIOR = StepCurves(time_s=(6e-3, 3e-5, 9e-5, 0.0), energy_joules=(3.0, 0.02, 0.07, 0.0), idle_watts=100.0, source="x")
@@ -537,3 +538,40 @@ def test_any_life_adds_up(max_records: int, events: list[tuple[str, int]], prior
     balance = check_balance(bench.found, postings.values())
     assert (0, 0) == (balance.difference_mj, balance.difference_gpu_us)
     assert 0 == bench.windows.in_flight_mj
+
+
+# -- an engine that does not serve
+
+
+def test_windows_of_a_parked_engine_are_idle_and_teach_nothing() -> None:
+    """100 W are known as idle: 60 W parked must not become the idle watts that serving is measured by."""
+    bench = Bench()
+    bench.read(0.0, 0)
+    bench.windows.phase = Phase.PARKED
+    for number in range(1, 30):
+        bench.read(5.0 * number, 300_000 * number)
+    bench.windows.phase = Phase.STARTING
+    bench.read(150.0, 29 * 300_000 + 1_000_000)
+    bench.windows.phase = Phase.SERVING
+    bench.read(155.0, 29 * 300_000 + 1_500_000)
+    bench.settle()
+    *parked, starting, serving = bench.found
+    assert {(300_000, 300_000, 0, 0)} == {
+        (each.meter_mj, each.idle_mj, each.overhead_mj, each.unattributed_mj) for each in parked
+    }
+    assert (1_000_000, 0, 1_000_000, 0) == (
+        starting.meter_mj, starting.idle_mj, starting.overhead_mj, starting.unattributed_mj
+    )  # fmt: skip
+    assert (500_000, 500_000, ()) == (serving.meter_mj, serving.idle_mj, serving.causes)
+    assert [Phase.PARKED] * 29 + [Phase.STARTING, Phase.SERVING] == [each.phase for each in bench.found]
+
+
+def test_a_stranger_on_a_parked_device_is_idle_too() -> None:
+    """Nobody can say whose it is: it is what this device costs while it serves nobody."""
+    bench = Bench()
+    bench.read(0.0, 0)
+    bench.windows.phase = Phase.PARKED
+    bench.read(5.0, 2_000_000)
+    bench.settle()
+    (window,) = bench.found
+    assert (2_000_000, 0, ()) == (window.idle_mj, window.unattributed_mj, window.causes)

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 from workers.engine import EngineLoad, EngineSink, Receive, Scope, Send
 from workers.engines.simulated_answer import Answer, serve
 from workers.engines.simulated_core import SimulatedCore
+from workers.engines.simulated_faults import arm_faults
 from workers.engines.simulated_options import SimulatedOptions, parse_options
 from workers.engines.simulated_plan import Finished, SimulatedSequence
 from workers.errors import EngineStartError
 from workers.simulated_counter import SimulatedCounter
-from workers.types import Call, EngineInfo, MeterSpec, Progress, SequenceUsage, StepRecord, WorkerSpec
+from workers.steps import StepRecord
+from workers.types import Call, EngineInfo, MeterSpec, Progress, SequenceUsage, WorkerSpec
 
 if TYPE_CHECKING:
     import uvicorn
@@ -76,6 +78,7 @@ class SimulatedEngine:
         self._gate = asyncio.Event()
         self._gate.set()
         self._tasks: list[asyncio.Task[None]] = []
+        self._publishing: asyncio.Task[None] | None = None
         self._timers: list[asyncio.TimerHandle] = []
         self.num_answers = 0
         self.dead_cause = ""
@@ -85,17 +88,19 @@ class SimulatedEngine:
     async def start(self, sink: EngineSink) -> EngineInfo:
         """Raises: EngineStartError by the switch ``start_fails``."""
         options = self.options
+        self.counter.draw(options.start_watts, self._clock())
         if options.start_s:
             await asyncio.sleep(options.start_s)
         if options.start_fails:
             raise EngineStartError(
                 "the simulated engine did not start: engine_args.start_fails is set", last_lines=("start_fails",)
             )
+        self.counter.draw(options.idle_watts, self._clock())
         self._sink = sink
         self._tasks.append(asyncio.create_task(self._drive(), name="simulated-steps"))
-        if self._is_counter_shared:
-            self._tasks.append(asyncio.create_task(self._publish(), name="simulated-counter"))
-        self._arm_faults()
+        if self._is_counter_shared and self._publishing is None:
+            self._publishing = asyncio.create_task(self._publish(), name="simulated-counter")
+        self._timers = arm_faults(self, clock=self._clock)
         return EngineInfo(
             engine="simulated",
             version=VERSION,
@@ -181,15 +186,29 @@ class SimulatedEngine:
             await self._dummy(2, prompt_tokens=1_024, target_tokens=2, span_s=until_s - self._clock())
         await asyncio.sleep(max(max_s - 4 * span_s, 0.0))
 
+    async def park(self) -> None:
+        """The device goes on counting; what was cached is gone."""
+        await self._end()
+        self.core = SimulatedCore(self.options, seed=self.seed)
+        self.counter.draw(self.options.parked_watts, self._clock())
+
     async def stop(self) -> None:
-        for timer in self._timers:
-            timer.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end()
+        if self._publishing is not None:
+            self._publishing.cancel()
+            await asyncio.gather(self._publishing, return_exceptions=True)
         self._die_softly("the engine was stopped")
         self.counter.publish(self._clock())
         self.counter.close()
+
+    async def _end(self) -> None:
+        """Until it is started again."""
+        tasks, self._tasks = self._tasks, []
+        for timer in self._timers:
+            timer.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- sequences in and out, for ``simulated_answer``
 
@@ -322,23 +341,6 @@ class SimulatedEngine:
         self.dead_cause = self.dead_cause or cause
         for answer in list(self._answers.values()):
             answer.fail()
-
-    def _arm_faults(self) -> None:
-        options, counter = self.options, self.counter
-        self._arm(options.hang_after_s, self.hang)
-        if options.hang_after_s is not None and options.hang_for_s is not None:
-            self._arm(options.hang_after_s + options.hang_for_s, self.resume)
-        self._arm(options.die_after_s, lambda: self.die(mode=options.die_mode))
-        self._arm(options.slow_after_s, lambda: self.slow(options.slow_ratio))
-        self._arm(options.meter_lost_after_s, counter.lose)
-        if options.meter_lost_after_s is not None and options.meter_lost_for_s is not None:
-            self._arm(options.meter_lost_after_s + options.meter_lost_for_s, counter.find)
-        self._arm(options.counter_stuck_after_s, counter.stick)
-        self._arm(options.counter_reset_after_s, lambda: counter.reset(self._clock()))
-
-    def _arm(self, after_s: float | None, fault: Callable[[], None]) -> None:
-        if after_s is not None:
-            self._timers.append(asyncio.get_running_loop().call_later(after_s, fault))
 
 
 class _NoSink:

@@ -49,6 +49,10 @@ class SimulatedOptions:
     energy_noise_ratio: float = 0.02
     """Standard deviation of one step's energy."""
     idle_watts: float = 119.0
+    start_watts: float = 200.0
+    """While it starts, on average; an assumption."""
+    parked_watts: float = 60.0
+    """While its engine is stopped; by published anchors."""
     refresh_s: float = 0.1
     """Period of the energy counter; 0.02–0.1 on real boards."""
 

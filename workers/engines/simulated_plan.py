@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.digests import NOTHING, Stated
-from workers.types import SequenceUsage, StepRecord
+from workers.steps import StepRecord
+from workers.types import SequenceUsage
 
 
 class SequenceState(Enum):

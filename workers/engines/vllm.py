@@ -9,6 +9,7 @@ Where the hook cannot run, steps are made up from the outputs (``vllm_aggregate`
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import multiprocessing
@@ -34,7 +35,8 @@ from workers.engines.vllm_outputs import install
 from workers.engines.vllm_reasoning import Reasoning
 from workers.engines.vllm_step_server import StepServer
 from workers.errors import EngineStartError
-from workers.types import Call, EngineInfo, Grade, Progress, SequenceUsage, StepRecord, WorkerSpec
+from workers.steps import StepRecord
+from workers.types import Call, EngineInfo, Grade, Progress, SequenceUsage, WorkerSpec
 
 logger = logging.getLogger("jouleway.vllm")
 
@@ -71,6 +73,12 @@ class VllmEngine:
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._sink: EngineSink | None = None
+        self._kv_tokens = 0
+        self._max_len_tokens = 0
+        self._renew()
+
+    def _renew(self) -> None:
+        """Nothing of an engine that was, for the next one."""
         self._attempts = Attempts(self._on_closed)
         self._feed = StepFeed(self._attempts, on_step=self._on_step, on_dropped=self._on_dropped)
         self._server = StepServer(on_message=self._feed.take, on_end=self._hook_ended)
@@ -80,8 +88,6 @@ class VllmEngine:
         self._app: Any = None
         self._watch: asyncio.Task[None] | None = None
         self._processes: list[Any] = []
-        self._kv_tokens = 0
-        self._max_len_tokens = 0
         self._notes: list[str] = []
         self.dead_cause = ""
 
@@ -320,6 +326,13 @@ class VllmEngine:
         self._attempts.engine_died()
         if self._sink is not None:
             self._sink.on_engine_dead(cause)
+
+    async def park(self) -> None:
+        """Ends vLLM; what is started later is another one in the same process, where it is imported already."""
+        self._server.drain()
+        await self.stop()
+        self._renew()
+        await asyncio.to_thread(gc.collect)  # what it held of the model's face here lies in cycles
 
     async def stop(self) -> None:
         """Ends vLLM; its children are gone when this returns."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from workers.engines.vllm_sequences import Sequence
-from workers.types import StepRecord
+from workers.steps import StepRecord
 
 
 class AggregateSteps:

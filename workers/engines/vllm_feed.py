@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from workers.engines.vllm_messages import StepMessage, decode
 from workers.engines.vllm_sequences import Sequence
-from workers.types import StepRecord
+from workers.steps import StepRecord
 
 Column: TypeAlias = NDArray[np.int64]
 Columns: TypeAlias = tuple[tuple[str | None, ...], Column, Column, Column, Column]

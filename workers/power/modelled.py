@@ -3,7 +3,7 @@
 Called by ``workers.power.choose``. It must never know a step, a token or a fitted curve: a model that shared the step
 model's inputs could only confirm it.
 
-joules = CPU-seconds of the engine's process trees × watts of a busy core + idle watts × time. Both watts are
+joules = CPU-seconds of the engine's process trees × watts of a busy core + idle watts × time loaded. Both watts are
 assumptions that are printed with the figures. Children that end hand their CPU-seconds to their parent (``cutime``);
 what was counted for them while they lived is not counted again, and the sum never steps back.
 """
@@ -94,19 +94,37 @@ class CpuSecondsMeter:
             raise MeterUnavailable(f"no engine process to count the CPU-seconds of: {named}")
         self._count(processes)
         self._active_ticks = 0  # what the engine burned before it was metered is nobody's
-        self._started_s = clock()
+        self._loaded_s = 0.0
+        self._loaded_since_s: float | None = clock()
 
     def read(self) -> MeterReading:
-        """Raises: MeterUnavailable when all of the engine's processes are gone."""
+        """Raises: MeterUnavailable when all of the engine's processes are gone, unless it is parked."""
         now_s = self._clock()
+        if self._loaded_since_s is None:
+            return self._reading(now_s)
         processes = self._read()
         self._count(processes)
         alive = [pid for pid in self._roots if self._is_root_alive(pid, processes)]
         self._lost = tuple(f"process_gone: {pid}" for pid in self._roots if pid not in alive)
         if not alive:
             raise MeterUnavailable(f"the engine's processes are gone: {', '.join(map(str, self._roots))}")
+        return self._reading(now_s)
+
+    def follow(self, pids: tuple[int, ...]) -> None:
+        """These are the engine from now on, with all that they ever burned; none: it is parked and burns nothing."""
+        now_s = self._clock()
+        if self._loaded_since_s is not None:
+            self._loaded_s += now_s - self._loaded_since_s
+        self._loaded_since_s = now_s if pids else None
+        processes = self._read()
+        self._pids, self._seen, self._lost = pids, {}, ()
+        self._roots = {pid: processes[pid].started_ticks for pid in pids if pid in processes}
+        self._count(processes)
+
+    def _reading(self, now_s: float) -> MeterReading:
+        loaded_s = self._loaded_s + (0.0 if self._loaded_since_s is None else now_s - self._loaded_since_s)
         cpu_s = self._active_ticks / self._ticks_per_s
-        joules = cpu_s * self._watts_per_cpu_second + (now_s - self._started_s) * self._idle_watts
+        joules = cpu_s * self._watts_per_cpu_second + loaded_s * self._idle_watts
         return MeterReading(at_s=now_s, counter_mj=math.floor(joules * 1000 + 1e-6), grade=Grade.D)
 
     def health(self) -> tuple[str, ...]:
