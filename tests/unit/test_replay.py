@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from scheduler.bench.workload import TraceRow
 from scheduler.core.request import DEFAULT_SLO
+from scheduler.simulation.policies import POLICIES
 from scheduler.simulation.replay import (
     LIMIT_GOOD_RATIO,
-    POLICIES,
     fleet_of,
     pooled_cached_ratio,
     round_robin_limit_per_s,

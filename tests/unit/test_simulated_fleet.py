@@ -143,7 +143,7 @@ class To(Baseline):
     def __init__(self, choices: Sequence[int]) -> None:
         self.choices = choices
 
-    def choose(self, number: int) -> int:
+    def choose(self, number: int, loaded: Sequence[int]) -> int:
         return self.choices[number]
 
 
@@ -197,7 +197,7 @@ class Sleeper(RoundRobin):
     def __init__(self) -> None:
         self.woken_s: list[float] = []
 
-    def choose(self, number: int) -> int:
+    def choose(self, number: int, loaded: Sequence[int]) -> int:
         return number % 2 if self.woken_s else 0
 
     def woken(self, worker: int, now_s: float) -> None:
@@ -252,7 +252,7 @@ class Blind(RoundRobin):
 
     def arrive(self, number: int, now_s: float) -> None:
         self._fleet.park(0, now_s)
-        super().arrive(number, now_s)
+        self._fleet.start(number, 0, now_s)
 
 
 def test_no_request_goes_to_an_engine_that_is_not_loaded() -> None:
