@@ -28,11 +28,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.record import RESULTS, ROOT, record
-from scheduler.bench.workload import read_trace
 from scheduler.core.request import DEFAULT_SLO
 from scheduler.simulation.replay import fleet_of, limit_of, pooled_cached_ratio, round_robin_limit_per_s, run
 from scheduler.simulation.results import Results
 from scheduler.simulation.traces import Arrival, TraceRow, first, scaled
+from scheduler.trace_files import read_trace
 from workers.engines.simulated_options import SimulatedOptions
 
 TRACES = {

@@ -138,7 +138,7 @@ class PowerOfTwo(Baseline):
 PREFIX_LEAST_RATIO = 0.3
 PREFIX_IMBALANCE_REQUESTS = 64
 PREFIX_IMBALANCE_RATIO = 1.5
-"""When a prefix is worth following, and when engines are out of balance: the defaults of SGLang's cache-aware router."""
+"""When a prefix is worth following and when engines are out of balance: defaults of SGLang's cache-aware router."""
 
 
 class Prefix(LeastRequests):

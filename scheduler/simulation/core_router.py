@@ -174,9 +174,7 @@ class CoreRouter:
                 self._start(action, now_s)
             elif isinstance(action, Abort):
                 self._fleet.abort(self._indices[action.worker_id], action.attempt_id, now_s)
-            elif isinstance(action, Reject) or (
-                isinstance(action, Finish) and action.outcome is not Outcome.COMPLETED
-            ):
+            elif isinstance(action, Reject) or (isinstance(action, Finish) and action.outcome is not Outcome.COMPLETED):
                 self._fleet.refuse(self._numbers[action.request_id])
             elif isinstance(action, Park):
                 self._fleet.park(self._indices[action.worker_id], now_s)

@@ -291,7 +291,8 @@ class Fleet:
             end_s = self._until_s
         else:
             end_s = max([0.0, *[ended_s for ended_s in self._ended_s if not math.isnan(ended_s)]])
-            end_s = max([end_s, *[clock.since_s for clock in self.clocks]])  # one may have changed after the last answer
+            # An engine may have changed after the last answer.
+            end_s = max([end_s, *[clock.since_s for clock in self.clocks]])
         pairs = list(zip(self.workers, self.clocks, strict=True))
         loaded_s = [clock.spent_s(EngineState.LOADED, end_s) for clock in self.clocks]
         return Results(

@@ -103,8 +103,8 @@ def check(workers: Sequence[FleetWorker], slo: Slo) -> None:
         step_s = _emptiest_step_s(fastest.options)
         if step_s > slo.tpot_s:
             raise NoEngineMeets(
-                f"no engine of {model} makes a token in {1e3 * slo.tpot_s:g} ms: the fastest ({fastest.worker_id}) takes"
-                f" {1e3 * step_s:.2f} ms for one sequence alone, {1e3 * (step_s - slo.tpot_s):.2f} ms more"
+                f"no engine of {model} makes a token in {1e3 * slo.tpot_s:g} ms: the fastest ({fastest.worker_id})"
+                f" takes {1e3 * step_s:.2f} ms for one sequence alone, {1e3 * (step_s - slo.tpot_s):.2f} ms more"
             )
 
 
@@ -181,15 +181,13 @@ def _levelled(kinds: dict[_Kind, int], offered: Floats, tpot_s: float) -> Floats
 
 def _share_done(kinds: dict[_Kind, int], work: Floats, tpot_s: float) -> float:
     """Of the work of a slot, where each kind gets of both sorts of tokens alike."""
-    shares = (
-        num * SLOT_S * kind.left_ratio(tpot_s) / max(kind.work_s(*work), 1e-12) for kind, num in kinds.items()
-    )
+    shares = (num * SLOT_S * kind.left_ratio(tpot_s) / max(kind.work_s(*work), 1e-12) for kind, num in kinds.items())
     return min(sum(shares), 1.0)
 
 
 def _least_joules(kinds: dict[_Kind, int], slots: Floats, tpot_s: float) -> Floats:
-    """Of each slot, beyond parked watts. Division among the kinds is a linear program; its dual has two unknowns, what a
-    prompt and what an output token may cost, and its best corner is looked up: every corner is a bound."""
+    """Of each slot, beyond parked watts. Division among the kinds is a linear program; its dual has two unknowns, what
+    a prompt and what an output token may cost, and its best corner is looked up: every corner is a bound."""
     corners = _corners([(kind, *kind.costs(tpot_s)) for kind in kinds])
     shadow = np.zeros(len(corners))
     for kind, num in kinds.items():

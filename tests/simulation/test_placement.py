@@ -6,11 +6,11 @@ import random
 import numpy as np
 import pytest
 
-from scheduler.bench.workload import TraceRow
 from scheduler.core.request import DEFAULT_SLO
 from scheduler.simulation.fleet import FleetWorker
 from scheduler.simulation.replay import fleet_of, pooled_cached_ratio, run
 from scheduler.simulation.traces import Arrival, scaled
+from scheduler.trace_files import TraceRow
 from workers.engines.simulated_options import SimulatedOptions
 
 BASELINES = ("round-robin", "least-requests", "power-of-two")
