@@ -65,7 +65,7 @@ def _mean_rate(client: Mapping[str, Any], window_s: float, begin_s: float, secon
         max(min(start_s + window_s, begin_s + seconds) - max(start_s, begin_s), 0.0) * rate_per_s
         for start_s, rate_per_s, *_ in client["arrivals"]
     ]
-    return sum(overlaps) / seconds
+    return float(sum(overlaps) / seconds)
 
 
 def _rows(
@@ -123,4 +123,5 @@ def _lengths_at(lengths: Sequence[Mapping[str, Any]], at_s: float) -> Mapping[st
 def _drawn(quantiles: Sequence[float], size: int, chance: np.random.Generator) -> NDArray[np.int64]:
     levels = np.linspace(0.0, 1.0, len(quantiles))
     drawn = np.interp(chance.uniform(size=size), levels, np.asarray(quantiles, dtype=np.float64))
-    return np.maximum(np.rint(drawn), 1).astype(np.int64)
+    tokens: NDArray[np.int64] = np.maximum(np.rint(drawn), 1).astype(np.int64)
+    return tokens

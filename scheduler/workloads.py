@@ -1,7 +1,7 @@
 """Made-up traces from published statistics: chat, code completion, agents. They run without any file.
 
-Called by the commands and benchmarks. It must never know a fleet. The same seed gives the same rows; no row is anybody's
-request, and what the sources do not say (how prompt and answer go together, hours of the day) is not in them.
+Called by the commands and benchmarks. It must never know a fleet. The same seed gives the same rows; no row is
+anybody's request, and what the sources do not say (how prompt and answer go together, hours of the day) is not in them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class SingleRequests:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sessions:
-    """Loops of many turns: each prompt is the one before, its answer, and what a tool said. Sessions begin by Poisson."""
+    """Loops of many turns, each prompt the one before, its answer, and what a tool said. Sessions begin by Poisson."""
 
     sessions_per_s: float
     median_turns: float
@@ -89,13 +89,13 @@ class Sessions:
                     blocks.append(next_block)
                     next_block += 1
                 answer = int(np.clip(chance.exponential(tokens / self.input_per_output), 1, 4_096))
-                found.append(
-                    TraceRow(arrival_s=at_s, input_tokens=tokens, output_tokens=answer, blocks=tuple(blocks))
-                )
+                found.append(TraceRow(arrival_s=at_s, input_tokens=tokens, output_tokens=answer, blocks=tuple(blocks)))
                 at_s += answer * self.decode_s + chance.exponential(self.tool_s)
                 tokens += max(int(chance.exponential(self.tokens_per_turn)), answer)
                 if tokens % BLOCK_TOKENS:
-                    blocks = blocks[: found[-1].input_tokens // BLOCK_TOKENS]  # the last one was not full: it is another
+                    blocks = blocks[
+                        : found[-1].input_tokens // BLOCK_TOKENS
+                    ]  # the last one was not full: it is another
         found.sort(key=lambda row: row.arrival_s)
         first_s = found[0].arrival_s
         return [
@@ -119,8 +119,8 @@ WORKLOADS: dict[str, SingleRequests | Sessions] = {
         cv=12.6,
         prompt=Lengths(median=1_463, mean=2_036, most=7_437),
         answer=Lengths(median=13, mean=28, most=1_899),
-        source="Azure LLM inference trace 2023, code (Patel et al., Splitwise, ISCA 2024): rate, CV of gaps, medians and"
-        " means",
+        source="Azure LLM inference trace 2023, code (Patel et al., Splitwise, ISCA 2024): rate, CV of gaps, medians"
+        " and means",
     ),
     "agents": Sessions(
         sessions_per_s=0.05,
@@ -132,7 +132,7 @@ WORKLOADS: dict[str, SingleRequests | Sessions] = {
         decode_s=0.02,
         most_tokens=120_000,
         source="Codex on SWE-bench Pro as vLLM's blog counted it (6 May 2026): median of 33 turns, about 80,000 tokens"
-        " of context by turn 30, 131 input tokens per output token, 94 % of prompts cached; assumed: how sessions begin,"
-        " 12,000 tokens at first, 10 s a tool",
+        " of context by turn 30, 131 input tokens per output token, 94 % of prompts cached; assumed: how sessions"
+        " begin, 12,000 tokens at first, 10 s a tool",
     ),
 }

@@ -61,7 +61,8 @@ class Course:
         at_s, joules = self._column(0), self._column(1)
         before = np.minimum(np.searchsorted(at_s, at_s - SMOOTH_S), np.maximum(np.arange(len(at_s)) - 1, 0))
         spans_s = at_s - at_s[before]
-        means = np.divide(joules - joules[before], spans_s, out=np.zeros_like(at_s), where=spans_s > 0)
+        means: Floats = np.zeros_like(at_s)
+        np.divide(joules - joules[before], spans_s, out=means, where=spans_s > 0)
         if len(means) > 1:
             means[0] = means[1]
         return means

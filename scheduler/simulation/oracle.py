@@ -92,7 +92,7 @@ class _Kind(NamedTuple):
         """One such engine with all the work of a slot, beyond parked watts; somebody is there for ``present_s``."""
         num_steps = max(present_s - self.work_s(prompt, output), 0.0) / self.options.time_t0_s
         steps = num_steps * self.options.energy_e0_joules + self.token_joules(prompt, output)
-        return steps + (SLOT_S - present_s) * self.draw.idle_watts - SLOT_S * self.draw.parked_watts
+        return float(steps + (SLOT_S - present_s) * self.draw.idle_watts - SLOT_S * self.draw.parked_watts)
 
 
 def check(workers: Sequence[FleetWorker], slo: Slo) -> None:
@@ -182,7 +182,7 @@ def _levelled(kinds: dict[_Kind, int], offered: Floats, tpot_s: float) -> Floats
 def _share_done(kinds: dict[_Kind, int], work: Floats, tpot_s: float) -> float:
     """Of the work of a slot, where each kind gets of both sorts of tokens alike."""
     shares = (num * SLOT_S * kind.left_ratio(tpot_s) / max(kind.work_s(*work), 1e-12) for kind, num in kinds.items())
-    return min(sum(shares), 1.0)
+    return float(min(sum(shares), 1.0))
 
 
 def _least_joules(kinds: dict[_Kind, int], slots: Floats, tpot_s: float) -> Floats:
