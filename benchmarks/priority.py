@@ -34,8 +34,7 @@ from scheduler.simulation.closed_form import ClosedFormEngine, Job, Stage
 from scheduler.simulation.core_router import CoreRouter
 from scheduler.simulation.fleet import Fleet
 from scheduler.simulation.replay import fleet_of
-from scheduler.simulation.traces import MODEL
-from scheduler.simulation.traces import Arrival, TraceRow, scaled
+from scheduler.simulation.traces import MODEL, Arrival, TraceRow, scaled
 from scheduler.trace_files import read_trace
 from workers.engines.simulated_options import SimulatedOptions
 
