@@ -96,6 +96,7 @@ class Fleet:
     ) -> None:
         """``until_s``: the run ends then at the latest, whatever is still open."""
         self.workers = tuple(workers)
+        assert len({worker.worker_id for worker in workers}) == len(workers), "two engines have one name"
         self.arrivals = arrivals
         self.engines = [ClosedFormEngine(worker.options) for worker in workers]
         self.running: list[dict[str, Job]] = [{} for _ in workers]
@@ -229,7 +230,7 @@ class Fleet:
                 if tick_s > self._until_s:
                     break
                 router.tick(tick_s)
-                if tick_s >= look_s and self._watch is not None:
+                if tick_s >= look_s - 1e-6 and self._watch is not None:  # ticks are summed
                     self._watch.look(self, tick_s)
                     look_s = tick_s + self._watch.every_s
                 tick_s += TICK_S
