@@ -45,7 +45,9 @@ PoliciesOption = Annotated[
         " autoscale-X, or oracle (a bound); may be repeated.",
     ),
 ]
-UntilOption = Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop then; what is open then is not good.")]
+UntilOption = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="Nothing arrives after it; what did is answered.")
+]
 SloOption = Annotated[
     str | None, typer.Option(metavar="TTFT/TPOT", help="Of a good request, in seconds. Default: 1/0.05.")
 ]

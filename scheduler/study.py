@@ -61,6 +61,7 @@ class Study:
     slo: Slo = DEFAULT_SLO
     footprint: Footprint = field(default_factory=Footprint)
     until_s: float = math.inf
+    """Nothing arrives after it; what did is answered."""
     num_losses: int = 0
     min_s: float = MIN_S
 
@@ -95,13 +96,11 @@ class Study:
             least = oracle.bound(self.workers, arrivals, self.slo, block_tokens=BLOCK_TOKENS)
             figures = figures_of_bound(least, len(arrivals), self.footprint)
         else:
-            span_s = min(self.until_s, arrivals[-1].arrival_s)
             found = simulate(
                 policy,
                 self.setting(seed),
                 arrivals,
-                until_s=self.until_s,
-                losses=losses(self.num_losses, num_workers=len(self.workers), span_s=span_s, seed=seed),
+                losses=losses(self.num_losses, num_workers=len(self.workers), span_s=arrivals[-1].arrival_s, seed=seed),
                 watch=watch,
             )
             figures = figures_of(found, self.slo, self.footprint)

@@ -90,11 +90,9 @@ class Fleet:
         arrivals: Sequence[Arrival],
         router: Router,
         *,
-        until_s: float = math.inf,
         losses: Sequence[Loss] = (),
         watch: Watch | None = None,
     ) -> None:
-        """``until_s``: the run ends then at the latest, whatever is still open."""
         self.workers = tuple(workers)
         assert len({worker.worker_id for worker in workers}) == len(workers), "two engines have one name"
         self.arrivals = arrivals
@@ -110,7 +108,6 @@ class Fleet:
         self.clocks = [StateClock() for _ in workers]
         self.num_waiting = 0
         """Requests that came and have no first token."""
-        self._until_s = until_s
         self._watch = watch
         self._spent = [(0.0, 0.0)] * len(self.workers)
         """Joules and seconds of steps of the engines that died, by place."""
@@ -227,8 +224,6 @@ class Fleet:
                 if engine.ends_s == event_s:
                     self._finish_steps(engine, worker, event_s)
             else:
-                if tick_s > self._until_s:
-                    break
                 router.tick(tick_s)
                 if tick_s >= look_s - 1e-6 and self._watch is not None:  # ticks are summed
                     self._watch.look(self, tick_s)
@@ -288,12 +283,8 @@ class Fleet:
         return sum(worker.num_gpus for worker, clock in pairs if clock.state is EngineState.LOADED)
 
     def _results(self, wall_s: float, cpu_s: float) -> Results:
-        if self._num_open:
-            end_s = self._until_s
-        else:
-            end_s = max([0.0, *[ended_s for ended_s in self._ended_s if not math.isnan(ended_s)]])
-            # An engine may have changed after the last answer.
-            end_s = max([end_s, *[clock.since_s for clock in self.clocks]])
+        end_s = max([0.0, *[ended_s for ended_s in self._ended_s if not math.isnan(ended_s)]])
+        end_s = max([end_s, *[clock.since_s for clock in self.clocks]])  # one may have changed after the last answer
         pairs = list(zip(self.workers, self.clocks, strict=True))
         loaded_s = [clock.spent_s(EngineState.LOADED, end_s) for clock in self.clocks]
         return Results(

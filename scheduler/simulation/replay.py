@@ -8,7 +8,6 @@ good requests in the first ten minutes of the trace. So two schedulers at one lo
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -40,13 +39,12 @@ def simulate(
     setting: Setting,
     arrivals: Sequence[Arrival],
     *,
-    until_s: float = math.inf,
     losses: Sequence[Loss] = (),
     watch: Watch | None = None,
 ) -> Results:
-    """Every request through one policy, from 0 to the last end, or to ``until_s``. Raises: UnknownPolicy."""
+    """Every request through one policy, from 0 to the last end. Raises: UnknownPolicy."""
     router = router_of(policy, setting)
-    return Fleet(setting.workers, arrivals, router, until_s=until_s, losses=losses, watch=watch).run()
+    return Fleet(setting.workers, arrivals, router, losses=losses, watch=watch).run()
 
 
 def run(policy: str, workers: Sequence[FleetWorker], arrivals: Sequence[Arrival], *, seed: int = 0) -> Results:

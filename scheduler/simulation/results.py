@@ -56,7 +56,7 @@ class Results:
     loaded_gpu_s: float
     """The same × each engine's GPUs."""
     span_s: float
-    """To the last answer, or to what an engine began after it; where the run was stopped, to then."""
+    """To the last answer, or to what an engine began after it."""
     num_wakes: int
     num_losses: int = 0
     """Engines that died; each was started again, which is no wake."""

@@ -261,7 +261,7 @@ def test_no_request_goes_to_an_engine_that_is_not_loaded() -> None:
         Fleet(workers(FAST), [arrival(0.0)], Blind()).run()
 
 
-# -- engines that die, runs that stop, who looks on
+# -- engines that die, several models
 
 
 @pytest.mark.parametrize("name", ROUTERS)
@@ -293,17 +293,6 @@ def test_a_parked_engine_cannot_be_lost() -> None:
     arrivals = [arrival(float(second)) for second in range(100)]
     found = Fleet(workers(FAST, FAST), arrivals, router, losses=[Loss(5.0, 1)]).run()
     assert (0, 1) == (found.num_losses, found.num_wakes)
-
-
-@pytest.mark.parametrize("name", ROUTERS)
-def test_a_run_that_is_stopped_pays_until_then(name: str) -> None:
-    """Whoever is open has no end; watts are counted to the second."""
-    found = Fleet(workers(FAST, FAST), steady(300, 0.1), ROUTERS[name](), until_s=10.0).run()
-    assert 10.0 == found.span_s
-    assert 20.0 == pytest.approx(found.loaded_s)
-    assert np.isnan(found.ended_s[found.arrival_s > 10.0]).all()
-    assert not np.isnan(found.ended_s[found.arrival_s < 5.0]).any()
-    assert found.joules.idle == pytest.approx(119.0 * (20.0 - found.busy_s))
 
 
 def test_gpus_of_an_engine_count_together() -> None:
