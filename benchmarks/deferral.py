@@ -39,8 +39,8 @@ from scheduler.core.steps import Steps
 from scheduler.simulation.core_router import CoreRouter
 from scheduler.simulation.fleet import Fleet, FleetWorker
 from scheduler.simulation.power import StateJoules
-from scheduler.simulation.replay import MODEL, fleet_of
-from scheduler.simulation.traces import Arrival
+from scheduler.simulation.replay import fleet_of
+from scheduler.simulation.traces import MODEL, Arrival
 from workers.engines.simulated_options import SimulatedOptions
 
 ZONE = "local"

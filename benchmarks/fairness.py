@@ -35,8 +35,8 @@ from scheduler.core.scheduler import Scheduler
 from scheduler.simulation.closed_form import Job
 from scheduler.simulation.core_router import CoreRouter
 from scheduler.simulation.fleet import Fleet
-from scheduler.simulation.replay import MODEL, fleet_of
-from scheduler.simulation.traces import Arrival
+from scheduler.simulation.replay import fleet_of
+from scheduler.simulation.traces import MODEL, Arrival
 from workers.engines.simulated_options import SimulatedOptions
 
 ENGINE = SimulatedOptions(max_sequences=8, max_model_len=65_536)

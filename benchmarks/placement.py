@@ -28,11 +28,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.record import RESULTS, ROOT, record
-from scheduler.bench.workload import read_trace
 from scheduler.core.request import DEFAULT_SLO
-from scheduler.simulation.replay import POLICIES, fleet_of, limit_of, pooled_cached_ratio, round_robin_limit_per_s, run
+from scheduler.simulation.replay import fleet_of, limit_of, pooled_cached_ratio, round_robin_limit_per_s, run
 from scheduler.simulation.results import Results
 from scheduler.simulation.traces import Arrival, TraceRow, first, scaled
+from scheduler.trace_files import read_trace
 from workers.engines.simulated_options import SimulatedOptions
 
 TRACES = {
@@ -47,6 +47,7 @@ MIN_S = 2400.0
 LOADS = (0.3, 0.5, 0.7, 0.85, 0.95)
 SEEDS = (1, 2, 3, 4, 5)
 BASELINES = ("round-robin", "least-requests", "power-of-two")
+POLICIES = ("jouleway", *BASELINES)
 
 H100 = SimulatedOptions(block_tokens=BLOCK_TOKENS, max_model_len=262_144)
 SLOW_RATIO = 2.5

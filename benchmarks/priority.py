@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.record import ROOT, record
-from scheduler.bench.workload import read_trace
 from scheduler.core.actions import Action, Dispatch
 from scheduler.core.request import Band
 from scheduler.core.rules import Rules
@@ -34,8 +33,9 @@ from scheduler.core.scheduler import Scheduler
 from scheduler.simulation.closed_form import ClosedFormEngine, Job, Stage
 from scheduler.simulation.core_router import CoreRouter
 from scheduler.simulation.fleet import Fleet
-from scheduler.simulation.replay import MODEL, fleet_of
-from scheduler.simulation.traces import Arrival, TraceRow, scaled
+from scheduler.simulation.replay import fleet_of
+from scheduler.simulation.traces import MODEL, Arrival, TraceRow, scaled
+from scheduler.trace_files import read_trace
 from workers.engines.simulated_options import SimulatedOptions
 
 NUM_WORKERS = 2

@@ -1,5 +1,5 @@
 """The command line: `jouleway serve | submit | explain | top | workers | demo | down | doctor | bench`, and what
-``scheduler.cli_ledger``, ``scheduler.cli_accounts`` and ``commands.directory_command`` add to it.
+``scheduler.cli_ledger``, ``cli_accounts``, ``cli_planning`` and ``commands.directory_command`` add to it.
 
 Called by the shell. A command's file is imported when that command runs, so that `--help` answers at once and never
 loads Ray, an engine or numpy. It must never decide anything: arguments in, exit code out.
@@ -18,6 +18,7 @@ import typer
 from scheduler.bench.group import bench_app
 from scheduler.cli_accounts import models, outcome, usage
 from scheduler.cli_ledger import ledger_app, receipt, reconcile, rerate, trace
+from scheduler.cli_planning import simulate
 from scheduler.commands.directory_command import admin_keys, audit, budgets, keys, tenants
 from scheduler.commands.exits import EXIT_CODES_HELP, CommandError, ExitCode
 
@@ -248,7 +249,7 @@ def doctor(config: ConfigOption = None, as_json: JsonFlag = False) -> None:
     raise typer.Exit(command.run(config_path=config, as_json=as_json))
 
 
-for _command in (usage, models, outcome, receipt, trace, reconcile, rerate):
+for _command in (usage, models, outcome, receipt, trace, reconcile, rerate, simulate):
     app.command(epilog=EXIT_CODES_HELP)(_command)
 app.add_typer(ledger_app)
 app.add_typer(bench_app)

@@ -122,7 +122,7 @@ def _run(
     from scheduler.bench import screen
     from scheduler.bench.client import TargetError
     from scheduler.bench.session import measure
-    from scheduler.bench.workload import TraceError
+    from scheduler.trace_files import TraceError
     from workers.errors import MeterUnavailable
 
     try:

@@ -21,7 +21,8 @@ from scheduler.bench.energy import Reading, from_answers, from_meter, from_metri
 from scheduler.bench.prompts import Prompts, TokenFit
 from scheduler.bench.report import Energy, Report, Slo, figures
 from scheduler.bench.verdict import judge
-from scheduler.bench.workload import Lengths, Planned, closed, poisson, read_trace, replay
+from scheduler.bench.workload import Lengths, Planned, closed, poisson, replay
+from scheduler.trace_files import read_trace
 from workers.types import MeterSpec
 
 if TYPE_CHECKING:

@@ -1,13 +1,15 @@
-"""What others do: route by turns or by the number of requests, let the engine queue, and scale by the arrival rate.
+"""What others do: route by turns, by the number of requests or by prefixes, let the engine queue, scale by the rate.
 
-Called by benchmarks. It must never know tokens, prefixes or curves: that is what makes these baselines.
+Called by ``scheduler.simulation.policies``. It must never know lengths of answers or curves: that is what makes these
+baselines.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
 
 from scheduler.simulation.closed_form import Job
 from scheduler.simulation.fleet import Fleet
@@ -15,18 +17,29 @@ from scheduler.simulation.power import EngineState
 
 
 class Baseline:
-    """Sends every request at once; a subclass chooses where."""
+    """Sends every request at once to an engine that is loaded; a subclass chooses which. Where none is, it waits for
+    the first. What a lost engine had not begun to answer is tried again, the rest is lost."""
+
+    pool: tuple[int, ...] = ()
+    """The engines that it may use; all where nothing is said."""
 
     def open(self, fleet: Fleet) -> None:
         self._fleet = fleet
+        self.pool = self.pool or tuple(range(len(fleet.workers)))
         self._num_open = [0] * len(fleet.workers)
         """Requests that run or wait at each engine."""
+        self._held: deque[int] = deque()
 
-    def choose(self, number: int) -> int:
+    def choose(self, number: int, loaded: Sequence[int]) -> int:
+        """Which of the loaded engines, of which there are some, gets it."""
         raise NotImplementedError
 
     def arrive(self, number: int, now_s: float) -> None:
-        worker = self.choose(number)
+        loaded = self._loaded()
+        if not loaded:
+            self._held.append(number)
+            return
+        worker = self.choose(number, loaded)
         self._num_open[worker] += 1
         if not self._fleet.start(number, worker, now_s):
             self._num_open[worker] -= 1
@@ -40,24 +53,75 @@ class Baseline:
         self._fleet.answered(job, now_s)
 
     def woken(self, worker: int, now_s: float) -> None:
-        return
+        while self._held:
+            self.arrive(self._held.popleft(), now_s)
+
+    def lost(self, worker: int, jobs: Sequence[Job], now_s: float) -> None:
+        self._num_open[worker] = 0
+        for job in jobs:
+            if self._fleet.has_begun(job.number):
+                self._fleet.refuse(job.number)
+            else:
+                self.arrive(job.number, now_s)
 
     def tick(self, now_s: float) -> None:
         return
+
+    def _loaded(self) -> list[int]:
+        clocks = self._fleet.clocks
+        return [worker for worker in self.pool if clocks[worker].state is EngineState.LOADED]
+
+
+class ByModel:
+    """One baseline for each model, over its own engines."""
+
+    def __init__(self, parts: Mapping[str, Baseline]) -> None:
+        self._parts = parts
+
+    def open(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        for model, part in self._parts.items():
+            part.pool = tuple(number for number, worker in enumerate(fleet.workers) if worker.model == model)
+            part.open(fleet)
+
+    def arrive(self, number: int, now_s: float) -> None:
+        self._parts[self._fleet.arrivals[number].model].arrive(number, now_s)
+
+    def first_token(self, job: Job, now_s: float) -> None:
+        self._part(job.worker).first_token(job, now_s)
+
+    def ended(self, job: Job, now_s: float) -> None:
+        self._part(job.worker).ended(job, now_s)
+
+    def woken(self, worker: int, now_s: float) -> None:
+        self._part(worker).woken(worker, now_s)
+
+    def lost(self, worker: int, jobs: Sequence[Job], now_s: float) -> None:
+        self._part(worker).lost(worker, jobs, now_s)
+
+    def tick(self, now_s: float) -> None:
+        for part in self._parts.values():
+            part.tick(now_s)
+
+    def _part(self, worker: int) -> Baseline:
+        return self._parts[self._fleet.workers[worker].model]
 
 
 class RoundRobin(Baseline):
     """By turns."""
 
-    def choose(self, number: int) -> int:
-        return number % len(self._num_open)
+    _num_chosen = 0
+
+    def choose(self, number: int, loaded: Sequence[int]) -> int:
+        self._num_chosen += 1
+        return loaded[(self._num_chosen - 1) % len(loaded)]
 
 
 class LeastRequests(Baseline):
     """Whoever has fewest requests; the first of equals."""
 
-    def choose(self, number: int) -> int:
-        return self._num_open.index(min(self._num_open))
+    def choose(self, number: int, loaded: Sequence[int]) -> int:
+        return min(loaded, key=self._num_open.__getitem__)
 
 
 class PowerOfTwo(Baseline):
@@ -66,9 +130,88 @@ class PowerOfTwo(Baseline):
     def __init__(self, *, seed: int) -> None:
         self._chance = random.Random(f"power-of-two-{seed}")
 
-    def choose(self, number: int) -> int:
-        one, other = self._chance.sample(range(len(self._num_open)), 2) if len(self._num_open) > 1 else (0, 0)
+    def choose(self, number: int, loaded: Sequence[int]) -> int:
+        one, other = self._chance.sample(loaded, 2) if len(loaded) > 1 else (loaded[0], loaded[0])
         return one if self._num_open[one] <= self._num_open[other] else other
+
+
+PREFIX_LEAST_RATIO = 0.3
+PREFIX_IMBALANCE_REQUESTS = 64
+PREFIX_IMBALANCE_RATIO = 1.5
+"""When a prefix is worth following and when engines are out of balance: defaults of SGLang's cache-aware router."""
+
+
+class Prefix(LeastRequests):
+    """To the engine that was sent most of the prompt's beginning, as cache-aware routers do: unless that is little, or
+    the engines are out of balance; then to whoever has fewest requests.
+
+    It remembers of each engine as many blocks as have room there, those longest unused going first.
+    """
+
+    def open(self, fleet: Fleet) -> None:
+        super().open(fleet)
+        self._sent: list[OrderedDict[int, None]] = [OrderedDict() for _ in fleet.workers]
+        self._room = [worker.options.kv_tokens // worker.options.block_tokens for worker in fleet.workers]
+
+    def choose(self, number: int, loaded: Sequence[int]) -> int:
+        blocks = self._fleet.arrivals[number].full_blocks
+        worker = super().choose(number, loaded)
+        if blocks:
+            if not self._is_out_of_balance(loaded):
+                hits, _, best = max((self._num_hits(each, blocks), -self._num_open[each], each) for each in loaded)
+                worker = best if hits > PREFIX_LEAST_RATIO * len(blocks) else worker
+            self._remember(worker, blocks)
+        return worker
+
+    def lost(self, worker: int, jobs: Sequence[Job], now_s: float) -> None:
+        self._sent[worker].clear()
+        super().lost(worker, jobs, now_s)
+
+    def _is_out_of_balance(self, loaded: Sequence[int]) -> bool:
+        counts = [self._num_open[worker] for worker in loaded]
+        most, fewest = max(counts), min(counts)
+        return most - fewest > PREFIX_IMBALANCE_REQUESTS and most > PREFIX_IMBALANCE_RATIO * fewest
+
+    def _num_hits(self, worker: int, blocks: Sequence[int]) -> int:
+        sent = self._sent[worker]
+        return next((place for place, block in enumerate(blocks) if block not in sent), len(blocks))
+
+    def _remember(self, worker: int, blocks: Sequence[int]) -> None:
+        sent = self._sent[worker]
+        for block in reversed(blocks):  # a prompt's first blocks serve more prompts: they go last
+            sent[block] = None
+            sent.move_to_end(block)
+        while len(sent) > self._room[worker]:
+            sent.popitem(last=False)
+
+
+class RaceToIdle(Baseline):
+    """Fills one engine up to all its sequences before it uses the next; parks whoever is empty at once, as long as
+    another has room. Where all that are loaded are full, one more is woken, and whoever has fewest requests takes it
+    meanwhile."""
+
+    _wants_more = False
+
+    def choose(self, number: int, loaded: Sequence[int]) -> int:
+        for worker in loaded:
+            if self._has_room(worker):
+                return worker
+        self._wants_more = True
+        return min(loaded, key=self._num_open.__getitem__)
+
+    def tick(self, now_s: float) -> None:
+        clocks = self._fleet.clocks
+        states = [clocks[worker].state for worker in self.pool]
+        if self._wants_more and EngineState.STARTING not in states and EngineState.PARKED in states:
+            self._fleet.wake(self.pool[states.index(EngineState.PARKED)], now_s)
+        self._wants_more = False
+        roomy = [worker for worker in self._loaded() if self._has_room(worker)]
+        for worker in roomy[1:]:
+            if not self._num_open[worker]:
+                self._fleet.park(worker, now_s)
+
+    def _has_room(self, worker: int) -> bool:
+        return self._num_open[worker] < self._fleet.workers[worker].options.max_sequences
 
 
 AUTOSCALE_EVERY_S = 10.0
@@ -94,11 +237,10 @@ class Autoscale(LeastRequests):
 
     def open(self, fleet: Fleet) -> None:
         super().open(fleet)
-        self._is_wanted = [True] * len(fleet.workers)
+        self._is_wanted = dict.fromkeys(self.pool, True)
 
-    def choose(self, number: int) -> int:
-        loaded = [worker for worker in self._loaded() if self._is_wanted[worker]] or self._loaded()
-        return min(loaded, key=self._num_open.__getitem__)
+    def choose(self, number: int, loaded: Sequence[int]) -> int:
+        return super().choose(number, [worker for worker in loaded if self._is_wanted[worker]] or loaded)
 
     def arrive(self, number: int, now_s: float) -> None:
         self._arrivals_s.append(now_s)
@@ -116,7 +258,7 @@ class Autoscale(LeastRequests):
         while self._arrivals_s and self._arrivals_s[0] < now_s - AUTOSCALE_MEMORY_S:
             self._arrivals_s.popleft()
         rate_per_s = len(self._arrivals_s) / min(now_s, AUTOSCALE_MEMORY_S)
-        num_wanted, size = sum(self._is_wanted), len(self._is_wanted)
+        num_wanted, size = sum(self._is_wanted.values()), len(self.pool)
         desired = min(max(math.ceil(rate_per_s / self._per_engine_per_s - 1e-9), 1), size)
         if desired >= num_wanted:
             self._fewer_since_s = None
@@ -131,11 +273,8 @@ class Autoscale(LeastRequests):
     def _want(self, desired: int, now_s: float) -> None:
         """The first ones; those that are loaded or starting before those that are parked."""
         clocks = self._fleet.clocks
-        order = sorted(range(len(clocks)), key=lambda worker: (clocks[worker].state is EngineState.PARKED, worker))
+        order = sorted(self.pool, key=lambda worker: (clocks[worker].state is EngineState.PARKED, worker))
         for place, worker in enumerate(order):
             self._is_wanted[worker] = place < desired
             if place < desired and clocks[worker].state is EngineState.PARKED:
                 self._fleet.wake(worker, now_s)
-
-    def _loaded(self) -> list[int]:
-        return [worker for worker, clock in enumerate(self._fleet.clocks) if clock.state is EngineState.LOADED]

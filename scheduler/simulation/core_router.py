@@ -6,9 +6,9 @@ as the core tolerates, progress at one period; engines say their published curve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from scheduler.core.actions import Abort, Action, Dispatch, Park, Reject, Wake
+from scheduler.core.actions import Abort, Action, Dispatch, Finish, Park, Reject, Wake
 from scheduler.core.cluster import WorkerView
 from scheduler.core.price_clock import EnergyPrices
 from scheduler.core.request import DEFAULT_SLO, Request, Slo
@@ -43,13 +43,15 @@ class CoreRouter:
         self,
         core: Scheduler,
         *,
-        model: str,
+        model: str | None = None,
         slo: Slo = DEFAULT_SLO,
         max_output_tokens: int = 4096,
         progress_period_s: float = PROGRESS_PERIOD_S,
         prices: EnergyPrices | None = None,
     ) -> None:
-        """``prices``: what energy costs, over the run's time; None = nothing."""
+        """``model``: of all engines and requests; None = each says its own. ``max_output_tokens`` is what clients ask
+        for; where an answer is longer, they all ask for the longest. ``prices``: what energy costs, over the run's
+        time; None = nothing."""
         self.core = core
         self._prices = prices
         self._model = model
@@ -68,6 +70,7 @@ class CoreRouter:
         self._fleet = fleet
         self._progress_ticks = max(round(self._progress_period_s / fleet.tick_s), 1)
         self._status_ticks = max(round(STATUS_PERIOD_S / fleet.tick_s), 1)
+        self._max_output_tokens = max([self._max_output_tokens, *[each.output_tokens for each in fleet.arrivals]])
         self._indices = {worker.worker_id: index for index, worker in enumerate(fleet.workers)}
         self._requests = [self._request(number, arrival) for number, arrival in enumerate(fleet.arrivals)]
         self._numbers = {request.request_id: number for number, request in enumerate(self._requests)}
@@ -79,7 +82,7 @@ class CoreRouter:
         return Request(
             request_id=f"req-{number:08}",
             tenant=arrival.tenant,
-            model=self._model,
+            model=self._model or arrival.model,
             band=arrival.band,
             prompt_tokens_bound=arrival.prompt_tokens_bound,
             max_output_tokens=self._max_output_tokens,
@@ -112,6 +115,10 @@ class CoreRouter:
         self._apply(self.core.on_finished(usage, now_s), now_s)
 
     def woken(self, worker: int, now_s: float) -> None:
+        self._report_one(worker, now_s)
+
+    def lost(self, worker: int, jobs: Sequence[Job], now_s: float) -> None:
+        self._apply(self.core.on_worker_lost(self._fleet.workers[worker].worker_id, "worker_lost", now_s), now_s)
         self._report_one(worker, now_s)
 
     def tick(self, now_s: float) -> None:
@@ -155,8 +162,9 @@ class CoreRouter:
         view = WorkerView(
             worker_id=worker.worker_id,
             state=STATES[self._fleet.clocks[index].state],
-            models=(self._model,),
+            models=(self._model or worker.model,),
             zone=worker.zone,
+            num_gpus=worker.num_gpus,
             kv_tokens=options.kv_tokens,
             max_sequences=options.max_sequences,
             max_running=options.max_sequences,
@@ -173,17 +181,10 @@ class CoreRouter:
     def _apply(self, actions: Iterable[Action], now_s: float) -> None:
         for action in actions:
             if isinstance(action, Dispatch):
-                self._fleet.start(
-                    self._numbers[action.request_id],
-                    self._indices[action.worker_id],
-                    now_s,
-                    attempt_id=action.attempt_id,
-                    max_tokens=action.max_output_tokens,
-                    priority=action.priority,
-                )
+                self._start(action, now_s)
             elif isinstance(action, Abort):
                 self._fleet.abort(self._indices[action.worker_id], action.attempt_id, now_s)
-            elif isinstance(action, Reject):
+            elif isinstance(action, Reject) or (isinstance(action, Finish) and action.outcome is not Outcome.COMPLETED):
                 self._fleet.refuse(self._numbers[action.request_id])
             elif isinstance(action, Park):
                 self._fleet.park(self._indices[action.worker_id], now_s)
@@ -191,6 +192,19 @@ class CoreRouter:
             elif isinstance(action, Wake):
                 self._fleet.wake(self._indices[action.worker_id], now_s)
                 self._report_one(self._indices[action.worker_id], now_s)
+
+    def _start(self, order: Dispatch, now_s: float) -> None:
+        is_taken = self._fleet.start(
+            self._numbers[order.request_id],
+            self._indices[order.worker_id],
+            now_s,
+            attempt_id=order.attempt_id,
+            max_tokens=order.max_output_tokens,
+            priority=order.priority,
+        )
+        if not is_taken:  # longer than the engine's context: it answers with a status
+            usage = UsageRecord(attempt_id=order.attempt_id, outcome=Outcome.REFUSED)
+            self._apply(self.core.on_finished(usage, now_s), now_s)
 
 
 def curves_of(options: SimulatedOptions, draw: Draw = DEFAULT_DRAW) -> StepCurves:

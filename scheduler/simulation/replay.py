@@ -1,4 +1,4 @@
-"""What a fleet takes and what becomes of a trace on it: policies by name, the limit by turns, the bound on prefix hits.
+"""What becomes of a trace on a fleet under a policy, the limit by turns, and the bound on prefix hits.
 
 Called by benchmarks and planning. It must never know how a policy decides. All of it is simulated.
 
@@ -9,31 +9,20 @@ good requests in the first ten minutes of the trace. So two schedulers at one lo
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from scheduler.core.request import DEFAULT_SLO, Slo
-from scheduler.core.scheduler import Scheduler
-from scheduler.simulation.baselines import LeastRequests, PowerOfTwo, RoundRobin
-from scheduler.simulation.core_router import CoreRouter
-from scheduler.simulation.fleet import Fleet, FleetWorker, Router
+from scheduler.simulation.fleet import Fleet, FleetWorker, Loss, Watch
+from scheduler.simulation.policies import Setting, router_of
 from scheduler.simulation.results import Results
 from scheduler.simulation.traces import Arrival, TraceRow, first, scaled
 from workers.engines.simulated_options import SimulatedOptions
 
-MODEL = "simulated"
 LIMIT_S = 600.0
 """The part of a trace on which the limit is looked for."""
 LIMIT_GOOD_RATIO = 0.99
 LIMIT_STEP_RATIO = 0.01
 """How exactly it is found."""
-
-POLICIES: dict[str, Callable[[int], Router]] = {
-    "jouleway": lambda seed: CoreRouter(Scheduler(models=(MODEL,)), model=MODEL),
-    "round-robin": lambda seed: RoundRobin(),
-    "least-requests": lambda seed: LeastRequests(),
-    "power-of-two": lambda seed: PowerOfTwo(seed=seed),
-}
-"""By name, from a seed (which only the one that draws needs)."""
 
 
 def fleet_of(*kinds: tuple[int, str, SimulatedOptions]) -> list[FleetWorker]:
@@ -45,9 +34,22 @@ def fleet_of(*kinds: tuple[int, str, SimulatedOptions]) -> list[FleetWorker]:
     ]
 
 
+def simulate(
+    policy: str,
+    setting: Setting,
+    arrivals: Sequence[Arrival],
+    *,
+    losses: Sequence[Loss] = (),
+    watch: Watch | None = None,
+) -> Results:
+    """Every request through one policy, from 0 to the last end. Raises: UnknownPolicy."""
+    router = router_of(policy, setting)
+    return Fleet(setting.workers, arrivals, router, losses=losses, watch=watch).run()
+
+
 def run(policy: str, workers: Sequence[FleetWorker], arrivals: Sequence[Arrival], *, seed: int = 0) -> Results:
-    """Every request through one policy, from the first arrival to the last end."""
-    return Fleet(workers, arrivals, POLICIES[policy](seed)).run()
+    """The same where energy has no price."""
+    return simulate(policy, Setting(workers=workers, seed=seed, price_per_kwh=0.0), arrivals)
 
 
 def round_robin_limit_per_s(
@@ -71,7 +73,7 @@ def limit_of(
     beginning = first(rows, seconds)
 
     def is_good(rate_per_s: float) -> bool:
-        arrivals = scaled(beginning, rate_per_s=rate_per_s, seed=seed)
+        arrivals = scaled(beginning, rate_per_s=rate_per_s, seed=seed, model=workers[0].model)
         return not arrivals or bool(run(policy, workers, arrivals).is_good(slo).mean() >= LIMIT_GOOD_RATIO)
 
     # Above what the engines can compute with all steps full, nothing is good for long.
@@ -97,14 +99,20 @@ def _least_busy_s(rows: Sequence[TraceRow], options: SimulatedOptions) -> float:
 
 
 def pooled_cached_ratio(arrivals: Sequence[Arrival], *, kv_tokens: int | None, block_tokens: int) -> float:
-    """Prompt tokens that one prefix cache before all workers would have had ÷ prompt tokens.
+    """Prompt tokens that one prefix cache before all workers would have had ÷ prompt tokens; see below."""
+    cached_tokens = pooled_cached_tokens(arrivals, kv_tokens=kv_tokens, block_tokens=block_tokens)
+    return sum(cached_tokens) / sum(arrival.prompt_tokens for arrival in arrivals)
+
+
+def pooled_cached_tokens(arrivals: Sequence[Arrival], *, kv_tokens: int | None, block_tokens: int) -> list[int]:
+    """What one prefix cache before all workers would have had of each prompt.
 
     It is the least recently used blocks that go, every prompt is there the moment it arrives, and nothing else needs
     the room: no fleet of caches of the same total size can have more. ``kv_tokens`` None: nothing ever goes.
     """
     blocks: OrderedDict[int, None] = OrderedDict()
     max_blocks = kv_tokens // block_tokens if kv_tokens is not None else None
-    cached_tokens = 0
+    cached_tokens: list[int] = []
     for arrival in arrivals:
         num_hits, wanted = 0, arrival.full_blocks
         # The last token is always computed: it yields the first output.
@@ -112,10 +120,10 @@ def pooled_cached_ratio(arrivals: Sequence[Arrival], *, kv_tokens: int | None, b
             if block not in blocks:
                 break
             num_hits += 1
-        cached_tokens += num_hits * block_tokens
+        cached_tokens.append(num_hits * block_tokens)
         for block in reversed(wanted):  # a prompt's first blocks serve more prompts: they go last
             blocks[block] = None
             blocks.move_to_end(block)
         while max_blocks is not None and len(blocks) > max_blocks:
             blocks.popitem(last=False)
-    return cached_tokens / sum(arrival.prompt_tokens for arrival in arrivals)
+    return cached_tokens

@@ -53,9 +53,13 @@ class Results:
     """Of steps, summed over the engines."""
     loaded_s: float
     """In which they could take requests, summed likewise."""
+    loaded_gpu_s: float
+    """The same × each engine's GPUs."""
     span_s: float
     """To the last answer, or to what an engine began after it."""
     num_wakes: int
+    num_losses: int = 0
+    """Engines that died; each was started again, which is no wake."""
 
     @property
     def arrival_s(self) -> NDArray[np.float64]:

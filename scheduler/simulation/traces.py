@@ -21,6 +21,9 @@ import numpy as np
 
 from scheduler.core.request import Band
 
+MODEL = "simulated"
+"""Of arrivals and engines that name none."""
+
 JITTER_S = 5.0
 NEIGHBOURS = 100
 """Lengths are drawn from so many rows on either side."""
@@ -54,6 +57,7 @@ class Arrival:
     band: int = Band.DEFAULT
     window_s: float | None = None
     """Its client waits so long for the answer, and says so; None = it says nothing."""
+    model: str = MODEL
     blocks: tuple[int, ...] = ()
     """Of the whole prompt; the last one may not be full."""
     full_blocks: tuple[int, ...] = ()
@@ -78,6 +82,7 @@ def scaled(
     min_s: float = 0.0,
     num_tenants: int = 8,
     block_tokens: int = 512,
+    model: str = MODEL,
 ) -> list[Arrival]:
     """Arrivals at a mean rate, in order; the rows are repeated whole until ``min_s`` are covered.
 
@@ -93,7 +98,8 @@ def scaled(
         for index, num_copies in enumerate(copies.tolist()):
             for copy in range(num_copies):
                 offset_s = round_number * length_s - rows[0].arrival_s
-                arrivals.append(_arrival(rows, index, chance, offset_s, num_worlds + copy, num_tenants, block_tokens))
+                world = num_worlds + copy
+                arrivals.append(_arrival(rows, index, chance, offset_s, world, num_tenants, block_tokens, model))
         num_worlds += int(copies.max(initial=0))  # a repetition shares no block with what came before
     return sorted(arrivals, key=lambda arrival: arrival.arrival_s)
 
@@ -106,6 +112,7 @@ def _arrival(
     world: int,
     num_tenants: int,
     block_tokens: int,
+    model: str,
 ) -> Arrival:
     row = rows[index]
     arrival_s = row.arrival_s + offset_s + chance.uniform(0.0, JITTER_S)
@@ -123,6 +130,7 @@ def _arrival(
         output_tokens=max(lengths.output_tokens, 1),
         prompt_tokens_bound=int(np.ceil(prompt_tokens * chance.uniform(*BYTES_PER_TOKEN))),
         tenant=f"tenant-{tenant}",
+        model=model,
         blocks=blocks,
         full_blocks=blocks[: prompt_tokens // block_tokens],
     )

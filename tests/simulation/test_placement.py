@@ -6,7 +6,6 @@ import random
 import numpy as np
 import pytest
 
-from scheduler.bench.workload import TraceRow
 from scheduler.catalogue import load_catalogue
 from scheduler.core.request import DEFAULT_SLO
 from scheduler.core.rules import Rules
@@ -15,8 +14,9 @@ from scheduler.core.score import PlacementRules
 from scheduler.simulation.baselines import LeastRequests, PowerOfTwo, RoundRobin
 from scheduler.simulation.core_router import CoreRouter
 from scheduler.simulation.fleet import Fleet, FleetWorker, Router
-from scheduler.simulation.replay import MODEL, fleet_of, pooled_cached_ratio, run
-from scheduler.simulation.traces import Arrival, scaled
+from scheduler.simulation.replay import fleet_of, pooled_cached_ratio, run
+from scheduler.simulation.traces import MODEL, Arrival, scaled
+from scheduler.trace_files import TraceRow
 from workers.engines.simulated_options import SimulatedOptions
 
 BASELINES = ("round-robin", "least-requests", "power-of-two")

@@ -24,7 +24,7 @@ from scheduler.bench.report import (
     Tokens,
     Verdict,
 )
-from scheduler.bench.workload import TraceError
+from scheduler.trace_files import TraceError
 from workers.errors import MeterUnavailable
 
 app = typer.Typer()

@@ -16,7 +16,8 @@ from scheduler.bench import session as module
 from scheduler.bench.client import Target, TargetError
 from scheduler.bench.report import Slo
 from scheduler.bench.session import EnergySource, Load, make_plan, measure
-from scheduler.bench.workload import Lengths, TraceError
+from scheduler.bench.workload import Lengths
+from scheduler.trace_files import TraceError
 from workers.types import Grade
 from workers.windows import MeterReading
 

@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.bench.workload import TraceRow
 from scheduler.core.request import DEFAULT_SLO
+from scheduler.simulation.policies import POLICIES
 from scheduler.simulation.replay import (
     LIMIT_GOOD_RATIO,
-    POLICIES,
     fleet_of,
     pooled_cached_ratio,
     round_robin_limit_per_s,
     run,
 )
 from scheduler.simulation.traces import Arrival, scaled
+from scheduler.trace_files import TraceRow
 from tests.core_words import thorough
 from workers.engines.simulated_options import SimulatedOptions
 

@@ -36,6 +36,7 @@ def results(**changes: object) -> Results:
         "joules": StateJoules(steps=5.0, idle=3.0, starting=2.0, parked=1.0),
         "busy_s": 1.0,
         "loaded_s": 4.0,
+        "loaded_gpu_s": 8.0,
         "span_s": 3.1,
         "num_wakes": 0,
         **changes,

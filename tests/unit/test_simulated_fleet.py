@@ -1,5 +1,6 @@
 """The fast fleet: every request ends once, the production core drives it, and what is ordered is what happens."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -12,7 +13,7 @@ from scheduler.core.actions import Action, Park, Wake
 from scheduler.core.scheduler import Scheduler
 from scheduler.simulation.baselines import Baseline, LeastRequests, PowerOfTwo, RoundRobin
 from scheduler.simulation.core_router import CoreRouter, curves_of
-from scheduler.simulation.fleet import Fleet, FleetWorker, Router
+from scheduler.simulation.fleet import Fleet, FleetWorker, Loss, Router
 from scheduler.simulation.power import EngineState
 from scheduler.simulation.traces import Arrival
 from tests.core_words import thorough
@@ -143,7 +144,7 @@ class To(Baseline):
     def __init__(self, choices: Sequence[int]) -> None:
         self.choices = choices
 
-    def choose(self, number: int) -> int:
+    def choose(self, number: int, loaded: Sequence[int]) -> int:
         return self.choices[number]
 
 
@@ -197,7 +198,7 @@ class Sleeper(RoundRobin):
     def __init__(self) -> None:
         self.woken_s: list[float] = []
 
-    def choose(self, number: int) -> int:
+    def choose(self, number: int, loaded: Sequence[int]) -> int:
         return number % 2 if self.woken_s else 0
 
     def woken(self, worker: int, now_s: float) -> None:
@@ -252,9 +253,75 @@ class Blind(RoundRobin):
 
     def arrive(self, number: int, now_s: float) -> None:
         self._fleet.park(0, now_s)
-        super().arrive(number, now_s)
+        self._fleet.start(number, 0, now_s)
 
 
 def test_no_request_goes_to_an_engine_that_is_not_loaded() -> None:
     with pytest.raises(AssertionError, match="w-0 is not loaded"):
         Fleet(workers(FAST), [arrival(0.0)], Blind()).run()
+
+
+# -- engines that die, several models
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_an_engine_that_dies_starts_again_and_everybody_ends_or_is_refused(name: str) -> None:
+    """Its start is paid and is no wake; what it computed before is paid too."""
+    arrivals = steady(400, 0.02)
+    fleet = Fleet(workers(FAST, FAST), arrivals, ROUTERS[name](), losses=[Loss(3.0, 0), Loss(4.0, 0)])
+    found = fleet.run()
+    assert (1, 0) == (found.num_losses, found.num_wakes)
+    assert (found.span_s - 3.0) * 200.0 == pytest.approx(found.joules.starting)
+    assert (np.isnan(found.ended_s) == (found.worker < 0)).all()
+    assert 0 < np.isnan(found.ended_s).sum() < 40
+    alone = Fleet(workers(FAST), steady(150, 0.02), RoundRobin()).run()
+    assert found.joules.steps > alone.joules.steps
+    assert 0 == fleet.num_waiting
+
+
+def test_the_core_tries_again_what_had_not_begun() -> None:
+    """The prompt that waited goes to the other engine; the answer under way is lost."""
+    one_place = dataclasses.replace(FAST, max_sequences=1)
+    arrivals = [arrival(0.0, output=3_000), arrival(0.0, output=3_000), arrival(1.0), arrival(1.0)]
+    found = Fleet(workers(one_place, one_place), arrivals, core_router(), losses=[Loss(2.0, 0)]).run()
+    assert 1 == np.isnan(found.ended_s).sum()
+    assert not np.isnan(found.ended_s[2:]).any()
+
+
+def test_a_parked_engine_cannot_be_lost() -> None:
+    router = Sleeper()
+    arrivals = [arrival(float(second)) for second in range(100)]
+    found = Fleet(workers(FAST, FAST), arrivals, router, losses=[Loss(5.0, 1)]).run()
+    assert (0, 1) == (found.num_losses, found.num_wakes)
+
+
+def test_gpus_of_an_engine_count_together() -> None:
+    big = FleetWorker(worker_id="big", options=FAST, num_gpus=4)
+    found = Fleet([big], [arrival(0.0), arrival(9.0)], RoundRobin()).run()
+    assert 4 * found.span_s == pytest.approx(found.loaded_gpu_s)
+
+
+def test_a_prompt_longer_than_the_engines_context_is_refused_by_the_engine() -> None:
+    """The core has room for it by KV; the engine's answer ends it, once."""
+    narrow = dataclasses.replace(FAST, max_model_len=500)
+    found = Fleet(workers(narrow, narrow), [arrival(0.0, prompt=600), arrival(0.1)], core_router()).run()
+    assert [True, False] == np.isnan(found.ended_s).tolist()
+
+
+def test_an_answer_longer_than_clients_ask_for_is_not_cut() -> None:
+    """They ask for the longest then, under the core as under anybody."""
+    roomy = dataclasses.replace(FAST, kv_tokens=100_000)
+    found = Fleet(workers(roomy), [arrival(0.0, output=6_000)], core_router()).run()
+    assert 6_000 * FAST.time_t0_s < found.e2e_s[0]
+
+
+def test_models_are_kept_apart_by_the_core() -> None:
+    """Each request runs on an engine of its model; its unloaded time is that of the fastest of them."""
+    fleet = [
+        FleetWorker(worker_id="a", options=FAST, model="a"), FleetWorker(worker_id="b", options=SLOW, model="b")
+    ]  # fmt: skip
+    arrivals = [dataclasses.replace(arrival(0.1 * number), model="ab"[number % 2]) for number in range(40)]
+    found = Fleet(fleet, arrivals, CoreRouter(Scheduler(models=("a", "b")))).run()
+    assert [0, 1] * 20 == found.worker.tolist()
+    assert FAST.time_t0_s + 100 * FAST.time_prefill_s == pytest.approx(found.unloaded_s[0])
+    assert SLOW.time_t0_s + 100 * SLOW.time_prefill_s == pytest.approx(found.unloaded_s[1])

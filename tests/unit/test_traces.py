@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.bench.workload import TraceRow
 from scheduler.simulation.traces import BYTES_PER_TOKEN, JITTER_S, NEIGHBOURS, Arrival, first, scaled, span_s
+from scheduler.trace_files import TraceRow
 from tests.core_words import thorough
 
 
