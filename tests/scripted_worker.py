@@ -55,6 +55,7 @@ class ScriptedEngine:
         self.obeys = True
         self.ended: list[str] = []
         self.told: list[Progress] = []
+        self.num_starts = 0
         self.num_stops = 0
         self.num_parks = 0
         self.park_gate = asyncio.Event()
@@ -63,6 +64,7 @@ class ScriptedEngine:
 
     async def start(self, sink: EngineSink) -> EngineInfo:
         self.sink = sink
+        self.num_starts += 1
         await self.start_gate.wait()
         if self.start_error is not None:
             raise self.start_error

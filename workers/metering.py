@@ -157,6 +157,8 @@ class Metering:
     async def turn(self, phase: Phase) -> MeterReading | None:
         """From this edge on the engine is serving, parked or starting: the reading there, None without a meter."""
         await self._read_behind_steps()
+        if self.reading is None:
+            await self.read()  # an engine that is being loaded may have kept us from it for longer than we waited
         self.windows.phase = phase
         return self.reading
 

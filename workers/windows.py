@@ -185,8 +185,8 @@ class Windows:
             is_named = reading.counter_mj == self._read_mj and reading.fault.startswith("counter_stalled")
             if is_named or (at_s <= last_s and now_s - last_s >= STANDING_S):
                 reading, at_s, outage = None, now_s, "counter_stalled"
-        if at_s <= last_s:
-            return  # the counter has not moved since the last boundary
+        if at_s <= last_s or (reading is None and self.phase is not Phase.SERVING):
+            return  # the counter has not moved since the last boundary, or nobody is charged who could not wait for it
         if reading is not None:
             self._read_mj = reading.counter_mj
         self._boundaries.append(_Boundary(at_s, reading, outage, calibrating, self.phase))

@@ -259,7 +259,8 @@ class Worker:
                 case Park(reason=reason):
                     self._park(reason)
                 case Wake(reason=reason):
-                    self._parking.wake(reason)
+                    if self._state is WorkerState.PARKED:  # not one that stops for good
+                        self._parking.wake(reason)
 
     def status(self) -> WorkerStatus:
         """What the worker says of itself now."""

@@ -257,6 +257,21 @@ async def test_a_stop_breaks_off_what_is_under_way(gate: str) -> None:
         house.engine.park_gate.set()
 
 
+@pytest.mark.parametrize("is_over", [False, True], ids=["while it stops", "when it has stopped"])
+async def test_a_worker_that_stops_for_good_is_not_woken(is_over: bool) -> None:
+    """Its engine would outlive it."""
+    async with ready() as house:
+        await parked(house)
+        stopping = asyncio.create_task(house.worker.stop(cause="gone"))
+        if is_over:
+            await stopping
+        await asyncio.sleep(0)
+        tell(house, WAKE)
+        await stopping
+        await asyncio.sleep(0.1)
+        assert (STOPPED, "gone", 1) == (state(house), house.worker.status().cause, house.engine.num_starts)
+
+
 async def test_a_parked_worker_that_nobody_speaks_to_is_an_orphan_too() -> None:
     """It holds a place on its machine, if not its memory."""
     async with ready(orphan_timeout_s=0.05) as house:

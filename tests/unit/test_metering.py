@@ -324,3 +324,27 @@ def test_power_is_energy_between_two_readings(
     before: MeterReading | None, after: MeterReading | None, expected: float | None
 ) -> None:
     assert expected == watts_between(before, after)
+
+
+def test_a_turn_that_finds_no_reading_looks_once_more() -> None:
+    """Loading an engine may keep the event loop for longer than a meter is waited for."""
+
+    async def main(loop: VirtualLoop) -> None:
+        rig = Rig(loop.time, ScriptedMeter(loop.time))
+        await rig.metering.read()
+        rig.metering.windows.phase = Phase.STARTING
+        await asyncio.sleep(5.0)
+        readings, read = [MeterUnavailable("slow"), None], rig.meter.read
+
+        def slow_once() -> MeterReading:
+            rig.meter.fault = readings.pop(0)
+            return read()
+
+        rig.meter.read = slow_once  # type: ignore[method-assign]
+        reading = await rig.metering.turn(Phase.SERVING)
+        assert reading is not None
+        rig.metering.windows.close()
+        (window,) = rig.windows
+        assert (Phase.STARTING, 0, window.meter_mj) == (window.phase, window.unattributed_mj, window.overhead_mj)
+
+    run_virtually(main)

@@ -256,7 +256,7 @@ def test_workers_are_counted_by_state_and_a_link_that_is_down_by_its_phase() -> 
     states = {dict(labels)["state"]: count for (name, labels), count in found.items() if name == "jouleway_workers"}
     assert {
         "ready": 1, "sick": 1, "lost": 1, "connecting": 2, "gone": 1, "fenced": 0, "starting": 0, "draining": 0,
-        "stopped": 0,
+        "stopped": 0, "parked": 0,
     } == states  # fmt: skip
 
 

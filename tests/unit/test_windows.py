@@ -575,3 +575,23 @@ def test_a_stranger_on_a_parked_device_is_idle_too() -> None:
     bench.settle()
     (window,) = bench.found
     assert (2_000_000, 0, ()) == (window.idle_mj, window.unattributed_mj, window.causes)
+
+
+def test_a_meter_that_is_lost_while_nobody_is_served_is_waited_for() -> None:
+    """No model has to stand in, for nobody is charged: the window goes on until there is a reading."""
+    bench = Bench()
+    bench.read(0.0, 0)
+    bench.windows.phase = Phase.PARKED
+    bench.read(5.0, 300_000)
+    bench.lose(10.0)
+    bench.lose(15.0)
+    bench.read(20.0, 1_200_000)
+    bench.windows.phase = Phase.SERVING
+    bench.lose(25.0)
+    bench.settle()
+    *parked, serving = bench.found
+    assert [(0.0, 5.0, 300_000), (5.0, 20.0, 900_000)] == [
+        (each.started_s, each.ended_s, each.idle_mj) for each in parked
+    ]
+    assert {(0, ())} == {(each.unattributed_mj, each.causes) for each in parked}
+    assert "meter_lost" in causes_of(serving)
