@@ -29,6 +29,8 @@ class Baseline:
         self._num_open = [0] * len(fleet.workers)
         """Requests that run or wait at each engine."""
         self._held: deque[int] = deque()
+        self._known: tuple[int, list[int]] = (-1, [])
+        """Who was loaded at how many changes."""
 
     def choose(self, number: int, loaded: Sequence[int]) -> int:
         """Which of the loaded engines, of which there are some, gets it."""
@@ -68,8 +70,10 @@ class Baseline:
         return
 
     def _loaded(self) -> list[int]:
-        clocks = self._fleet.clocks
-        return [worker for worker in self.pool if clocks[worker].state is EngineState.LOADED]
+        num_changes, clocks = self._fleet.num_changes, self._fleet.clocks
+        if self._known[0] != num_changes:
+            self._known = (num_changes, [each for each in self.pool if clocks[each].state is EngineState.LOADED])
+        return self._known[1]
 
 
 class ByModel:

@@ -109,6 +109,8 @@ class Fleet:
         for loss in losses:
             heapq.heappush(self._events, (loss.at_s, len(self.workers) + loss.worker))
         self.clocks = [StateClock() for _ in workers]
+        self.num_changes = 0
+        """Of any engine's state: what was worked out from the states holds while it stands."""
         self.num_waiting = 0
         """Requests that came and have no first token."""
         self._watch = watch
@@ -190,7 +192,7 @@ class Fleet:
         """Stops an engine on which nothing runs."""
         assert not self.running[worker], f"{len(self.running[worker])} attempts run on {self.workers[worker].worker_id}"
         assert self.clocks[worker].state is EngineState.LOADED, self.clocks[worker].state
-        self.clocks[worker].change(EngineState.PARKED, now_s)
+        self._change(worker, EngineState.PARKED, now_s)
 
     def wake(self, worker: int, now_s: float) -> None:
         """Starts an engine that is parked; the router hears when it is loaded."""
@@ -217,7 +219,7 @@ class Fleet:
             elif event_s <= tick_s:
                 worker = heapq.heappop(events)[1]
                 if worker < 0:
-                    self.clocks[~worker].change(EngineState.LOADED, event_s)
+                    self._change(~worker, EngineState.LOADED, event_s)
                     router.woken(~worker, event_s)
                     continue
                 if worker >= num_workers:
@@ -263,8 +265,12 @@ class Fleet:
         self._begin_start(worker, now_s)
         self._router.lost(worker, jobs, now_s)
 
+    def _change(self, worker: int, state: EngineState, now_s: float) -> None:
+        self.clocks[worker].change(state, now_s)
+        self.num_changes += 1
+
     def _begin_start(self, worker: int, now_s: float) -> None:
-        self.clocks[worker].change(EngineState.STARTING, now_s)
+        self._change(worker, EngineState.STARTING, now_s)
         heapq.heappush(self._events, (now_s + self.workers[worker].draw.start_s, ~worker))
 
     def joules(self, end_s: float) -> StateJoules:
