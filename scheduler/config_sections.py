@@ -262,6 +262,8 @@ class ModelConfig(Section):
     """The simple way; None = as ``prices.versions`` say, else nothing."""
     slo: SloConfig = SloConfig()
     work: WorkConfig = WorkConfig()
+    warm_engines: Annotated[int, Field(ge=0, le=10_000)] = 1
+    """So many are never parked. 0: all may be, and who comes first waits for a start."""
 
 
 class MeterConfig(Section):

@@ -20,6 +20,7 @@ from scheduler.config_sections import ModelConfig, WorkConfig
 from scheduler.config_tenants import BudgetConfig
 from scheduler.core.budget_accounts import Budget, Level
 from scheduler.core.fairness import WorkWeights
+from scheduler.core.parking import ParkingRules
 from scheduler.core.price_plan import DeferralRules
 from scheduler.core.request import DataClass, Slo
 from scheduler.core.rules import Rules
@@ -53,6 +54,7 @@ def rules_of(config: Config) -> Rules:
         reserve_ratio=scheduling.reserve_ratio,
         ageing_s=scheduling.ageing_s,
         ageing_every=scheduling.ageing_every,
+        parking=ParkingRules(warm={name: model.warm_engines for name, model in config.models.items()}),
         deferral=DeferralRules(
             margin_s=deferral.margin_s,
             margin_ratio=deferral.margin_ratio,

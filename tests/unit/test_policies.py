@@ -103,8 +103,18 @@ def test_what_is_not_written_is_the_cores_default(tmp_path: Path) -> None:
     for name in ("zones", "carbon_ug_per_mj", "reserve_ratio", "ageing_s", "ageing_every"):
         assert getattr(default, name) == getattr(rules, name)
     assert {"a": 1.0} == rules.weights
+    assert {"m": default.parking.default_warm} == rules.parking.warm
     assert pytest.approx(tuple(DEFAULT_WORK)) == tuple(rules.work["m"])
     assert (FREE, DEFAULT_SLO) == (prices_of(config).rates("m", Band.DEFAULT, 0.0), slo_of(ModelConfig()))
+
+
+def test_a_model_may_scale_to_zero(tmp_path: Path) -> None:
+    """One that says nothing keeps one engine."""
+    (tmp_path / "c.yaml").write_text(
+        "{models: {m: {warm_engines: 0}, n: {}}, workers: [{name: w, engine: simulated, model: m}], "
+        "tenants: [{name: a}], generate_keys: true}"
+    )
+    assert {"m": 0, "n": 1} == rules_of(load_config(tmp_path / "c.yaml")).parking.warm
 
 
 def test_what_lateness_costs_is_in_nano_units() -> None:
