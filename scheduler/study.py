@@ -14,7 +14,7 @@ from importlib import metadata
 
 from scheduler.catalogue import Catalogue
 from scheduler.core.request import DEFAULT_SLO, Slo
-from scheduler.fleet_spec import with_blocks, workers_of
+from scheduler.fleet_spec import parse, with_blocks, workers_of
 from scheduler.limit_cache import Limit, limit_of
 from scheduler.simulation import oracle
 from scheduler.simulation.faults import losses
@@ -58,6 +58,8 @@ class Study:
     limits: Mapping[str, Limit]
     """By model; empty where nobody needs one."""
     rates_per_s: Mapping[str, float]
+    curves: Mapping[str, Figures]
+    """By engine: what its curve stands on, and between how many sequences it was measured."""
     slo: Slo = DEFAULT_SLO
     footprint: Footprint = field(default_factory=Footprint)
     until_s: float = math.inf
@@ -141,6 +143,7 @@ class Study:
             "price_per_kwh": self.footprint.price_per_kwh,
             "gco2e_per_kwh": self.footprint.gco2e_per_kwh,
             "pue_ratio": self.footprint.pue_ratio,
+            "curves": dict(self.curves),
             "versions": {name: _version(name) for name in ("jouleway", "numpy", "numba")},
         }
 
@@ -189,11 +192,23 @@ def prepare(
         workers=workers,
         limits=limits,
         rates_per_s={part.model: _rate_per_s(part, limits[part.model]) for part in named},
+        curves=_curves(named, catalogue),
         slo=slo,
         footprint=footprint or Footprint(),
         until_s=until_s,
         num_losses=num_losses,
     )
+
+
+def _curves(parts: Sequence[Part], catalogue: Catalogue) -> dict[str, Figures]:
+    kinds = [catalogue.engine(gpu, part.model) for part in parts for gpu, _ in parse(part.fleet)]
+    return {
+        f"{kind.model} on {kind.gpus_per_engine} × {kind.gpu}": {
+            "basis": kind.basis,
+            "measured_sequences": list(kind.batch_range),
+        }
+        for kind in kinds
+    }
 
 
 def _rate_per_s(part: Part, limit: Limit) -> float:

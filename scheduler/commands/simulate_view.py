@@ -79,6 +79,11 @@ def _notes(found: Figures) -> list[str]:
         + f" the round-robin limit {each['round_robin_limit_requests_per_s']:.4g} requests/s"
         for model, each in by_model.items()
     ]
+    notes += [
+        f"{engine}: {each['basis']}; beyond {each['measured_sequences'][0]:g}-{each['measured_sequences'][1]:g}"
+        " sequences the curve is extrapolated"
+        for engine, each in found["curves"].items()
+    ]
     if ORACLE in found["policies"]:
         notes.append("oracle: no policy but a bound, engines in parts and the future known (docs/planning.md)")
     if any("±" in _with_interval(each.get("joules_per_good_token")) for each in found["policies"].values()):

@@ -51,6 +51,7 @@ def test_one_policy_and_seed_stand_at_the_top(tmp_path: Path, capsys: pytest.Cap
     seen = capsys.readouterr()
     assert "SIMULATED (grade D): llama-3.1-8b on h100x2" in seen.out
     assert "round-robin limit 20 requests/s (known from before)" in seen.err
+    assert "beyond 8-691 sequences the curve is extrapolated" in seen.out
 
 
 def test_policies_are_compared_on_the_same_arrivals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,6 +102,14 @@ def test_one_model_is_described_at_the_top() -> None:
     assert {"jouleway", "numpy", "numba"} == found["versions"].keys()
 
 
+def test_every_curve_says_what_it_stands_on() -> None:
+    """Of a mixed fleet both; beyond the measured sequences it is extrapolated."""
+    found = study(part(fleet="h100x2,b200x1")).described()["curves"]
+    assert ["llama-3.1-8b on 1 × H100", "llama-3.1-8b on 1 × B200"] == list(found)
+    assert [8.0, 691.0] == found["llama-3.1-8b on 1 × H100"]["measured_sequences"]
+    assert all("measured" in each["basis"] for each in found.values())
+
+
 def test_the_core_weighs_what_a_joule_costs_at_the_meter() -> None:
     found = study(footprint=Footprint(price_per_kwh=0.2, pue_ratio=1.5))
     assert 0.3 == pytest.approx(found.setting(1).price_per_kwh)
