@@ -19,6 +19,7 @@ from typing import Any
 from scheduler.accounting.settlement import Settlement
 from scheduler.core.admission import Limits
 from scheduler.core.request import Request
+from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
 from scheduler.dispatcher import Body, Dispatcher, End, Head, Stream, Submission
 from scheduler.fleet import Fleet
@@ -76,9 +77,9 @@ class Answer:
 class Plane:
     """Submit, look, kill."""
 
-    def __init__(self, cluster: RayCluster, groups: list[list[WorkerSpec]]) -> None:
+    def __init__(self, cluster: RayCluster, groups: list[list[WorkerSpec]], *, rules: Rules | None = None) -> None:
         self.settlement = KeptSettlement()
-        self.core = Scheduler(models=[MODEL], limits=Limits(final_timeout_s=10.0))
+        self.core = Scheduler(models=[MODEL], limits=Limits(final_timeout_s=10.0), rules=rules)
         self.dispatcher = Dispatcher(
             scheduler=self.core,
             settlement=self.settlement,
@@ -201,9 +202,11 @@ def kill(pid: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def plane(cluster: RayCluster, groups: list[list[WorkerSpec]]) -> AsyncIterator[Plane]:
+async def plane(
+    cluster: RayCluster, groups: list[list[WorkerSpec]], *, rules: Rules | None = None
+) -> AsyncIterator[Plane]:
     """Everything started and ready; on the way out every worker is stopped and its last record booked."""
-    made = Plane(cluster, groups)
+    made = Plane(cluster, groups, rules=rules)
     await made.dispatcher.start()
     try:
         await made.fleet.start(adopt=False)

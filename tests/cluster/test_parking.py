@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from scheduler.core.actions import Action, Park, Wake
+from scheduler.core.parking import ParkingRules
+from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
+from scheduler.core.score import PlacementRules
 from scheduler.dispatcher import Dispatcher
 from tests.cluster.plane import Plane, answer_of, host_pids, kill, plane, spec_of
 from workers.ray_worker import RayCluster
@@ -17,7 +20,7 @@ START = {"start_s": 1.0, "start_watts": 200.0, "parked_watts": 60.0}
 
 
 class Orders:
-    """Orders that the next tick of a core gives, beside its own."""
+    """Orders that the next tick of a core gives; the core's own policy gives none."""
 
     def __init__(self, made: Plane) -> None:
         self._dispatcher: Dispatcher = made.dispatcher
@@ -25,6 +28,7 @@ class Orders:
         self._tick = made.core.tick
         core: Scheduler = made.core
         core.tick = self._with_orders  # type: ignore[method-assign]
+        core.parking.tick = lambda waiting, placement, now_s: []  # type: ignore[method-assign]
 
     def _with_orders(self, now_s: float) -> list[Action]:
         waiting, self._waiting = self._waiting, []
@@ -121,4 +125,23 @@ async def test_a_killed_process_of_a_parked_worker_is_replaced_by_one_that_serve
         answer = await reading
         assert answer.end is not None
         assert Outcome.COMPLETED is answer.end.outcome
+        await made.settled()
+
+
+async def test_the_cores_own_policy_parks_who_is_not_needed_and_wakes_it_for_whoever_comes(cluster: RayCluster) -> None:
+    """Energy has a price and the model may scale to zero: parked once that pays, woken for a request."""
+    rules = Rules(
+        parking=ParkingRules(default_warm=0), placement=PlacementRules(nano_per_joule={"local": 1e6}, delay_ratio=1e-9)
+    )
+    start: dict[str, float] = {"start_s": 0.5, "start_watts": 200.0, "parked_watts": 60.0, "idle_watts": 119.0}
+    async with plane(cluster, [[spec_of("p-4", engine_args=start)]], rules=rules) as made:
+        for _ in range(2):
+            answer = await answer_of(made.submit())
+            assert answer.end is not None
+            assert Outcome.COMPLETED is answer.end.outcome
+            await made.until(lambda: not made.is_ready(1), timeout_s=120.0)
+            connection = made.dispatcher.connection("p-4")
+            assert connection is not None
+            await made.until(lambda c=connection: c.status is not None and c.status.state is WorkerState.PARKED)
+        assert (0, {}) == (made.core.stats.retried, made.core.stats.rejected)
         await made.settled()
