@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from scheduler.bench.intervals import Interval, mean_of
 from scheduler.bench.knee import Knee, knee
 from scheduler.bench.report import Quantiles
 from scheduler.bench.sweep_plan import Sweep
 from scheduler.bench.sweep_report import Curve, Measured, Row
 from scheduler.bench.watts import Watts
+from scheduler.intervals import Interval, mean_of
 
 
 def curve_of(setting: str, points: Sequence[Measured], sweep: Sweep) -> Curve:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 
-from scheduler.bench.intervals import Interval, ratio_of
 from scheduler.bench.sweep_plan import Sweep
 from scheduler.bench.sweep_report import Comparison, Measured, Ratio
+from scheduler.intervals import Interval, ratio_of
 
 MIN_PAIRS = 3
 """Below this many valid pairs nothing is said."""

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scheduler.bench.intervals import Interval
 from scheduler.bench.plot import BAD, GOOD, INK, LINE, MUTED, dress, log_axis, new_figure
 from scheduler.bench.sweep_report import Curve, Document, Row
+from scheduler.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from scheduler.bench.intervals import Interval
 from scheduler.bench.knee import Knee
 from scheduler.bench.report import Report
 from scheduler.bench.sweep_plan import Condition, Sweep
 from scheduler.bench.watts import Watts
+from scheduler.intervals import Interval
 
 SCHEMA = "jouleway-sweep/1"
 OVERLOAD = {"drift", "too_short_for_requests"}

@@ -19,10 +19,10 @@ from scheduler.bench.screen import progress as progress_of_run
 
 if TYPE_CHECKING:
     from scheduler.bench.drive import Tally
-    from scheduler.bench.intervals import Interval
     from scheduler.bench.sweep_plan import Point, Sweep
     from scheduler.bench.sweep_report import Comparison, Curve, Document, Measured
     from scheduler.bench.watts import Watts
+    from scheduler.intervals import Interval
 
 GRADE_WORDS = {"D": "modelled or simulated, no device was read", "C": "sampled power, or shared with other processes"}
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from scheduler.bench.curves import curve_of, idle_watts, largest_rate_within_slo
-from scheduler.bench.intervals import Interval
 from scheduler.bench.sweep_report import Row
+from scheduler.intervals import Interval
 from tests.sweep_words import measured, sweep_of, variant, void
 
 RATES = (1.0, 2.0, 3.0, 5.0)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from scheduler.bench.intervals import Interval
 from scheduler.bench.pairs import MEASURES, compare, is_pair, verdict
 from scheduler.bench.sweep_report import Measured, Ratio
+from scheduler.intervals import Interval
 from tests.sweep_words import measured, sweep_of, variant, void
 
 SWEEP = sweep_of(variant("a"), variant("b"), rates=(1.0, 2.0), repeats=3)

@@ -5,11 +5,11 @@ import re
 import pytest
 
 from scheduler.bench import sweep_screen
-from scheduler.bench.intervals import Interval, mean_of
 from scheduler.bench.report import Slo
 from scheduler.bench.sweep import document_of
 from scheduler.bench.sweep_plan import Sweep
 from scheduler.bench.sweep_report import Measured
+from scheduler.intervals import Interval, mean_of
 from tests.sweep_words import measured, sweep_of, variant, void
 
 RISE = {1.0: 1.0, 2.0: 4.0, 3.0: 5.0, 5.0: 5.5}
