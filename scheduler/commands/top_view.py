@@ -142,8 +142,9 @@ def _workers(workers: Sequence[Fields]) -> Table:
             _number(worker["power_watts"], ".1f"),
             _number(worker["joules_per_token"], ".3f"),
             (worker["grade"] or "–") + (" (down)" if worker["meter_up"] is False else ""),
-            Text(says, overflow="ellipsis"),
+            Text(says, no_wrap=True, overflow="ellipsis"),
         )
+    table.columns[-1].no_wrap = False  # words give way before names and numbers do
     return table
 
 

@@ -110,6 +110,14 @@ def test_a_worker_that_is_not_well_says_why(capsys: pytest.CaptureFixture[str]) 
     assert 312.5 == digest["totals"]["power_watts"]
 
 
+def test_long_words_give_way_before_names_and_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    """On one line, however narrow the screen is."""
+    words = "curve_unknown: nobody measured this model on this device: it counts as its whole board power"
+    lines = drawn(capsys, told(workers=(worker("w-0", health=(words,)),)))
+    assert 1 == sum("w-0 ready hall-a 3 1 25% 312.5 – A" in line for line in lines)
+    assert not any("board power" in line for line in lines)
+
+
 def test_a_parked_worker_is_counted_and_nothing_is_wrong_with_it(capsys: pytest.CaptureFixture[str]) -> None:
     """Why it is parked stands where complaints do; its watts are those of its device."""
     parked = worker("w-1", state=WorkerState.PARKED, cause="not needed for 40 s", power_watts=60.0)
