@@ -126,7 +126,7 @@ class Life:
         except BaseException:
             self.ledger.close()
             raise
-        self.settlement.on_settled = self.core.on_energy
+        self.settlement.on_settled = self.core.holds.book_energy
 
     def commit(self, *, with_state: bool = False) -> None:
         """Everything so far is durable."""

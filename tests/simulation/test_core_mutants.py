@@ -437,7 +437,7 @@ MUTANTS = [
     of(WaitsForEver, "waited too long"),
     of(MissesNoCall, "still open"),
     of(MissesNoUsage, "still open"),
-    patched("ForgetsPostings", "budgets still hold", Kind.BUDGETS, (Scheduler, "on_energy", nothing)),
+    patched("ForgetsPostings", "budgets still hold", Kind.BUDGETS, (Holds, "book_energy", nothing)),
     # places
     of(PlacesOnSickWorkers, "not ready"),
     of(PlacesBeyondRoom, "full worker"),
