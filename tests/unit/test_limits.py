@@ -12,7 +12,14 @@ def test_defaults_are_the_configurations() -> None:
     """A test of the relay alone runs under the bounds that an operator gets."""
     configured = LimitsConfig()
     shared = [field.name for field in fields(RelayLimits) if hasattr(configured, field.name)]
-    assert ["max_body_bytes", "max_output_tokens", "request_timeout_s", "keep_alive_s", "slow_reader_s"] == shared
+    assert [
+        "max_body_bytes",
+        "max_output_tokens",
+        "request_timeout_s",
+        "max_window_s",
+        "keep_alive_s",
+        "slow_reader_s",
+    ] == shared
     assert {name: getattr(configured, name) for name in shared} == {
         name: getattr(RelayLimits(), name) for name in shared
     }
