@@ -12,6 +12,7 @@ from dataclasses import replace
 from scheduler.accounting.budget_terms import NANO_PLACES, BudgetTerm
 from scheduler.accounting.changes import WEIGHT_PARTS
 from scheduler.accounting.directory import Directory
+from scheduler.accounting.energy_prices import GRAMS_PER_KWH_OF_A_UG_PER_MJ
 from scheduler.accounting.prices import PriceBook
 from scheduler.api.access import key_id_of
 from scheduler.config import Config, ConfigError
@@ -28,8 +29,6 @@ from scheduler.credentials import key_digest
 
 CACHED_RATIO = 0.1
 """A cached token is read, not computed."""
-GRAMS_PER_KWH_OF_A_UG_PER_MJ = 3600
-"""1 gCO₂e/kWh is 10⁶ µg per 3.6 × 10⁹ mJ."""
 NANO = 10**NANO_PLACES
 CURRENCY = re.compile(r"[A-Z]{3}")
 """Of all units of a ledger's legs only those of money look so."""

@@ -17,10 +17,10 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 
 from scheduler.accounting.energy_series import SeriesRow, Source, filled
 from scheduler.accounting.tariffs import DAY_MINUTES, Span, minute_of_week, zone_of
+from scheduler.core.request import JOULES_PER_KWH
 from scheduler.core.steps import Steps, combined
 
 NANO = 10**9
-JOULES_PER_KWH = 3_600_000
 GRAMS_PER_TONNE = 1_000_000
 GRAMS_PER_KWH_OF_A_UG_PER_MJ = 3_600
 """1 gCO₂e/kWh is 10⁶ µg per 3.6 · 10⁹ mJ."""

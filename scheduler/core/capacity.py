@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from scheduler.core.cluster import WorkerView
-from scheduler.core.curves import PRIOR_CURVES, beyond_idle, is_sound
+from scheduler.core.curves import beyond_idle, sound_of
+from scheduler.core.worker_view import WorkerView
 from workers.step_curves import StepCurves
 
 PACE_RATIO = 0.9
@@ -46,7 +46,7 @@ class Load(NamedTuple):
 
 def curves_of(view: WorkerView) -> StepCurves:
     """Its own, or what stands for them where it has none that are sound."""
-    return view.curves if view.curves is not None and is_sound(view.curves) else PRIOR_CURVES
+    return sound_of(view.curves)
 
 
 def engines(view: WorkerView, load: Load, tpot_s: float) -> float:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.core.curves import PRIOR_CURVES, Slowest, beyond_idle, is_sound
+from scheduler.core.curves import Slowest, beyond_idle, sound_of
 from scheduler.core.estimates import PromptRate
 from scheduler.core.request import Band
 from scheduler.core.slack import NO_SUMMARY, UNDERWAY, Pace, Promise, Promises
@@ -133,7 +133,7 @@ class Cluster:
             self._ids = None
         worker.view = view
         table, column = self._table, worker.column
-        curves = view.curves if view.curves is not None and is_sound(view.curves) else PRIOR_CURVES
+        curves = sound_of(view.curves)
         self._set_ready(column, view.state is WorkerState.READY)
         table[Row.HEARD_S, column] = now_s
         table[Row.MAX_ATTEMPTS, column] = view.max_running

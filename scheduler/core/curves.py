@@ -39,6 +39,11 @@ def said_of(curves: StepCurves | None, num_running: int) -> str:
     return f"{curves.source}, extrapolated: measured at {low:g} to {high:g} sequences"
 
 
+def sound_of(curves: StepCurves | None) -> StepCurves:
+    """These, or what stands for them where there are none that are sound."""
+    return curves if curves is not None and is_sound(curves) else PRIOR_CURVES
+
+
 def beyond_idle(curves: StepCurves, num_gpus: int) -> tuple[float, ...]:
     """Joules that work takes beyond what its engine would have drawn in the same time without it, by term of the curve.
 

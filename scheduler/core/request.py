@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 PPM = 1_000_000
 """Prices are per million tokens; PUE and margins are in millionths."""
-MJ_PER_KWH = 3_600_000_000
+JOULES_PER_KWH = 3_600_000
+MJ_PER_KWH = 1_000 * JOULES_PER_KWH
 
 
 class Band(IntEnum):

@@ -14,10 +14,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.core.request import Slo
+from scheduler.core.request import JOULES_PER_KWH, Slo
 from scheduler.intervals import mean_of
 from scheduler.simulation.oracle import Bound
-from scheduler.simulation.policies import DEFAULT_PRICE_PER_KWH, JOULES_PER_KWH
+from scheduler.simulation.policies import DEFAULT_PRICE_PER_KWH
 from scheduler.simulation.results import Results
 
 Figures = dict[str, Any]

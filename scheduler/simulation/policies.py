@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scheduler.core.parking import DEFAULT_PARKING, ParkingRules
-from scheduler.core.request import DEFAULT_SLO, Slo
+from scheduler.core.request import DEFAULT_SLO, JOULES_PER_KWH, Slo
 from scheduler.core.rules import Rules
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.score import PlacementRules
@@ -27,7 +27,6 @@ from scheduler.simulation.baselines import (
 from scheduler.simulation.core_router import CoreRouter
 from scheduler.simulation.fleet import FleetWorker, Router
 
-JOULES_PER_KWH = 3.6e6
 DEFAULT_PRICE_PER_KWH = 0.15
 
 POLICIES = ("jouleway", "jouleway-noparking", "round-robin", "least-requests", "power-of-two", "prefix", "race-to-idle")

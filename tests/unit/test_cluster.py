@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.core.cluster import PRIOR_CURVES, Claim, Cluster, WorkerView
+from scheduler.core.cluster import Claim, Cluster, WorkerView
+from scheduler.core.curves import PRIOR_CURVES
 from scheduler.core.table import Row
 from tests.core_words import MODEL, curves, thorough, view
 from workers.types import EngineInfo, WorkerState, WorkerStatus
