@@ -15,6 +15,16 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from scheduler.addresses import root_of
+from scheduler.bench.options import (
+    ExactOutputOption,
+    MaxInFlightOption,
+    MetricsUrlOption,
+    SloE2eOption,
+    SloTpotOption,
+    SloTtftOption,
+    TemperatureOption,
+    TimeoutOption,
+)
 
 if TYPE_CHECKING:
     from scheduler.bench.client import Target
@@ -65,14 +75,14 @@ def bench(
     duration_s: Annotated[float, typer.Option(help="Measured seconds, after the warm-up.", min=0.1)] = 60.0,
     warmup_s: Annotated[float, typer.Option(help="Seconds of the same load before measuring.", min=0)] = 5.0,
     seed: Annotated[int, typer.Option(help="Same seed: same arrivals, lengths and prompts.")] = 0,
-    exact_output: Annotated[bool, typer.Option(help="Send ignore_eos and min_tokens, so that lengths hold.")] = True,
-    temperature: Annotated[float | None, typer.Option(help="Sampling temperature; default: the server's.")] = None,
-    timeout_s: Annotated[float, typer.Option(help="Limit of one request.", min=0.1)] = 300.0,
-    max_in_flight: Annotated[int, typer.Option(help="Most open requests; more wait, and count as late.", min=1)] = 4096,
-    slo_ttft_s: Annotated[float | None, typer.Option(help="A good request's first token, at most.", min=1e-6)] = None,
-    slo_tpot_s: Annotated[float | None, typer.Option(help="A good request's time a token, at most.", min=1e-6)] = None,
-    slo_e2e_s: Annotated[float | None, typer.Option(help="A good request's whole time, at most.", min=1e-6)] = None,
-    metrics_url: Annotated[str | None, typer.Option(help="Jouleway's /metrics on its admin listener: joules.")] = None,
+    exact_output: ExactOutputOption = True,
+    temperature: TemperatureOption = None,
+    timeout_s: TimeoutOption = 300.0,
+    max_in_flight: MaxInFlightOption = 4096,
+    slo_ttft_s: SloTtftOption = None,
+    slo_tpot_s: SloTpotOption = None,
+    slo_e2e_s: SloE2eOption = None,
+    metrics_url: MetricsUrlOption = None,
     admin_key: Annotated[str | None, typer.Option(envvar="JOULEWAY_ADMIN_KEY", help="Key of --metrics-url.")] = None,
     local_meter: Annotated[MeterName | None, typer.Option(help="Read a meter of this machine for joules.")] = None,
     gpu: Annotated[list[str] | None, typer.Option(help="UUID of a GPU for --local-meter nvml; repeat.")] = None,
